@@ -1,0 +1,1 @@
+"""Tokens: verify, issue, discover; and the decision who may do what."""

@@ -1,0 +1,53 @@
+"""What a verified token says, and the verbs that a policy decides on.
+
+Source: WLCG Common JWT Profile 1.3; rules T1-T20 and §5 of the token contract.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verb(StrEnum):
+    """What one can want of a path; tokens.md §5 maps methods to these."""
+
+    READ = "read"
+    """Bytes, listings."""
+    STAT = "stat"
+    """Metadata and digests: any of read, create, modify, stage; also of ancestors of a granted path."""
+    CREATE = "create"
+    """A new file or directory, rename within granted paths."""
+    MODIFY = "modify"
+    """Overwrite, delete, rename."""
+    STAGE = "stage"
+    POLL = "poll"
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One granted right: ``storage.<verb>:<path>``, the path relative to the issuer's area, canonical."""
+
+    verb: Verb
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A verified token as a plain value; it holds no secret."""
+
+    issuer: str
+    subject: str
+    expires: float
+    """Unix seconds."""
+    vo: str = ""
+    client: str = ""
+    audience: tuple[str, ...] = ()
+    capabilities: tuple[Capability, ...] = ()
+    scopes: tuple[str, ...] = ()
+    """All scope words as written, for service scopes (``fts``, ``compute.*``, ``doma.admin``)."""
+    groups: tuple[str, ...] = ()
+    jti: str = ""
+
+
+bearer: ContextVar[str | None] = ContextVar("bearer", default=None)
+"""The caller's own token during a request: an http origin passes it on (contract cache.md §8)."""

@@ -1,0 +1,1 @@
+"""Wake-ups: who waits for an event hears of it at once; nothing is stored here."""

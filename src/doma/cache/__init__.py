@@ -1,0 +1,1 @@
+"""The caching store: blocks, page checksums, one fetch for all waiting readers, purge."""

@@ -1,0 +1,1 @@
+"""Column delivery: a query becomes a typed plan becomes columns."""

@@ -1,0 +1,1 @@
+"""Pure shared ground: errors, configuration, names, URLs, checksums, ranges, state tables."""

@@ -1,0 +1,159 @@
+"""The configuration: frozen models, one TOML file, then ``DOMA_SECTION__KEY`` from the environment.
+
+Every key works on a laptop by default and carries its meaning; the manual's table is generated from these
+models. Unknown keys are errors. Only ``app.py`` reads :class:`Config` whole.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Bytes = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Listen(Section):
+    """The one port."""
+
+    address: str = "127.0.0.1:0"
+    """``host:port`` to listen on; port 0 takes a free one and keeps it for the life of the home."""
+    name: str = ""
+    """Public host name of this server (certificate, token audience); empty: the address."""
+    plain_http: Literal["loopback", "always", "never"] = "loopback"
+    """Where plain HTTP, and so tokens without TLS, is accepted."""
+    certificate: str = ""
+    """PEM file of the server certificate; empty: one is made, signed by the home's own CA."""
+    key: str = ""
+    """PEM file of its private key."""
+    head_timeout: Seconds = 10
+    """A request's head must be complete after this time."""
+    idle_timeout: Seconds = 60
+    """A kept-alive connection without a request is closed after this time."""
+    body_timeout: Seconds = 60
+    """A body, or the reader of an answer, may stand still for this time."""
+    max_connections: int = Field(10_000, ge=1)
+    """Connections beyond this are refused."""
+    drain: Seconds = 30
+    """Running answers may finish for this time at shutdown."""
+
+
+class Issuer(Section):
+    """A trusted token issuer."""
+
+    issuer: str
+    """The ``iss`` of its tokens."""
+    vo: str = ""
+    """The VO that it serves."""
+    prefixes: tuple[str, ...] = ("/",)
+    """Areas of the endpoint that its scopes are relative to."""
+    profile: Literal["wlcg", "scitokens", "any"] = "wlcg"
+    """Token profile that is accepted."""
+    lenient: bool = False
+    """Accept tokens without ``iat`` or ``jti``."""
+    wildcard_audience: bool = True
+    """Accept the audience ``https://wlcg.cern.ch/jwt/v1/any`` (or ``ANY``)."""
+    ca_file: str = ""
+    """CA bundle to fetch its keys with; empty: the system's."""
+
+
+class Auth(Section):
+    """Tokens."""
+
+    embedded: bool = True
+    """Run the built-in issuer and trust it."""
+    vo: str = "doma"
+    """VO of the built-in issuer, the last part of its URL."""
+    issuers: tuple[Issuer, ...] = ()
+    """Other issuers to trust."""
+    audiences: tuple[str, ...] = ()
+    """Further names of this server that a token's ``aud`` may hold."""
+    clock_skew: Seconds = 60
+    """How far ``nbf`` and ``iat`` may lie in the future."""
+    lifetime: Seconds = 3600
+    """Life of the access tokens that the built-in issuer signs."""
+
+
+class Endpoint(Section):
+    """A store behind doors, under a policy."""
+
+    store: str
+    """``file:///dir``, ``memory:``, ``https://host/prefix`` or ``cache+https://host/prefix``."""
+    writable: bool = True
+    """Whether anything may be changed through the doors."""
+    public: bool = False
+    """Whether reading needs no token."""
+
+
+class Cache(Section):
+    """The caching store."""
+
+    size: Bytes = 20 << 30
+    """Disk the cache may use."""
+    high: float = Field(0.95, gt=0, le=1)
+    """Purge starts above this share of ``size`` …"""
+    low: float = Field(0.90, gt=0, le=1)
+    """… and ends below this one."""
+    lifetime: Seconds = 24 * 3600
+    """How long an object counts as fresh when its origin does not say (HTTP origins)."""
+    file_lifetime: Seconds = 3600
+    """The same for file and root origins."""
+    stale_if_error: Seconds = 24 * 3600
+    """How long an expired object may be served while its origin is away."""
+    memory: Bytes = 128 << 20
+    """Bytes of running fetches; beyond it, reads pass through uncached."""
+    allow: tuple[str, ...] = ()
+    """Origins that a client may name in the path (``https://host[:port]`` globs) besides the fixed one."""
+
+
+class Columns(Section):
+    """Column delivery."""
+
+    workers: int = Field(2, ge=1)
+    """Warm worker processes."""
+    step: Bytes = 64 << 20
+    """Bytes of columns that a worker holds at once."""
+    worker_memory: Bytes = 4 << 30
+    """Address space a worker may grow by."""
+    file_timeout: Seconds = 600
+    """Wall-clock limit of one file."""
+    lease: Seconds = 30
+    """A worker that shows no sign of life for this time loses its file."""
+    retention: Seconds = 30 * 24 * 3600
+    """Requests and results are kept for this time after they end."""
+
+
+class Scan(Section):
+    """Storage-side scan."""
+
+    memory: Bytes = 256 << 20
+    """Bytes one query may hold."""
+    concurrency: int = Field(4, ge=1)
+    """Queries that run at once; others get ``busy``."""
+    ticket_life: Seconds = 3600
+    """Life of a Flight ticket."""
+
+
+class Database(Section):
+    """Tables."""
+
+    url: str = ""
+    """SQLAlchemy URL; empty: SQLite in the home. ``postgresql+psycopg://…`` needs the extra ``postgres``."""
+
+
+class Config(Section):
+    """Everything that can be set."""
+
+    listen: Listen = Listen()
+    auth: Auth = Auth()
+    database: Database = Database()
+    endpoints: dict[str, Endpoint] = {}
+    """Endpoints by name (the first path component). Empty: ``site`` and ``cache``."""
+    cache: Cache = Cache()
+    columns: Columns = Columns()
+    scan: Scan = Scan()

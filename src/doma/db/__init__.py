@@ -1,0 +1,1 @@
+"""Tables: one engine for SQLite and PostgreSQL, migrations, the outbox of events."""

@@ -1,0 +1,44 @@
+"""An endpoint: a store behind doors, under a policy. Its name is the first path component of a URL."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from doma.auth.gate import Gate
+from doma.auth.verifier import Verifier
+from doma.core.errors import NotFound
+from doma.core.events import Emit
+from doma.store.protocol import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One store as the doors see it."""
+
+    name: str
+    store: Store
+    gate: Gate
+    writable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all doors of one server share."""
+
+    verifier: Verifier
+    endpoints: Mapping[str, Endpoint]
+    emit: Emit = field(default=lambda event: None)
+    name: str = "localhost"
+    """Host name for ``WWW-Authenticate: Bearer realm=``."""
+
+    def find(self, path: str) -> tuple[Endpoint, str]:
+        """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.
+
+        Raises:
+            NotFound: no endpoint of that name.
+        """
+        name, _, rest = path[1:].partition("/")
+        endpoint = self.endpoints.get(name)
+        if endpoint is None:
+            known = ", ".join(sorted(self.endpoints)) or "none"
+            raise NotFound(f"{path}: there is no endpoint {name!r} here; endpoints: {known}")
+        return endpoint, "/" + rest

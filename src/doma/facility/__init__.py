@@ -1,0 +1,1 @@
+"""The analysis facility: what a physicist calls."""

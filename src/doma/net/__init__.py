@@ -1,0 +1,1 @@
+"""The listener on one port, the ASGI bridge, byte ranges, the pooled range client."""

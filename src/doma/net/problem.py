@@ -1,0 +1,102 @@
+"""Errors over HTTP: the one handler of every ASGI app, and the client's way back to the same class.
+
+Source: RFC 9457; RFC 6750 §3 for ``WWW-Authenticate``; rules W21 and tokens.md §6 of the contracts.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+
+from doma.core.errors import (
+    DomaError,
+    Forbidden,
+    InvalidToken,
+    RangeNotSatisfiable,
+    Unauthenticated,
+    from_problem,
+    problem,
+)
+
+log = logging.getLogger(__name__)
+
+
+def headers_of(error: DomaError, realm: str) -> dict[str, str]:
+    """The answer headers that belong to an error: code, challenge, ``Retry-After``, ``Content-Range``."""
+    headers = {"X-Error-Code": error.code}
+    text = _quoted(error.message)
+    if isinstance(error, InvalidToken):
+        headers["WWW-Authenticate"] = (
+            f'Bearer realm="{realm}", error="invalid_token", error_description="{text}"'
+        )
+    elif isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = f'Bearer realm="{realm}"'
+    elif isinstance(error, Forbidden):
+        scope = error.detail.get("scope")
+        tail = f', scope="{_quoted(str(scope))}"' if scope else ""
+        headers["WWW-Authenticate"] = (
+            f'Bearer realm="{realm}", error="insufficient_scope", error_description="{text}"{tail}'
+        )
+    elif isinstance(error, RangeNotSatisfiable) and "size" in error.detail:
+        headers["Content-Range"] = f"bytes */{error.detail['size']}"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    return headers
+
+
+def render(error: DomaError, accept: str, realm: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an error: problem+json where JSON is accepted, else one line of text."""
+    headers = headers_of(error, realm)
+    if "json" in accept or "*/*" in accept and "text/" not in accept:
+        headers["Content-Type"] = "application/problem+json"
+        # ``message`` is what ServiceX's client reads; it is the same text.
+        return error.http, headers, json.dumps({**problem(error), "message": error.message}).encode()
+    headers["Content-Type"] = "text/plain; charset=utf-8"
+    return error.http, headers, (error.message + "\n").encode()
+
+
+def install(app: Starlette, realm: str = "localhost") -> None:
+    """Make every error of an app a problem answer. What is not a DomaError is logged and answered bare."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, DomaError)
+        status, headers, body = render(error, request.headers.get("accept", "*/*"), realm)
+        return Response(body, status, headers)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return await known(
+            request,
+            DomaError(f"{request.method} {request.url.path}: internal error; the server's log has the cause"),
+        )
+
+    app.add_exception_handler(DomaError, known)
+    app.add_exception_handler(Exception, unknown)
+
+
+def raise_for(response: httpx.Response) -> httpx.Response:
+    """The response itself, or the error that it stands for."""
+    if response.status_code < 400:
+        return response
+    body: object = None
+    if "json" in response.headers.get("content-type", ""):
+        try:
+            body = response.json()
+        except ValueError:
+            body = None
+    if not isinstance(body, Mapping):
+        body = {
+            "detail": f"{response.request.method} {response.request.url.copy_with(query=None)}: {response.text[:500].strip() or response.reason_phrase}"
+        }
+    error = from_problem(body, response.status_code)
+    raise error
+
+
+def _quoted(text: str) -> str:
+    return "".join(c if " " <= c < "\x7f" and c not in '"\\' else "'" if c in '"\\' else "?" for c in text)[
+        :500
+    ]

@@ -1,0 +1,1 @@
+"""Storage-side scan: filter and projection pushed to the bytes, Arrow back."""

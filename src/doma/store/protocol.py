@@ -1,0 +1,191 @@
+"""What every place of bytes can do, and what only some can.
+
+Paths are absolute within the store, already decoded and normalised (``/a/b c.root``): see
+:func:`doma.core.paths.normalise`. Names that begin with ``.doma`` belong to the engine and are never
+listed, read or written by path.
+
+Versions: ``Stat.version`` is a strong validator. It changes with every replacement of the content and is
+the text between the quotes of the ETag. A :class:`Reader` holds one version: what began on the old
+content ends on the old content or fails, and is never a mix.
+
+Writing: bytes go to a hidden temporary; :meth:`Upload.commit` verifies size and checksums and publishes
+in one rename. A reader sees the old file or the new one, whole.
+
+Idempotent, so safe to repeat after a failure: stat, list, open, checksum, make_dirs, abort, and delete
+with a version. Engine errors are translated in the engine: nothing above sees ``OSError`` or ``httpx``.
+
+Source: storage.md W42-W50 of the project's contracts; object_store (Rust) for the cut of the trait.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+Buffer = bytes | bytearray | memoryview
+
+PIECE = 1 << 20
+"""Bytes a caller should read or write at once at most (1 MiB): bounds memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What is known of a file or directory without reading it."""
+
+    path: str
+    size: int
+    """Bytes; 0 for a directory."""
+    version: str
+    modified: float
+    """Unix seconds UTC."""
+    is_dir: bool = False
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """Algorithm (``adler32``, ``crc32c``, ``md5``, ``sha-256``) to lower-case hex, as far as stored."""
+
+
+class Reader(Protocol):
+    """One version of one file, open for reading."""
+
+    @property
+    def stat(self) -> Stat: ...
+
+    async def read(self, start: int, stop: int) -> Buffer:
+        """Exactly the bytes ``[start, stop)``; the caller keeps ``stop - start <= PIECE``.
+
+        Raises:
+            StorageUnavailable, OriginFailed, CorruptFile: the bytes cannot be had; never a short answer.
+        """
+
+    async def close(self) -> None:
+        """Give up the file. Idempotent."""
+
+
+class Upload(Protocol):
+    """A write under way, invisible until :meth:`commit`."""
+
+    async def write(self, data: Buffer) -> None:
+        """Append; the buffer may be reused by the caller after the call."""
+
+    async def commit(self) -> Stat:
+        """Verify, make durable, publish in one step.
+
+        Raises:
+            WrongSize, ChecksumMismatch: nothing was published.
+            PreconditionFailed: ``if_version``/``if_absent`` no longer holds; nothing was published.
+        """
+
+    async def abort(self) -> None:
+        """Leave no trace. Idempotent, and without effect after a commit."""
+
+
+class Store(Protocol):
+    """A place of bytes. Every method may raise StorageUnavailable; see ``doma.core.errors``."""
+
+    async def stat(self, path: str) -> Stat:
+        """Raises NotFound."""
+
+    def list(self, path: str) -> AsyncIterator[Stat]:
+        """Children of a directory, sorted by name, streamed. Raises NotFound, Conflict for a file."""
+
+    async def open(self, path: str) -> Reader:
+        """Raises NotFound; Conflict for a directory."""
+
+    async def create(
+        self,
+        path: str,
+        *,
+        size: int | None = None,
+        checksums: Mapping[str, str] | None = None,
+        if_version: str | None = None,
+        if_absent: bool = False,
+    ) -> Upload:
+        """Begin to write a file; missing parents are made (grid habit).
+
+        Args:
+            path: The name to publish under.
+            size: Bytes announced; commit refuses any other, space is checked at once.
+            checksums: Algorithm to lower-case hex that the content must have.
+            if_version: Publish only if this version is there (``*``: any version).
+            if_absent: Publish only if nothing is there.
+
+        Raises:
+            Conflict: the path is a directory, or a parent is a file.
+            PreconditionFailed, StorageFull: at once when that is already sure.
+        """
+
+    async def delete(self, path: str, *, version: str | None = None, recursive: bool = False) -> None:
+        """Remove a file (only this version, if given) or a directory.
+
+        Raises:
+            NotFound, PreconditionFailed; Conflict for a non-empty directory without ``recursive``.
+        """
+
+    async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
+        """Move atomically; True if the target existed and was replaced.
+
+        Raises:
+            NotFound: no source. Conflict: the target's parent is missing or a file, or the target lies
+            below the source. PreconditionFailed: the target exists and ``overwrite`` is false.
+        """
+
+    async def make_dir(self, path: str) -> None:
+        """Raises AlreadyExists (file or directory), Conflict when the parent is missing or a file."""
+
+    async def checksum(self, path: str, algorithm: str) -> str:
+        """Lower-case hex, computed now (off the event loop) and stored if it was not known.
+
+        Raises:
+            NotFound, Unsupported.
+        """
+
+    async def close(self) -> None:
+        """Release everything. Idempotent."""
+
+
+class Hot(Protocol):
+    """A file whose bytes can be had without waiting: what the fast path of a door works on."""
+
+    @property
+    def stat(self) -> Stat: ...
+
+    def view(self, start: int, stop: int) -> memoryview | None:
+        """The bytes ``[start, stop)`` if they are in memory and verified, else None (take the slow road).
+
+        The view stays valid and unchanged as long as it is referenced.
+        """
+
+    def fileno(self, start: int, stop: int) -> int | None:
+        """A descriptor from which ``os.sendfile`` may send ``[start, stop)`` at the same offsets, or None.
+
+        Valid while this object is referenced; the file behind it is immutable.
+        """
+
+
+@runtime_checkable
+class CanPeek(Protocol):
+    """A store that can answer for hot files synchronously, in microseconds."""
+
+    def peek(self, path: str) -> Hot | None:
+        """The current version of the file if that can be said without waiting, else None."""
+
+
+@runtime_checkable
+class CanFeed(Protocol):
+    """An :class:`Upload` that takes bytes synchronously, straight from the receive buffer."""
+
+    def feed(self, data: memoryview) -> bool:
+        """Append without waiting; the view is not kept. False: the disk is slow, use ``write`` for this piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes of a store (RFC 4331)."""
+
+    used: int
+    available: int
+
+
+@runtime_checkable
+class CanSpace(Protocol):
+    """A store that knows its space."""
+
+    async def space(self) -> Space: ...
