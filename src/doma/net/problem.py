@@ -49,9 +49,9 @@ def headers_of(error: DomaError, realm: str) -> dict[str, str]:
 
 
 def render(error: DomaError, accept: str, realm: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an error: problem+json where JSON is accepted, else one line of text."""
+    """Status, headers and body of an error: one line of text, or problem+json where JSON is accepted by name."""
     headers = headers_of(error, realm)
-    if "json" in accept or "*/*" in accept and "text/" not in accept:
+    if "json" in accept:
         headers["Content-Type"] = "application/problem+json"
         # ``message`` is what ServiceX's client reads; it is the same text.
         return error.http, headers, json.dumps({**problem(error), "message": error.message}).encode()
@@ -59,12 +59,21 @@ def render(error: DomaError, accept: str, realm: str) -> tuple[int, dict[str, st
     return error.http, headers, (error.message + "\n").encode()
 
 
-def install(app: Starlette, realm: str = "localhost") -> None:
-    """Make every error of an app a problem answer. What is not a DomaError is logged and answered bare."""
+def install(app: Starlette, realm: str = "localhost", *, json_by_default: bool = True) -> None:
+    """Make every error of an app a problem answer. What is not a DomaError is logged and answered bare.
+
+    Args:
+        app: A Starlette or FastAPI application.
+        realm: Host name for the challenge.
+        json_by_default: What a client gets that accepts ``*/*``: JSON (services) or text (WebDAV, rule W21).
+    """
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, DomaError)
-        status, headers, body = render(error, request.headers.get("accept", "*/*"), realm)
+        accept = request.headers.get("accept", "*/*")
+        if json_by_default and "*/*" in accept and "text/" not in accept:
+            accept = "application/json"
+        status, headers, body = render(error, accept, realm)
         return Response(body, status, headers)
 
     async def unknown(request: Request, error: Exception) -> Response:
@@ -89,11 +98,9 @@ def raise_for(response: httpx.Response) -> httpx.Response:
         except ValueError:
             body = None
     if not isinstance(body, Mapping):
-        body = {
-            "detail": f"{response.request.method} {response.request.url.copy_with(query=None)}: {response.text[:500].strip() or response.reason_phrase}"
-        }
-    error = from_problem(body, response.status_code)
-    raise error
+        place = f"{response.request.method} {response.request.url.copy_with(query=None)}"
+        body = {"detail": f"{place}: {response.text[:500].strip() or response.reason_phrase}"}
+    raise from_problem(body, response.status_code)
 
 
 def _quoted(text: str) -> str:
