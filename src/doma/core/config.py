@@ -37,7 +37,7 @@ class Listen(Section):
     """A kept-alive connection without a request is closed after this time."""
     body_timeout: Seconds = 60
     """A body, or the reader of an answer, may stand still for this time."""
-    max_connections: int = Field(10_000, ge=1)
+    max_connections: int = Field(default=10_000, ge=1)
     """Connections beyond this are refused."""
     drain: Seconds = 30
     """Running answers may finish for this time at shutdown."""
@@ -95,9 +95,9 @@ class Cache(Section):
 
     size: Bytes = 20 << 30
     """Disk the cache may use."""
-    high: float = Field(0.95, gt=0, le=1)
+    high: float = Field(default=0.95, gt=0, le=1)
     """Purge starts above this share of ``size`` …"""
-    low: float = Field(0.90, gt=0, le=1)
+    low: float = Field(default=0.90, gt=0, le=1)
     """… and ends below this one."""
     lifetime: Seconds = 24 * 3600
     """How long an object counts as fresh when its origin does not say (HTTP origins)."""
@@ -114,7 +114,7 @@ class Cache(Section):
 class Columns(Section):
     """Column delivery."""
 
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
     """Warm worker processes."""
     step: Bytes = 64 << 20
     """Bytes of columns that a worker holds at once."""
@@ -133,7 +133,7 @@ class Scan(Section):
 
     memory: Bytes = 256 << 20
     """Bytes one query may hold."""
-    concurrency: int = Field(4, ge=1)
+    concurrency: int = Field(default=4, ge=1)
     """Queries that run at once; others get ``busy``."""
     ticket_life: Seconds = 3600
     """Life of a Flight ticket."""

@@ -49,7 +49,7 @@ def headers_of(error: DomaError, realm: str) -> dict[str, str]:
 
 
 def render(error: DomaError, accept: str, realm: str) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of an error: one line of text, or problem+json where JSON is accepted by name."""
+    """Status, headers, body of an error: a line of text, or problem+json where JSON is accepted by name."""
     headers = headers_of(error, realm)
     if "json" in accept:
         headers["Content-Type"] = "application/problem+json"

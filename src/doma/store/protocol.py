@@ -173,7 +173,7 @@ class CanFeed(Protocol):
     """An :class:`Upload` that takes bytes synchronously, straight from the receive buffer."""
 
     def feed(self, data: memoryview) -> bool:
-        """Append without waiting; the view is not kept. False: nothing was taken, use ``write`` for this piece."""
+        """Append without waiting; the view is not kept. False: nothing was taken, use ``write``."""
 
 
 @dataclass(frozen=True, slots=True)
