@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""One door to the project's own work: ``python3 dev.py demo|test|check|faults|clients|bench|lock|setup``.
+
+Needs Python 3.11 or later and nothing else: it makes the environment ``.venv`` from the pinned, hashed
+``constraints.txt`` and then runs the command inside it. Further arguments are passed on.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+HOME = ROOT / ".venv"
+BIN = HOME / "bin"
+PINS = ROOT / "constraints.txt"
+
+
+def run(*command: str | Path) -> int:
+    """Run a program in the checkout; its exit code."""
+    return subprocess.run([str(c) for c in command], cwd=ROOT, check=False).returncode
+
+
+def must(*command: str | Path) -> None:
+    """Run a program and stop here if it fails."""
+    if code := run(*command):
+        print(f"dev.py: {' '.join(map(str, command))} failed with exit code {code}", file=sys.stderr)
+        raise SystemExit(code)
+
+
+def setup() -> None:
+    """Make ``.venv`` with everything pinned; a second call costs nothing."""
+    if sys.version_info < (3, 11):
+        raise SystemExit(f"doma needs Python 3.11 or later, this is {sys.version.split()[0]}")
+    state = hashlib.sha256(PINS.read_bytes() + (ROOT / "pyproject.toml").read_bytes())
+    state.update(f"{sys.version_info[:2]} {ROOT}".encode())
+    stamp = HOME / "doma.stamp"
+    if stamp.exists() and stamp.read_text() == state.hexdigest():
+        return
+    print("dev.py: making .venv (about a minute and a half the first time)", file=sys.stderr, flush=True)
+    if not (BIN / "python").exists():
+        shutil.rmtree(HOME, ignore_errors=True)
+        venv.create(HOME, with_pip=True)
+    pip = (BIN / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps")
+    # The pin file lists every package of every extra, so pip has nothing to resolve; only wheels, never a build.
+    must(*pip, "--require-hashes", "--only-binary", ":all:", "-r", PINS)
+    must(*pip, "--no-build-isolation", "--editable", ROOT)
+    stamp.write_text(state.hexdigest())
+
+
+def lock(args: Sequence[str]) -> int:
+    """Refresh the pins: newest versions that pyproject.toml allows, for all platforms, with hashes."""
+    tool = HOME / "lock"
+    if not (tool / "bin" / "uv").exists():
+        venv.create(tool, with_pip=True)
+        must(tool / "bin" / "pip", "install", "--quiet", "--only-binary", ":all:", "uv")
+    must(
+        tool / "bin" / "uv", "pip", "compile", "pyproject.toml", "--extra", "test", "--universal", "--upgrade",
+        "--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header", "--python-version", "3.11",
+        "--quiet", "--output-file", PINS, *args,
+    )  # fmt: skip
+    return 0
+
+
+def check(args: Sequence[str]) -> int:
+    """Format, lint, types, import contracts, docstring examples, the generated configuration table."""
+    codes = [
+        run(BIN / "ruff", "format", "--check", "--quiet", "src", "tests", "dev.py"),
+        run(BIN / "ruff", "check", "--quiet", "src", "tests", "dev.py"),
+        run(BIN / "mypy", *args),
+        run(BIN / "lint-imports"),
+        run(BIN / "python", "-m", "pytest", "-q", "--no-header", "--durations=0", "src"),
+        run(BIN / "python", "docs/generate.py", "--check"),
+    ]
+    return max(map(abs, codes))
+
+
+def pytest(*places: str) -> "Sequence[str | Path]":
+    """The test runner over some folders."""
+    return (BIN / "python", "-m", "pytest", "-q", *places)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Set up, then do what the first argument says."""
+    verb, args = (argv[0], list(argv[1:])) if argv else ("", [])
+    if verb not in {"setup", "demo", "test", "check", "faults", "clients", "bench", "lock"}:
+        print(__doc__, file=sys.stderr)
+        return 64
+    if verb == "lock":
+        return lock(args)
+    setup()
+    match verb:
+        case "demo":
+            return run(BIN / "doma", "demo", *args)
+        case "test":
+            return run(*pytest(), *args)
+        case "faults":
+            return run(*pytest("tests/faults"), *args)
+        case "clients":
+            return run(*pytest("tests/clients"), *args)
+        case "check":
+            return check(args)
+        case "bench":
+            return max(run(BIN / "python", p, *args) for p in sorted((ROOT / "tests/bench").glob("bench_*.py")))
+        case _:
+            return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUTF8", "1")
+    sys.exit(main(sys.argv[1:]))
