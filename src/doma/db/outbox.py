@@ -1,0 +1,246 @@
+"""The outbox: events are rows, written in the transaction of the change, then passed on in order.
+
+What was committed is passed on at least once, in the order of commits, also after a crash between the two.
+A consumer that must not act twice compares ids.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
+
+from doma.core.errors import DomaError
+from doma.core.events import Event
+from doma.db.engine import Database
+from doma.db.tables import cursors, events
+
+log = logging.getLogger(__name__)
+
+BATCH = 500
+"""Rows per statement."""
+
+_ORDER = 0x6F757462  # "outb"
+
+Publish = Callable[[int, Event, float], None]
+"""Takes (id, event, Unix seconds) without waiting."""
+
+
+def append(tx: Connection, event: Event, at: float) -> None:
+    """Write one event in the transaction of the change that it tells of.
+
+    Call it last: on PostgreSQL it holds a lock until the commit, so that ids are in the order of commits
+    and a reader that remembers the last id misses none.
+    """
+    append_many(tx, (event,), at)
+
+
+def append_many(tx: Connection, batch: Sequence[Event], at: float) -> None:
+    """Write several events in one statement; see :func:`append`."""
+    if not batch:
+        return
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ORDER})
+    rows = [
+        {"kind": e.kind, "subject": e.subject, "owner": e.owner, "data": dict(e.data), "at": at}
+        for e in batch
+    ]
+    tx.execute(insert(events), rows)
+
+
+def after(
+    tx: Connection, position: int, *, owner: str | None = None, limit: int = BATCH
+) -> list[tuple[int, Event, float]]:
+    """Events with an id above ``position``, oldest first; with ``owner`` only those that concern them."""
+    wanted = select(events).where(events.c.id > position).order_by(events.c.id).limit(limit)
+    if owner is not None:
+        wanted = wanted.where(events.c.owner == owner)
+    return [_event(row) for row in tx.execute(wanted)]
+
+
+def newest(tx: Connection) -> int:
+    """The id of the last event that is still kept; 0 if there is none."""
+    return tx.execute(select(func.max(events.c.id))).scalar() or 0
+
+
+def prune(tx: Connection, before: float) -> int:
+    """Drop events older than ``before`` (Unix seconds) that every living consumer has seen.
+
+    A consumer that has not moved since ``before`` counts as gone and holds nothing back.
+    """
+    seen = select(func.min(cursors.c.position)).where(cursors.c.at >= before)
+    slowest = tx.execute(seen).scalar()
+    old = delete(events).where(events.c.at < before)
+    if slowest is not None:
+        old = old.where(events.c.id <= slowest)
+    return tx.execute(old).rowcount
+
+
+class Relay:
+    """Passes committed events on to ``publish``, in order, at least once.
+
+    Wakes at each commit of this process; those of others are found by a slow look.
+
+    Args:
+        db: The database; :meth:`run` registers itself in its ``after_commit``.
+        publish: Takes an event. If it raises, the event and those behind it are offered again later.
+        consumer: Name of the persisted cursor; one per process and purpose. A new one begins at the oldest
+            event kept.
+        interval: Seconds between two looks without being woken.
+        retention: Seconds that events are kept.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        publish: Publish,
+        *,
+        consumer: str = "bus",
+        interval: float = 5.0,
+        retention: float = 7 * 24 * 3600,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._db, self._publish, self._consumer = db, publish, consumer
+        self._interval, self._retention, self._clock = interval, retention, clock
+        self._wake = asyncio.Event()
+        self._position: int | None = None
+        self._pruned = 0.0
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._wake.set)
+
+        self._db.after_commit.append(wake)
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    await self.pass_on()
+                except Exception:  # the outermost loop: say it, and offer the event again
+                    log.exception("relay %s: an event could not be passed on; trying again", self._consumer)
+                    await asyncio.sleep(self._interval)
+                    continue
+                try:
+                    async with asyncio.timeout(self._interval):
+                        await self._wake.wait()
+                except TimeoutError:
+                    await self._tidy()
+        finally:
+            self._db.after_commit.remove(wake)
+
+    async def pass_on(self) -> int:
+        """Offer everything that is committed and not yet passed on; returns how many events."""
+        if self._position is None:
+            self._position = await self._db.look(self._load)
+        count = 0
+        while batch := await self._db.look(self._next):
+            start = self._position
+            try:
+                for number, event, at in batch:
+                    self._publish(number, event, at)
+                    self._position = number
+                    count += 1
+            finally:
+                if self._position != start:
+                    await self._db.run(self._save)
+        return count
+
+    async def _tidy(self) -> None:
+        now = self._clock()
+        if now - self._pruned < min(3600.0, self._retention):
+            return
+        self._pruned = now
+        try:
+            await self._db.run(lambda tx: prune(tx, now - self._retention))
+        except DomaError as e:
+            log.warning("relay %s: old events could not be dropped: %s", self._consumer, e)
+
+    def _next(self, tx: Connection) -> list[tuple[int, Event, float]]:
+        return after(tx, self._position or 0)
+
+    def _load(self, tx: Connection) -> int:
+        mine = select(cursors.c.position).where(cursors.c.consumer == self._consumer)
+        return tx.execute(mine).scalar() or 0
+
+    def _save(self, tx: Connection) -> None:
+        now = {"position": self._position, "at": self._clock()}
+        mine = update(cursors).where(cursors.c.consumer == self._consumer).values(**now)
+        if not tx.execute(mine).rowcount:
+            tx.execute(insert(cursors).values(consumer=self._consumer, **now))
+
+
+class EventWriter:
+    """An :data:`doma.core.events.Emit` that gathers events on the event loop and writes them in batches.
+
+    For changes that have no row of their own (a file landed, an object was cached). Nothing waits for it: a
+    burst beyond ``capacity`` loses the newest, counted in :attr:`dropped`.
+
+    Args:
+        db: Where the outbox is.
+        capacity: Most events that wait to be written.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self, db: Database, *, capacity: int = 100_000, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._db, self._capacity, self._clock = db, capacity, clock
+        self._waiting: deque[tuple[Event, float]] = deque()
+        self._wake = asyncio.Event()
+        self.dropped = 0
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; only from the event loop's thread."""
+        if len(self._waiting) >= self._capacity:
+            if not self.dropped:
+                log.error("the database does not keep up: events beyond %d are dropped", self._capacity)
+            self.dropped += 1
+            return
+        self._waiting.append((event, self._clock()))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write until cancelled, then write what is left."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                try:
+                    await self.flush()
+                except DomaError as e:
+                    log.warning("events wait for the database: %s", e)
+                    await asyncio.sleep(1)
+                    self._wake.set()
+        finally:
+            try:
+                await self.flush()
+            except DomaError as e:
+                log.error("%d events are lost: %s", len(self._waiting), e)
+
+    async def flush(self) -> None:
+        """Write everything that waits. If it fails, nothing of the failed batch is lost."""
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            try:
+                await self._db.run(partial(_write, batch))
+            except DomaError:
+                self._waiting.extendleft(reversed(batch))
+                raise
+
+
+def _write(batch: Sequence[tuple[Event, float]], tx: Connection) -> None:
+    # One statement per instant would be exact; the first one's instant for all is close enough and cheap.
+    append_many(tx, [event for event, _ in batch], batch[0][1])
+
+
+def _event(row: Row[Any]) -> tuple[int, Event, float]:
+    return row.id, Event(row.kind, row.subject, row.data, row.owner), row.at
