@@ -223,8 +223,8 @@ class EventWriter:
         finally:
             try:
                 await self.flush()
-            except DomaError as e:
-                log.error("%d events are lost: %s", len(self._waiting), e)
+            except DomaError:
+                log.exception("%d events are lost", len(self._waiting))
 
     async def flush(self) -> None:
         """Write everything that waits. If it fails, nothing of the failed batch is lost."""
