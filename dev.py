@@ -69,8 +69,8 @@ def lock(args: Sequence[str]) -> int:
 def check(args: Sequence[str]) -> int:
     """Format, lint, types, import contracts, docstring examples, the generated configuration table."""
     codes = [
-        run(BIN / "ruff", "format", "--check", "--quiet", "src", "tests", "dev.py"),
-        run(BIN / "ruff", "check", "--quiet", "src", "tests", "dev.py"),
+        run(BIN / "ruff", "format", "--check", "--quiet", "src", "tests", "docs", "dev.py"),
+        run(BIN / "ruff", "check", "--quiet", "src", "tests", "docs", "dev.py"),
         run(BIN / "mypy", *args),
         run(BIN / "lint-imports"),
         run(BIN / "python", "-m", "pytest", "-q", "--no-header", "--durations=0", "src"),

@@ -1,0 +1,124 @@
+"""A home: the folder that holds everything one embedded system keeps, and the lock that it runs under.
+
+lock        held (flock) by the running process; its text is the pid
+run.json    addresses of the running system; gone when nothing runs
+token       admin token, renewed in place
+port        the port taken the first time
+doma.toml   configuration, optional
+doma.db tls/ keys/ site/ cache/ results/
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from doma.core.errors import AlreadyRunning, ConfigError, StorageFull
+
+
+def default_home() -> Path:
+    """``$DOMA_HOME``, else ``doma`` in the user's data folder (XDG base directories)."""
+    if home := os.environ.get("DOMA_HOME"):
+        return Path(home)
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "doma"
+
+
+class Home:
+    """A home folder, made on first use with access for its owner only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+
+    def __truediv__(self, name: str) -> Path:
+        """A file or folder of the home."""
+        return self.path / name
+
+    def acquire(self) -> None:
+        """Make the folder and take its lock; what a killed process left behind is cleared.
+
+        Raises:
+            AlreadyRunning: another process runs here; its pid is in the message and in ``detail["pid"]``.
+            ConfigError: the folder cannot be made or written.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise ConfigError(
+                f"{self.path}: cannot be used as a home ({e.strerror}); choose another with --home"
+            ) from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = self._pid(lock)
+            os.close(lock)
+            raise AlreadyRunning(
+                f"{self.path}: already running with pid {pid}; stop it with 'doma down --home {self.path}'",
+                pid=pid,
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        self._lock = lock
+        (self / "run.json").unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Give the lock back and withdraw ``run.json``. Idempotent."""
+        if self._lock is not None:
+            (self / "run.json").unlink(missing_ok=True)
+            os.ftruncate(self._lock, 0)
+            os.close(self._lock)
+            self._lock = None
+
+    def running(self) -> int | None:
+        """The pid of the process that runs here, or None."""
+        with suppress(FileNotFoundError):
+            lock = os.open(self / "lock", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return self._pid(lock)
+            finally:
+                os.close(lock)
+        return None
+
+    def publish(self, run: Mapping[str, Any]) -> None:
+        """Write ``run.json`` in one rename."""
+        self.write("run.json", json.dumps(run, indent=1) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the home, readable by its owner only, in one rename.
+
+        Raises:
+            StorageFull: there is no space.
+        """
+        temporary = self / f".{name}.{os.getpid()}"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self / name)
+        except OSError as e:
+            temporary.unlink(missing_ok=True)
+            raise StorageFull(
+                f"{self / name}: cannot be written ({e.strerror}); make room or check the rights"
+            ) from e
+
+    def port(self) -> int:
+        """The port this home took before; 0 if it is new."""
+        with suppress(FileNotFoundError, ValueError):
+            port = int((self / "port").read_text())
+            return port if 0 < port < 1 << 16 else 0
+        return 0
+
+    @staticmethod
+    def _pid(lock: int) -> int:
+        with suppress(ValueError):
+            return int(os.pread(lock, 32, 0))
+        return 0

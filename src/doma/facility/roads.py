@@ -1,0 +1,120 @@
+"""The main job: the same dimuon histogram by four roads, each with what it cost.
+
+direct      coffea on Dask reads the file from the storage endpoint ``site`` over https
+cached      uproot reads it through the caching endpoint ``cache``: cold, then warm
+delivered   a func_adl query to the column service; the result is read back as columns
+scanned     filter and projection go to the scan service; Arrow comes back
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uproot
+
+from doma.core.checksum import hasher
+from doma.core.errors import ChecksumMismatch, Inconsistent, OriginFailed
+from doma.core.paths import encode
+from doma.facility.access import Access, received
+from doma.facility.dimuon import COLUMNS, TREE, Spectrum, spectrum
+from doma.net.problem import raise_for
+
+PREFIX = "/demo"
+"""Where the sample files go in the endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """What one road found, and its cost."""
+
+    name: str
+    found: Spectrum
+    events: int
+    """Events that reached the client."""
+    bytes_received: int
+    """Body bytes that the client received."""
+    bytes_origin: int
+    """Bytes that were read from the storage endpoint for it."""
+    seconds: float
+
+
+def upload(access: Access, files: Mapping[str, Path], done: Callable[[int], None]) -> None:
+    """Put files into ``site`` over https and compare the checksum that the storage answers.
+
+    Args:
+        access: The running system.
+        files: Path in the endpoint to local file.
+        done: Called with each number of bytes sent.
+
+    Raises:
+        ChecksumMismatch: the storage has other bytes than were sent.
+    """
+    with access.http() as http:
+        for path, local in files.items():
+            adler = hasher("adler32")
+
+            def pieces(local: Path = local, adler: Any = adler) -> Iterator[bytes]:
+                with local.open("rb") as file:
+                    while piece := file.read(1 << 20):
+                        adler.update(piece)
+                        done(len(piece))
+                        yield piece
+
+            url = access.endpoint("site") + encode(path)
+            size = str(local.stat().st_size)
+            answer = raise_for(http.put(url, content=pieces(), headers={"Content-Length": size}))
+            stored = answer.headers.get("Digest", "")
+            if f"adler32={adler.hexdigest()}" not in stored:
+                raise ChecksumMismatch(f"{url}: stored with {stored or 'no digest'}, sent adler32={adler.hexdigest()}")
+
+
+def direct(access: Access, path: str, client: Any, chunk: int) -> Road:
+    """coffea's Runner on a Dask client, straight from ``site``."""
+    from doma.facility.processor import run
+
+    start = time.perf_counter()
+    found, events, size = run(client, access, access.endpoint("site") + encode(path), chunk)
+    return Road("direct", found, events, size, size, time.perf_counter() - start)
+
+
+def through_cache(access: Access, path: str, name: str) -> tuple[Road, dict[str, int]]:
+    """Plain uproot through ``cache``; also the cache's counters that this read moved."""
+    before, start, bytes_before = cache_stats(access), time.perf_counter(), received()
+    with uproot.open(access.endpoint("cache") + encode(path), **access.uproot_options()) as file:
+        muons = file[TREE].arrays(list(COLUMNS))
+    found = spectrum(muons)
+    seconds, size = time.perf_counter() - start, received() - bytes_before
+    moved = {key: value - before.get(key, 0) for key, value in cache_stats(access).items()}
+    return Road(name, found, len(muons), size, moved["origin_bytes"], seconds), moved
+
+
+def cache_stats(access: Access) -> dict[str, int]:
+    """The integer counters of the cache, ``origin_bytes`` among them."""
+    with access.http() as http:
+        body = raise_for(http.get("/api/v1/cache/stats")).json()
+    return {key: value for key, value in body.items() if isinstance(value, int)}
+
+
+def check(roads: list[Road], expected: Spectrum) -> None:
+    """All roads agree with the independent computation, integer for integer.
+
+    Raises:
+        Inconsistent: names the first road and bin that differ.
+    """
+    for road in roads:
+        if road.found.pairs != expected.pairs:
+            raise Inconsistent(f"{road.name}: {road.found.pairs} pairs, expected {expected.pairs}")
+        different = np.flatnonzero(road.found.counts != expected.counts)
+        if len(different):
+            at = int(different[0])
+            raise Inconsistent(
+                f"{road.name}: bin {at} holds {road.found.counts[at]}, expected {expected.counts[at]}"
+                f" ({len(different)} bins differ)"
+            )
+
+
+__all__ = ["Road", "cache_stats", "check", "direct", "through_cache", "upload"]
