@@ -12,7 +12,7 @@ class Verb(StrEnum):
     """What one can want of a path; tokens.md §5 maps methods to these."""
 
     READ = "read"
-    """Bytes, listings."""
+    """Bytes and listings."""
     STAT = "stat"
     """Metadata and digests: any of read, create, modify, stage; also of ancestors of a granted path."""
     CREATE = "create"
@@ -20,15 +20,18 @@ class Verb(StrEnum):
     MODIFY = "modify"
     """Overwrite, delete, rename."""
     STAGE = "stage"
+    """Bring online, pin, release."""
     POLL = "poll"
+    """Locality only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One granted right: ``storage.<verb>:<path>``, the path relative to the issuer's area, canonical."""
+    """One granted right: ``storage.<verb>:<path>``, the path relative to the issuer's area."""
 
     verb: Verb
     path: str
+    """Canonical, except that a trailing slash is kept: it says "directory" (rule T13)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,9 @@ class Identity:
     """A verified token as a plain value; it holds no secret."""
 
     issuer: str
+    """As the site's configuration spells it."""
     subject: str
+    """Printable ASCII; empty only for a SciTokens token without ``sub``."""
     expires: float
     """Unix seconds."""
     vo: str = ""
@@ -47,6 +52,15 @@ class Identity:
     """All scope words as written, for service scopes (``fts``, ``compute.*``, ``doma.admin``)."""
     groups: tuple[str, ...] = ()
     jti: str = ""
+
+    def __str__(self) -> str:
+        """How messages and logs name it.
+
+        >>> str(Identity("https://iam.example.org/cms", "alice", 0.0, jti="5f0e"))
+        'alice (issuer https://iam.example.org/cms, token 5f0e)'
+        """
+        token = f", token {self.jti}" if self.jti else ""
+        return f"{self.subject or 'nobody'} (issuer {self.issuer}{token})"
 
 
 bearer: ContextVar[str | None] = ContextVar("bearer", default=None)
