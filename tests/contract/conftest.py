@@ -48,7 +48,7 @@ def postgres_server() -> Iterator[str]:
         if os.geteuid() == 0:
             shutil.chown(place, "postgres", "postgres")
         run: list[str | Path] = [*_user(), "env", "-C", name]
-        make = ["-D", data, "-U", "doma", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+        make: list[str | Path] = ["-D", data, "-U", "doma", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
         subprocess.run([*run, binaries / "initdb", *make], check=True, capture_output=True)
         fast = ["fsync=off", "full_page_writes=off", "shared_buffers=16MB", "listen_addresses="]
         options = [word for option in fast for word in ("-c", option)]
