@@ -108,6 +108,12 @@ class Forbidden(DomaError):
     code, http, exit = "forbidden", 403, 77
 
 
+class Refused(DomaError):
+    """Nobody may do this, whatever the credential."""
+
+    code, http, exit = "refused", 403, 64
+
+
 class NotFound(DomaError):
     """The thing does not exist."""
 
