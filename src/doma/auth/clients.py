@@ -1,0 +1,196 @@
+"""The registered clients of the built-in issuer: one private JSON file, secrets only as scrypt hashes.
+
+The file is read again when it has changed, so that the command line can add a client to a running issuer.
+
+Source: RFC 6749 §2; RFC 7914 (scrypt); §8 "Policy" and "Secrets" of the token contract.
+"""
+
+import hmac
+import json
+import os
+import re
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b, scrypt
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from doma.auth.files import make_private_dir, read_private, write_private
+from doma.auth.scopes import check_words, is_group
+from doma.core.errors import AlreadyExists, BadRequest, ConfigError, NotFound, TooManyRequests
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
+_COST = 1 << 14  # 16 MiB and some 40 ms: what RFC 7914 §2 calls interactive
+_FILE_LIMIT = 16 << 20
+
+TRIES = 10
+"""Wrong secrets that one client may send in a minute."""
+
+
+class Client(BaseModel):
+    """A registered client; its secret is not in here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    scopes: tuple[str, ...] = ()
+    """What it may ask for; a storage scope covers all that lies below (T12)."""
+    audience: tuple[str, ...] = ()
+    """Audience of its tokens when it asks for none."""
+    groups: tuple[str, ...] = ()
+    """Groups that its tokens may state, in this order by default."""
+    lifetime: float | None = Field(default=None, gt=0)
+    """Longest life of its tokens in seconds; None: the issuer's."""
+    secret: str
+    """``scrypt$<salt>$<hash>`` in hex."""
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    clients: list[Client] = []
+
+
+class Clients:
+    """The clients of one issuer.
+
+    Args:
+        path: The file; made with the first client. Its directory is made with mode 0700.
+        clock: Seconds; orders failed attempts.
+
+    Raises:
+        ConfigError: the file is torn or others can read it.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._mark: tuple[int, ...] | None = None
+        self._known: dict[str, Client] = {}
+        self._pepper = secrets.token_bytes(32)
+        self._proved: dict[str, bytes] = {}
+        self._failed: dict[str, deque[float]] = {}
+        self._load()
+
+    def add(
+        self,
+        client_id: str,
+        scopes: Sequence[str],
+        *,
+        secret: str | None = None,
+        audience: Sequence[str] = (),
+        groups: Sequence[str] = (),
+        lifetime: float | None = None,
+    ) -> str:
+        """Register a client.
+
+        Returns:
+            Its secret, made here unless given. It is not kept: this is the only time to see it.
+
+        Raises:
+            BadRequest: a malformed id, scope or group. AlreadyExists: the id is taken.
+        """
+        if not _ID.fullmatch(client_id):
+            raise BadRequest(f"client {client_id!r}: an id has 1 to 128 of letters, digits and ._:@/-")
+        check_words(scopes)
+        for group in groups:
+            if not is_group(group):
+                raise BadRequest(f"group {group!r}: must be of the form /vo/group")
+        secret = secret or secrets.token_urlsafe(32)
+        client = Client(
+            id=client_id,
+            scopes=tuple(scopes),
+            audience=tuple(audience),
+            groups=tuple(groups),
+            lifetime=lifetime,
+            secret=_hashed(secret, secrets.token_bytes(16)),
+        )
+        with self._lock:
+            self._load()
+            if client_id in self._known:
+                raise AlreadyExists(f"client {client_id}: is registered already; remove it first")
+            self._save({**self._known, client_id: client})
+        return secret
+
+    def remove(self, client_id: str) -> None:
+        """Forget a client; the tokens it has live on until they expire. Raises NotFound."""
+        with self._lock:
+            self._load()
+            if client_id not in self._known:
+                raise NotFound(f"client {client_id}: is not registered")
+            self._save({k: v for k, v in self._known.items() if k != client_id})
+
+    def __iter__(self) -> Iterator[Client]:
+        with self._lock:
+            self._load()
+            return iter(list(self._known.values()))
+
+    def authenticate(self, client_id: str, secret: str) -> Client | None:
+        """The client, if this is its secret. The first time takes some 40 ms: call it in a thread.
+
+        Raises:
+            TooManyRequests: too many wrong secrets for this client in the last minute.
+            ConfigError: the file has become unreadable.
+        """
+        with self._lock:
+            self._load()
+            client = self._known.get(client_id)
+        if client is None:
+            return None
+        proof = blake2b(
+            f"{client.secret}\0{secret}".encode("utf-8", "surrogateescape"), key=self._pepper
+        ).digest()
+        if hmac.compare_digest(self._proved.get(client_id, b""), proof):
+            return client
+        self._throttle(client_id)
+        if not hmac.compare_digest(
+            client.secret, _hashed(secret, bytes.fromhex(client.secret.split("$")[1]))
+        ):
+            self._failed.setdefault(client_id, deque(maxlen=TRIES)).append(self._clock())
+            return None
+        self._proved[client_id] = proof
+        return client
+
+    def _throttle(self, client_id: str) -> None:
+        failures = self._failed.get(client_id)
+        if failures and len(failures) == TRIES and 0 <= self._clock() - failures[0] < 60:
+            raise TooManyRequests(
+                f"client {client_id}: {TRIES} wrong secrets within a minute; wait and use the right one",
+                retry_after=60,
+            )
+
+    def _load(self) -> None:
+        """Read the file if it is not the one that was read last."""
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            self._mark, self._known = None, {}
+            return
+        except OSError as e:
+            raise ConfigError(f"{self._path}: cannot be read: {e.strerror}") from e
+        mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+        if mark == self._mark:
+            return
+        try:
+            parsed = _File.model_validate_json(read_private(self._path, _FILE_LIMIT) or b"{}")
+            for client in parsed.clients:
+                bytes.fromhex(client.secret.split("$")[1])
+        except (ValidationError, ValueError, IndexError) as e:
+            raise ConfigError(f"{self._path}: is not a whole client file; restore it or remove it") from e
+        self._mark, self._known = mark, {client.id: client for client in parsed.clients}
+
+    def _save(self, clients: dict[str, Client]) -> None:
+        make_private_dir(self._path.parent)
+        body = {"clients": [client.model_dump(mode="json") for client in clients.values()]}
+        write_private(self._path, json.dumps(body, indent=1).encode())
+        self._load()
+
+
+def _hashed(secret: str, salt: bytes) -> str:
+    digest = scrypt(secret.encode("utf-8", "surrogateescape"), salt=salt, n=_COST, r=8, p=1, maxmem=64 << 20)
+    return f"scrypt${salt.hex()}${digest.hex()}"

@@ -1,0 +1,105 @@
+"""The private keys of the built-in issuer: made once, kept in files that only their owner can read.
+
+Source: RFC 7517, RFC 7518 §6, RFC 7638 (the thumbprint is the ``kid``); §8 of the token contract.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, RSAKey
+
+from doma.auth.files import make_private_dir, read_private, write_private
+from doma.core.errors import BadRequest, ConfigError
+
+RSA_BITS = 2048
+
+Private = RSAKey | ECKey
+
+
+class KeySet:
+    """One signing key for each of RS256 and ES256.
+
+    Args:
+        keys: Private keys by algorithm.
+    """
+
+    def __init__(self, keys: Mapping[str, Private]) -> None:
+        self._keys = {alg: (key.thumbprint(), key) for alg, key in keys.items()}
+
+    @classmethod
+    def load_or_make(cls, folder: Path) -> Self:
+        """The keys of a folder, made if they are missing. Two processes that start at once get the same.
+
+        Args:
+            folder: Holds ``rs256.pem`` and ``es256.pem`` (PKCS #8, mode 0600); made with mode 0700.
+
+        Raises:
+            ConfigError: a file is torn, is no such key, or others can read it.
+            StorageFull: no space for a new key.
+        """
+        make_private_dir(folder)
+        return cls({"RS256": _rsa(folder / "rs256.pem"), "ES256": _ec(folder / "es256.pem")})
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys as a JWK set."""
+        return {
+            "keys": [
+                {**key.as_dict(private=False), "use": "sig", "alg": alg, "kid": kid}
+                for alg, (kid, key) in self._keys.items()
+            ]
+        }
+
+    def sign(self, claims: Mapping[str, Any], alg: str = "RS256") -> str:
+        """A JWT over the claims, in compact form.
+
+        ``typ`` is written as ``JWT``: older verifiers do not know ``at+jwt``.
+
+        Raises:
+            BadRequest: there is no key for this algorithm.
+        """
+        if alg not in self._keys:
+            raise BadRequest(f"alg {alg!r}: tokens are signed with one of {', '.join(sorted(self._keys))}")
+        kid, key = self._keys[alg]
+        body = json.dumps(claims, separators=(",", ":"))
+        return jws.serialize_compact({"alg": alg, "kid": kid, "typ": "JWT"}, body, key, algorithms=[alg])
+
+
+def _rsa(path: Path) -> RSAKey:
+    data = read_private(path) or _made(path, RSAKey.generate_key(RSA_BITS))
+    try:
+        key = RSAKey.import_key(data)
+        bits = key.private_key.key_size if key.private_key else 0
+    except (JoseError, ValueError, TypeError) as e:
+        raise _torn(path, "RSA") from e
+    if bits < RSA_BITS:
+        raise _torn(path, "RSA")
+    return key
+
+
+def _ec(path: Path) -> ECKey:
+    data = read_private(path) or _made(path, ECKey.generate_key("P-256"))
+    try:
+        key = ECKey.import_key(data)
+    except (JoseError, ValueError, TypeError) as e:
+        raise _torn(path, "P-256") from e
+    if not key.is_private or key.curve_name != "P-256":
+        raise _torn(path, "P-256")
+    return key
+
+
+def _made(path: Path, key: Private) -> bytes:
+    """The new key as it now stands in the file, or the one that another process wrote first."""
+    fresh = key.as_pem(private=True)
+    if write_private(path, fresh, replace=False):
+        return fresh
+    return read_private(path) or b""
+
+
+def _torn(path: Path, kind: str) -> ConfigError:
+    return ConfigError(
+        f"{path}: is not a whole private {kind} key; restore it, or remove it and all tokens it signed end"
+    )
