@@ -78,8 +78,8 @@ def parse(token: str) -> Compact:
         raise InvalidToken(f"token: alg is {_named(alg)}; expected one of {', '.join(ALGORITHMS)}")
     if "crit" in header:
         raise InvalidToken("token: critical header extensions (crit) are not supported")
-    if kid is not None and not isinstance(kid, str):
-        raise InvalidToken("token: kid must be a string")
+    if kid is not None and (not isinstance(kid, str) or not kid):
+        raise InvalidToken("token: kid must be a string that names a key")
     claims = _object(body, "claims")
     issuer = claims.get("iss")
     if not isinstance(issuer, str) or not issuer:
