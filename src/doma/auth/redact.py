@@ -15,7 +15,7 @@ _RULES = (
     # Header fields, as text, as items of a dict or tuple, as bytes: the value ends with the line or quote.
     (
         re.compile(
-            r"""((?:proxy-)?authorization|transferheader[\w-]*)(\\?["']?\s*[:=]\s*b?|["']\s*,\s*b?)"""
+            r"""((?:proxy-)?authorization|transferheader[\w-]*)(\\?["']?\s*[:=]\s*(?:b(?=["']))?|["']\s*,\s*(?:b(?=["']))?)"""
             r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^\r\n"'&]+)""",
             re.IGNORECASE,
         ),
