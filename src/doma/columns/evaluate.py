@@ -1,0 +1,280 @@
+"""The interpreter: a plan over one step of events gives columns. Nothing is compiled or looked up by name.
+
+Numbers follow NumPy's promotion: ``float32`` branches stay ``float32``, Python constants are weak. Where
+physics asks for double precision the query says so (``np.float64(e.Muon_pt)``); four-momenta always compute
+in ``float64``. ``First``, ``Last``, ``ElementAt`` of too short a sequence and ``Max``, ``Min`` of an empty
+one are missing values; a condition that is missing is false.
+
+Source: servicex.md §8.1 of the project's contracts, column "ours" of the table of cases.
+"""
+
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+
+from doma.columns import momenta, sequences
+from doma.columns.functions import VECTOR_PROPERTIES
+from doma.columns.plan import (
+    Cast,
+    Const,
+    Events,
+    Expr,
+    Field,
+    If,
+    Item,
+    Lambda,
+    Method,
+    Op,
+    Plan,
+    Record,
+    Ufunc,
+    Var,
+    did_you_mean,
+    near,
+)
+from doma.columns.values import (
+    Fields,
+    Opened,
+    Row,
+    Rows,
+    Scope,
+    Value,
+    array,
+    deepest,
+    element,
+    levels,
+    listed,
+    opened,
+)
+from doma.core.errors import BadQuery, UnknownColumn
+
+Env = dict[int, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of a step: equally long arrays; an unnamed single column is called ``""``."""
+
+    columns: dict[str, ak.Array]
+    total: str = ""
+    """The reduction that combines tables of one row each (``Count`` …); empty: rows follow each other."""
+
+
+def run(plan: Plan, rows: Rows) -> Table:
+    """The columns of one step.
+
+    Raises:
+        UnknownColumn: the file has no such branch. BadQuery: an operator does not fit what the file holds.
+        LimitExceeded: combinations without bound.
+    """
+    root = Scope(1)
+    with np.errstate(all="ignore"):
+        value = _eval(plan.body, {}, root, rows)
+        if isinstance(value.data, Rows_):
+            value = Value(root, listed(array(Value(root, Row(value.data.rows)), root), _one(rows.size)))
+        data = array(value, root)
+        if levels(data) == 0:
+            assert isinstance(plan.body, Op)
+            return Table({"": data}, plan.body.name)
+        flat = opened(value, "the result").flat
+    return Table(_named(_columns(flat), plan.columns))
+
+
+def _columns(flat: ak.Array) -> dict[str, ak.Array]:
+    """Record keys become columns, also those of an unnamed list of records (struct of lists)."""
+    if element(flat) != "records" or levels(flat) > 1:
+        return {"": flat}
+    return {name: flat[name] for name in ak.fields(flat)}
+
+
+def _named(columns: dict[str, ak.Array], names: tuple[str, ...] | None) -> dict[str, ak.Array]:
+    if names is None:
+        return columns
+    if len(names) != len(columns):
+        raise BadQuery(f"query: {len(names)} column names are given for {len(columns)} columns")
+    return dict(zip(names, columns.values(), strict=True))
+
+
+@dataclass(eq=False, slots=True)
+class Rows_:  # noqa: N801 - the sequence of events itself, as opposed to one event each (Row)
+    """The events as a sequence."""
+
+    rows: Rows
+
+
+def _one(size: int) -> npt.NDArray[np.int64]:
+    return np.array([size], dtype=np.int64)
+
+
+def _eval(expr: Expr, env: Env, root: Scope, rows: Rows) -> Value:
+    def sub(inner: Expr) -> Value:
+        return _eval(inner, env, root, rows)
+
+    match expr:
+        case Const(value=constant):
+            return Value(None, constant)
+        case Var(slot=slot):
+            return env[slot]
+        case Events():
+            return Value(root, Rows_(rows))
+        case Field(source=source, name=name):
+            return _field(sub(source), name)
+        case Item(source=source, index=index):
+            return sequences.item(sub(source), sub(index))
+        case Ufunc(name=name, args=args):
+            return _ufunc(name, [sub(a) for a in args])
+        case Cast(dtype=dtype, source=source):
+            return _cast(dtype, sub(source))
+        case If(test=test, yes=yes, no=no):
+            return _choice(sub(test), sub(yes), sub(no))
+        case Record(names=names, values=values, is_tuple=is_tuple):
+            parts = dict(zip(names, map(sub, values), strict=True))
+            return Value(deepest(list(parts.values())), Fields(parts, is_tuple))
+        case Method(name=name, source=source, args=args):
+            return momenta.method(name, sub(source), [sub(a) for a in args])
+        case Op():
+            return _operator(expr, sub(expr.source), env, root, rows)
+    assert_never(expr)
+
+
+def _field(value: Value, name: str) -> Value:
+    data = value.data
+    if isinstance(data, Row):
+        return Value(value.scope, data.rows.column(name))
+    if isinstance(data, Fields):
+        if name in data.values:
+            return data.values[name]
+        names = list(data.values)
+    else:
+        names = ak.fields(data) if isinstance(data, ak.Array) else []
+        if name in names:
+            return Value(value.scope, data[name])
+        if name in VECTOR_PROPERTIES and momenta.is_momentum(data):
+            return momenta.method(name, value, [])
+    raise UnknownColumn(
+        f"query: there is no field {name!r} here; {did_you_mean(name, names)}", name=name, near=near(name, names)
+    )
+
+
+def _ufunc(name: str, values: list[Value]) -> Value:
+    scope = deepest(values)
+    parts: list[Any] = [
+        # Constants stay scalars, so that they promote weakly; two of them are numpy's, so that 10**10**10 is inf.
+        (v.data if scope is not None else _scalar(v.data, name)) if v.scope is None else operand(v, scope)
+        for v in values
+    ]
+    if scope is not None and any(p is None for p in parts):
+        raise BadQuery(f"query: {name} with None is not offered")
+    function = getattr(np, name)
+    try:
+        result = function(*parts[: max(1, min(2, len(parts)))])
+        for part in parts[2:]:
+            result = function(result, part)
+    except (TypeError, ValueError, OverflowError, AttributeError) as e:
+        kinds = ", ".join(str(p.type.content) if isinstance(p, ak.Array) else repr(p) for p in parts)
+        raise BadQuery(f"query: {name} does not work on {kinds}{_why(e)}") from e
+    return Value(scope, result if scope is not None else result.item())
+
+
+def _why(error: Exception) -> str:
+    text = str(error)
+    if "cannot broadcast nested list" in text or "cannot broadcast RegularArray" in text:
+        return ": the sequences have different lengths within an event; use a lambda over one of them"
+    return ""
+
+
+def _scalar(value: Any, name: str) -> Any:
+    if not isinstance(value, bool | int | float):
+        raise BadQuery(f"query: {name} does not work on {value!r}")
+    try:
+        return np.asarray(value)[()]
+    except OverflowError as e:  # pragma: no cover - integers are checked when they are read
+        raise BadQuery(f"query: {value!r} does not fit in 64 bits") from e
+
+
+def operand(value: Value, scope: Scope | None) -> ak.Array:
+    """A value as an operand: fixed-size lists are lists, so that they pair by event."""
+    assert scope is not None
+    return ak.from_regular(array(value, scope), axis=None)
+
+
+def _cast(dtype: str, value: Value) -> Value:
+    if value.scope is None:
+        return Value(None, np.asarray(_scalar(value.data, dtype)).astype(dtype)[()])
+    data = operand(value, value.scope)
+    if element(data) != "numbers":
+        raise BadQuery(f"query: {dtype} needs numbers, this has {element(data)}")
+    return Value(value.scope, ak.values_astype(data, dtype, including_unknown=True))
+
+
+def _choice(test: Value, yes: Value, no: Value) -> Value:
+    scope = deepest([test, yes, no])
+    if scope is None or test.scope is None:
+        return yes if test.data else no
+    condition = ak.fill_none(operand(test, scope), False, axis=-1)
+    sides = [v.data if v.scope is None and v.data is not None else operand(v, scope) for v in (yes, no)]
+    try:
+        result = ak.where(condition != 0, *sides)
+    except (TypeError, ValueError) as e:
+        raise BadQuery(f"query: if … else: the parts do not fit each other{_why(e)}") from e
+    if result.layout.is_union:
+        raise BadQuery("query: if … else: both parts must have the same type")
+    return Value(scope, result)
+
+
+def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value:
+    def body(by: Lambda, item: Value) -> Value:
+        return _eval(by.body, {**env, by.slot: item}, root, rows)
+
+    if isinstance(source.data, Rows_):
+        return _over_events(op, source, body, root)
+    if op.name == "SelectMany":
+        return _select_many(op, source, body)
+    if op.by is None:
+        arg = None if op.arg is None else _eval(op.arg, env, root, rows)
+        return sequences.plain(op.name, source, arg)
+    took = opened(source, op.name)
+    result = body(op.by, Value(took.inner, took.flat))
+    if op.name == "Select":
+        return took.close(array(result, took.inner))
+    return sequences.by_key(op.name, took, result)
+
+
+def _over_events(op: Op, source: Value, body: Any, root: Scope) -> Value:
+    """Select, Where, SelectMany and Count of the events themselves."""
+    events: Rows = source.data.rows
+    scope = root.open(_one(events.size))
+    if op.name == "Count":
+        return Value(root, ak.Array(_one(events.size)))
+    assert op.by is not None
+    result = body(op.by, Value(scope, Row(events)))
+    if op.name == "Where":
+        return Value(root, Rows_(events.where(sequences.condition(result, scope, "Where"))))
+    if op.name in {"Any", "All"}:
+        mask = sequences.condition(result, scope, op.name)
+        return Value(root, ak.Array(np.array([mask.any() if op.name == "Any" else mask.all()])))
+    took = Opened(root, _one(events.size), scope, ak.Array(np.zeros(0)))
+    if op.name == "SelectMany":
+        return _flattened(took, result)
+    if op.name == "Select":
+        return took.close(array(result, scope))
+    raise BadQuery(f"query: {op.name} of whole events is not offered; Select a column first")
+
+
+def _select_many(op: Op, source: Value, body: Any) -> Value:
+    took = opened(source, op.name)
+    assert op.by is not None
+    return _flattened(took, body(op.by, Value(took.inner, took.flat)))
+
+
+def _flattened(took: Opened, result: Value) -> Value:
+    """Members of members: one level less, in order. A record of sequences gives records."""
+    if isinstance(result.data, Fields) and not result.data.is_tuple:
+        result = sequences.zipped(Value(took.inner, result.data))
+    inner = opened(Value(took.inner, array(result, took.inner)), "SelectMany")
+    ends = np.concatenate([[0], np.cumsum(inner.counts)])
+    borders = np.concatenate([[0], np.cumsum(took.counts)])
+    return took.close(inner.flat, np.diff(ends[borders]))

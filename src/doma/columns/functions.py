@@ -1,0 +1,83 @@
+"""The closed lists of names a query may use. A name that is not here is an error, never looked up.
+
+Source: servicex.md §8.1 of the project's contracts; names and meanings are NumPy's and vector's.
+"""
+
+OPERATORS: dict[str, tuple[int, int]] = {
+    "Select": (2, 2), "SelectMany": (2, 2), "Where": (2, 2), "Count": (1, 1), "Sum": (1, 1), "Max": (1, 1),
+    "Min": (1, 1), "First": (1, 1), "Last": (1, 1), "ElementAt": (2, 2), "Any": (1, 2), "All": (1, 2),
+    "Contains": (2, 2), "Concat": (2, 2), "Zip": (1, 1), "OrderBy": (2, 2), "OrderByDescending": (2, 2),
+    "Choose": (2, 2), "ToFourMomenta": (1, 1), "ToFourMomentum": (1, 1),
+}  # fmt: skip
+"""Operator to the least and greatest number of fields, the source included."""
+
+WITH_LAMBDA = frozenset({"Select", "SelectMany", "Where", "Any", "All", "OrderBy", "OrderByDescending"})
+REDUCTIONS = frozenset({"Count", "Sum", "Max", "Min"})
+
+WRAPPERS = frozenset(
+    {"ResultParquet", "ResultTTree", "ResultAwkwardArray", "AsParquetFiles", "AsROOTTTree", "AsROOTTree",
+     "AsAwkwardArray"}
+)  # fmt: skip
+"""Terminal wrappers of some clients: source, column names, tree, file."""
+
+_ONE = (
+    "absolute fabs sqrt cbrt square exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh "
+    "cosh tanh arcsinh arccosh arctanh degrees radians deg2rad rad2deg floor ceil rint trunc sign isnan "
+    "isfinite isinf negative positive reciprocal logical_not signbit invert"
+)
+_TWO = (
+    "arctan2 hypot maximum minimum fmax fmin power float_power mod fmod remainder add subtract multiply "
+    "divide true_divide floor_divide logical_and logical_or logical_xor equal not_equal less less_equal "
+    "greater greater_equal copysign heaviside bitwise_and bitwise_or bitwise_xor left_shift right_shift"
+)
+UFUNCS: dict[str, int] = {**dict.fromkeys(_ONE.split(), 1), **dict.fromkeys(_TWO.split(), 2)}
+"""NumPy ufunc to its number of arguments."""
+
+CASTS: dict[str, str] = {
+    name: name.rstrip("_")
+    for name in "float64 float32 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool_".split()
+} | {"double": "float64", "float": "float64", "int": "int64", "bool": "bool"}
+"""Conversions: ``np.float64(x)`` makes what follows double precision."""
+
+CONSTANTS = {"pi": 3.141592653589793, "e": 2.718281828459045, "inf": float("inf"), "nan": float("nan")}
+
+ALIASES = {
+    "abs": "absolute", "pow": "power", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2",
+    "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh", "bitwise_not": "invert",
+}  # fmt: skip
+
+FOLDS = {
+    "len": "Count", "sum": "Sum", "max": "Max", "min": "Min", "any": "Any", "all": "All", "amax": "Max",
+    "amin": "Min",
+}  # fmt: skip
+"""Functions of one sequence, as their operator."""
+
+BINARY = {
+    "+": "add", "-": "subtract", "*": "multiply", "/": "true_divide", "%": "remainder", "**": "power",
+    "//": "floor_divide", "&": "bitwise_and", "|": "bitwise_or", "^": "bitwise_xor", "<<": "left_shift",
+    ">>": "right_shift", "==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal", ">": "greater",
+    ">=": "greater_equal", "and": "logical_and", "or": "logical_or",
+}  # fmt: skip
+UNARY = {"+": "positive", "-": "negative", "~": "invert", "not": "logical_not"}
+
+COORDINATES = (
+    ({"pt", "rho"}, {"phi"}, {"eta", "theta", "pz", "z"}, {"mass", "m", "M", "tau", "energy", "e", "E", "t"}),
+    ({"px", "x"}, {"py", "y"}, {"pz", "z", "eta", "theta"}, {"mass", "m", "M", "tau", "energy", "e", "E", "t"}),
+)
+"""A four-momentum has one field of each set of one of the rows."""
+COORDINATE_NAMES = frozenset().union(*(names for row in COORDINATES for names in row))
+
+VECTOR_PROPERTIES = frozenset(
+    "pt eta phi mass energy px py pz p theta E M m e rho x y z t mt et rapidity mass2 pt2 p2 E2 costheta "
+    "beta gamma".split()
+)
+VECTOR_METHODS: dict[str, int] = {
+    "deltaR": 1, "deltaphi": 1, "deltaeta": 1, "deltaRapidityPhi": 1, "deltaangle": 1, "add": 1, "subtract": 1,
+    "dot": 1, "pt": 0, "eta": 0, "phi": 0, "mass": 0, "energy": 0, "px": 0, "py": 0, "pz": 0, "p": 0, "theta": 0,
+    "m": 0, "e": 0, "rapidity": 0,
+}  # fmt: skip
+"""Vector method to its number of arguments; a property may be written with brackets."""
+METHOD_ALIASES = {
+    "DeltaR": "deltaR", "delta_r": "deltaR", "DeltaPhi": "deltaphi", "delta_phi": "deltaphi", "deltaPhi": "deltaphi",
+    "DeltaEta": "deltaeta", "deltaEta": "deltaeta", "delta_eta": "deltaeta",
+}  # fmt: skip

@@ -1,0 +1,228 @@
+"""What travels and what is stored: requests, files, tasks of the workers, and their states.
+
+State words are ServiceX's own. ``wanted`` says what the user wants, ``state`` where the request stands.
+
+Source: servicex.md §3.3, §3.4 and §4.1 of the project's contracts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from doma.auth.model import Identity
+
+ENGINE = "1"
+"""Version of the interpreter: part of the key of cached results. Raise it when an answer changes."""
+
+
+class State(StrEnum):
+    """Where a request stands."""
+
+    SUBMITTED = "Submitted"
+    RUNNING = "Running"
+    COMPLETE = "Complete"
+    FATAL = "Fatal"
+    CANCELED = "Canceled"
+
+    @property
+    def final(self) -> bool:
+        return self in FINAL
+
+
+FINAL = frozenset({State.COMPLETE, State.FATAL, State.CANCELED})
+
+
+class FileState(StrEnum):
+    """Where one file of a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "success"
+    FAILED = "failure"
+    CANCELED = "canceled"
+
+
+class FileEvent(StrEnum):
+    """What can happen to a file."""
+
+    CLAIM = "claim"
+    FINISH = "finish"
+    FAIL = "fail"
+    RETRY = "retry"
+    CANCEL = "cancel"
+
+
+FILE_AFTER: Mapping[tuple[FileState, FileEvent], FileState] = {
+    (FileState.WAITING, FileEvent.CLAIM): FileState.RUNNING,
+    # A lease that ran out: another worker takes the file, under the next attempt number.
+    (FileState.RUNNING, FileEvent.CLAIM): FileState.RUNNING,
+    (FileState.RUNNING, FileEvent.FINISH): FileState.DONE,
+    (FileState.RUNNING, FileEvent.FAIL): FileState.FAILED,
+    (FileState.RUNNING, FileEvent.RETRY): FileState.WAITING,
+    (FileState.WAITING, FileEvent.CANCEL): FileState.CANCELED,
+    (FileState.RUNNING, FileEvent.CANCEL): FileState.CANCELED,
+}
+
+
+def verdict(files: int, completed: int, failed: int) -> State:
+    """The state of a request by its counters; every file failed is Fatal, some done is Complete.
+
+    >>> verdict(3, 2, 1), verdict(2, 0, 2), verdict(2, 1, 0), verdict(0, 0, 0)
+    (<State.COMPLETE: 'Complete'>, <State.FATAL: 'Fatal'>, <State.RUNNING: 'Running'>, <State.COMPLETE: 'Complete'>)
+    """
+    if completed + failed < files:
+        return State.RUNNING
+    return State.FATAL if files and not completed else State.COMPLETE
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Whose right to read a request uses; it holds no token. Tokens are minted from it when needed."""
+
+    issuer: str
+    subject: str
+    scopes: tuple[str, ...] = ()
+    """Only the ``storage.read`` words of the token that submitted."""
+
+    @property
+    def owner(self) -> str:
+        return f"{self.issuer}#{self.subject}"
+
+    @classmethod
+    def of(cls, identity: Identity) -> "Grant":
+        """The grant of a verified token, narrowed to reading."""
+        read = tuple(s for s in identity.scopes if s == "storage.read" or s.startswith("storage.read:"))
+        return cls(identity.issuer, identity.subject, read)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A question: one selection over some files."""
+
+    selection: str
+    files: tuple[str, ...]
+    title: str | None = None
+    did: str | None = None
+    codegen: str = "uproot"
+    format: str = "parquet"
+    destination: str = "object-store"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it stands now."""
+
+    id: str
+    owner: str
+    title: str | None
+    did: str
+    selection: str
+    codegen: str
+    format: str
+    destination: str
+    state: State
+    wanted: str
+    """Empty, or ``Canceled``."""
+    failure: str | None
+    files: int
+    completed: int
+    failed: int
+    submitted: float
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """One finished file of a request."""
+
+    id: int
+    request: str
+    number: int
+    url: str
+    state: FileState
+    reason: str | None
+    name: str | None
+    """Object name, unique in the request."""
+    bytes: int
+    events: int
+    """Rows of the result."""
+    seconds: float
+    visible: int
+    """Microseconds, strictly increasing in the order in which the results of a request became visible."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultUrl:
+    """Where one result can be read, by itself."""
+
+    url: str
+    headers: Mapping[str, str]
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One file for a worker process. The token is in memory only."""
+
+    url: str
+    selection: str
+    output: str
+    """Local path of the Parquet file to write; empty: only check the names against the file."""
+    token: str = field(default="", repr=False)
+    known: tuple[str, ...] = ()
+    """Versions of the input whose result is cached already."""
+    step: int = 64 << 20
+    ca_file: str = ""
+    allow: tuple[str, ...] = ()
+    """Origins that may be read although they lie in a private network; ``file://`` allows local paths."""
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a worker made of a file."""
+
+    version: str
+    """The input's version; empty if its server tells none."""
+    cached: bool = False
+    """Nothing was computed since the version was known."""
+    rows: int = 0
+    bytes: int = 0
+    read: int = 0
+    """Bytes taken from the input."""
+    seconds: float = 0.0
+    columns: tuple[str, ...] = ()
+
+
+class Pool(Protocol):
+    """Warm worker processes."""
+
+    @property
+    def slots(self) -> int:
+        """How many files run at once."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def run(self, task: Task) -> Outcome:
+        """Run one file in a worker.
+
+        Raises:
+            DomaError: what is wrong with the file or the query; ServiceUnavailable when the worker died,
+            TimedOut when it hung. Cancelling stops the worker.
+        """
+
+
+class TokenSource(Protocol):
+    """Gives tokens in the name of a user who is not there any more."""
+
+    async def token(self, owner: Grant, url: str) -> str:
+        """A fresh read token for an input; empty: read without. Never give one to a foreign host."""
+
+
+UrlSigner = Callable[[str, str, float], str]
+"""``(owner, path in the result store, expiry)`` gives a narrow read token for that path."""
+
+Facts = dict[str, Any]

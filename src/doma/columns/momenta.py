@@ -1,0 +1,67 @@
+"""Four-momenta: records seen as Lorentz vectors, by the ``vector`` package, in double precision."""
+
+import awkward as ak
+import vector
+
+from doma.columns.functions import COORDINATE_NAMES, COORDINATES
+from doma.columns.values import Fields, Value, array, deepest, element, mapped
+from doma.core.errors import BadQuery
+
+vector.register_awkward()
+NAME = "Momentum4D"
+
+
+def to_momenta(source: Value) -> Value:
+    """Name the records (at any depth of lists) four-momenta; their coordinates become float64.
+
+    Raises:
+        BadQuery: the records lack coordinates.
+    """
+    scope = source.scope if not isinstance(source.data, Fields) else deepest([source])
+    if scope is None:
+        raise BadQuery("query: ToFourMomenta needs records with pt, eta, phi, mass; this is a constant")
+    data = array(source, scope)
+    if element(data) != "records":
+        raise BadQuery(f"query: ToFourMomenta needs records with pt, eta, phi, mass; these are {element(data)}")
+    fields = set(ak.fields(data))
+    if not any(all(fields & names for names in row) for row in COORDINATES):
+        raise BadQuery(
+            "query: ToFourMomenta needs the fields pt, eta, phi, mass (or px, py, pz, E); "
+            f"there are {', '.join(sorted(fields))}"
+        )
+    return Value(scope, mapped(data, _named))
+
+
+def is_momentum(data: object) -> bool:
+    """Whether the elements are four-momenta."""
+    return isinstance(data, ak.Array) and ak.parameters(_innermost(data)).get("__record__") == NAME
+
+
+def method(name: str, source: Value, args: list[Value]) -> Value:
+    """A property or method of four-momenta."""
+    scope = deepest([source, *args])
+    if scope is None:
+        raise BadQuery(f"query: .{name}() needs four-momenta, this is a constant")
+    operands = [array(v, scope) for v in (source, *args)]
+    if not all(is_momentum(o) for o in operands):
+        raise BadQuery(f"query: .{name} needs four-momenta on both sides; call ToFourMomenta() first")
+    found = getattr(operands[0], name)
+    try:
+        return Value(scope, found(*operands[1:]) if callable(found) else found)
+    except (TypeError, ValueError) as e:
+        raise BadQuery(f"query: .{name}: the four-momenta do not pair up; use a lambda over one of them") from e
+
+
+def _named(records: ak.Array) -> ak.Array:
+    parts = {
+        name: ak.values_astype(records[name], "float64") if name in COORDINATE_NAMES else records[name]
+        for name in ak.fields(records)
+    }
+    return ak.zip(parts, depth_limit=1, with_name=NAME)
+
+
+def _innermost(data: ak.Array) -> ak.Array:
+    layout = data.layout
+    while layout.is_option or layout.is_indexed or layout.is_list:
+        layout = layout.content
+    return ak.Array(layout)

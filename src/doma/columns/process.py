@@ -1,0 +1,98 @@
+"""The child's side of the worker pool: reads tasks as JSON lines, runs them one by one, answers.
+
+Imports are done once. A reader thread watches the standard input: when it ends, the service is gone and the
+process leaves at once, whatever it is doing. A second thread says every few seconds that the process lives.
+
+Lines in: ``{"id", "task"}``. Lines out: ``{"ready"}``, ``{"beat"}``, ``{"id", "outcome"}`` or
+``{"id", "problem"}``. JSON, not pickle: what comes from a process that read a hostile file is only data.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+from doma.columns.execute import execute
+from doma.columns.model import Task
+from doma.core.errors import CorruptFile, DomaError, LimitExceeded, problem
+
+
+def main(beat: float, memory: int) -> None:
+    """Serve until the standard input ends.
+
+    Args:
+        beat: Seconds between two signs of life.
+        memory: Bytes by which the address space may grow from now on; 0: no limit.
+    """
+    # Answers go to a private copy of stdout, so that a print of some library cannot break the protocol.
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def say(line: dict[str, Any]) -> None:
+        with lock:
+            out.write(json.dumps(line).encode() + b"\n")
+
+    tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin.buffer, tasks), daemon=True).start()
+    threading.Thread(target=_pulse, args=(say, beat), daemon=True).start()
+    _limit(memory)
+    say({"ready": os.getpid()})
+    while True:
+        order = tasks.get()
+        say({"id": order["id"], **_answer(order["task"])})
+
+
+def _answer(fields: dict[str, Any]) -> dict[str, Any]:
+    for name in ("known", "allow"):
+        fields[name] = tuple(fields[name])
+    task = Task(**fields)
+    try:
+        return {"outcome": asdict(execute(task))}
+    except DomaError as e:
+        return {"problem": problem(e)}
+    except MemoryError:
+        text = f"{task.url}: it needs more memory than a worker may take; select fewer columns or lower the step"
+        return {"problem": problem(LimitExceeded(text))}
+    except Exception as e:  # noqa: BLE001 - outermost loop: a broken file can raise anything in its decoder
+        last = traceback.format_exception(e)[-3:]
+        text = f"{task.url}: reading failed: {type(e).__name__}: {str(e)[:300]}".splitlines()[0]
+        return {"problem": problem(CorruptFile(text, trace="".join(last)[-2000:]))}
+    finally:
+        if task.output and not sys.is_finalizing():
+            sys.stderr.flush()
+
+
+def _listen(source: BinaryIO, tasks: "queue.SimpleQueue[dict[str, Any]]") -> None:
+    for line in source:
+        tasks.put(json.loads(line))
+    os._exit(0)
+
+
+def _pulse(say: Any, beat: float) -> None:
+    pause = threading.Event()
+    while not pause.wait(beat):
+        try:
+            say({"beat": 1})
+        except OSError:
+            os._exit(0)
+
+
+def _limit(memory: int) -> None:
+    if not memory:
+        return
+    with open("/proc/self/statm") as file:  # noqa: PTH123 - a pseudo file of Linux
+        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(ValueError):  # a lower hard limit is in force already
+        resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,213 @@
+"""Values and scopes: how a lambda over nested sequences becomes flat arithmetic.
+
+A **scope** is a set of elements: the file's step, its events, the muons of all events, … Every lambda over
+a sequence opens a child scope with one element per member of the sequence and an index ``parents`` back
+to the enclosing scope. A **value** belongs to a scope and has one entry per element of it. To combine values
+of different scopes the outer one is repeated along ``parents``, so broadcasting never guesses: what an outer
+variable means inside an inner lambda follows from the nesting alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import awkward as ak
+import numpy as np
+import numpy.typing as npt
+
+from doma.core.errors import BadQuery
+
+Index = npt.NDArray[np.int64]
+
+
+class Rows(Protocol):
+    """Events of a step: a size and columns that are read when they are asked for."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def column(self, name: str) -> ak.Array:
+        """(size,) values of a branch; raises UnknownColumn."""
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Rows":
+        """The rows for which the mask (size,) is true."""
+
+
+@dataclass(eq=False, slots=True)
+class Scope:
+    """A set of elements, each belonging to one element of the parent scope."""
+
+    size: int
+    parent: "Scope | None" = None
+    parents: Index | None = None
+    """(size,) index of each element's parent."""
+    depth: int = 0
+    _paths: "dict[Scope, Index]" = field(default_factory=dict)
+
+    def open(self, counts: npt.NDArray[Any]) -> "Scope":
+        """The scope of the members of sequences with these lengths: (size,)."""
+        parents = np.repeat(np.arange(self.size, dtype=np.int64), counts)
+        return Scope(len(parents), self, parents, self.depth + 1)
+
+    def path(self, outer: "Scope") -> Index:
+        """(size,) index into an enclosing scope."""
+        if outer not in self._paths:
+            assert self.parent is not None
+            assert self.parents is not None
+            above = None if self.parent is outer else self.parent.path(outer)
+            self._paths[outer] = self.parents if above is None else above[self.parents]
+        return self._paths[outer]
+
+
+@dataclass(eq=False, slots=True)
+class Fields:
+    """A record that is not yet an array: its fields keep their own scopes."""
+
+    values: "dict[str, Value]"
+    is_tuple: bool
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """One event each: the element of the event scope."""
+
+    rows: Rows
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """Data with one entry per element of a scope; a constant has no scope."""
+
+    scope: Scope | None
+    data: Any
+
+
+def deepest(values: "list[Value] | tuple[Value, ...]") -> Scope | None:
+    """The innermost scope of some values; all lie on one chain since lambdas nest."""
+    scopes = [s for s in map(scope_of, values) if s is not None]
+    return max(scopes, key=lambda s: s.depth, default=None)
+
+
+def scope_of(value: Value) -> Scope | None:
+    """The scope of a value, for a record that of its innermost field."""
+    if isinstance(value.data, Fields):
+        inner = deepest(list(value.data.values.values()))
+        if inner is not None and (value.scope is None or inner.depth > value.scope.depth):
+            return inner
+    return value.scope
+
+
+def array(value: Value, scope: Scope) -> ak.Array:
+    """The value as (scope.size,) array."""
+    if isinstance(value.data, Fields):
+        parts = {name: array(v, scope) for name, v in value.data.values.items()}
+        layouts = [p.layout for p in parts.values()]
+        names = None if value.data.is_tuple else list(parts)
+        return ak.Array(ak.contents.RecordArray(layouts, names, length=scope.size))
+    if isinstance(value.data, Row):
+        rows = value.data.rows
+        data = ak.Array(
+            ak.contents.RecordArray(
+                [rows.column(n).layout for n in rows.names], list(rows.names), length=rows.size
+            )
+        )
+    elif value.scope is None:
+        return _constant(value.data, scope.size)
+    else:
+        data = value.data
+    return data if value.scope is scope or value.scope is None else data[scope.path(value.scope)]
+
+
+def _constant(value: Any, size: int) -> ak.Array:
+    if isinstance(value, str) or value is None:
+        return ak.Array([value])[np.zeros(size, dtype=np.int64)]
+    return ak.Array(np.full(size, value))
+
+
+def levels(data: ak.Array) -> int:
+    """How many lists are nested around a value's elements; a string is an element."""
+    layout, depth = data.layout, 0
+    while True:
+        if layout.is_option or layout.is_indexed:
+            layout = layout.content
+        elif layout.is_list and layout.parameter("__array__") not in {"string", "bytestring"}:
+            depth, layout = depth + 1, layout.content
+        else:
+            return depth
+
+
+def element(data: ak.Array) -> str:
+    """A word for the type of the innermost elements, for messages."""
+    layout = data.layout
+    while layout.is_option or layout.is_indexed or layout.is_list:
+        if layout.parameter("__array__") in {"string", "bytestring"}:
+            return "text"
+        layout = layout.content
+    return "records" if layout.is_record else "unions" if layout.is_union else "numbers"
+
+
+@dataclass(eq=False, slots=True)
+class Opened:
+    """Sequences taken apart: lengths, members in one row, and the scope of the members."""
+
+    outer: Scope
+    counts: Index
+    inner: Scope
+    flat: ak.Array
+
+    def close(self, flat: ak.Array, counts: Index | None = None) -> Value:
+        """The sequences again, with other members (and lengths)."""
+        return Value(self.outer, listed(flat, self.counts if counts is None else counts))
+
+
+def listed(flat: ak.Array, counts: Index) -> ak.Array:
+    """(len(counts),) lists of consecutive members of ``flat``."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return ak.Array(
+        ak.contents.ListOffsetArray(ak.index.Index64(offsets), flat.layout), behavior=flat.behavior
+    )
+
+
+def opened(value: Value, what: str) -> Opened:
+    """Take sequences apart; a missing sequence counts as empty.
+
+    Raises:
+        BadQuery: the value is no sequence.
+    """
+    if isinstance(value.data, Fields) and value.data.is_tuple:
+        value = _stacked(value, what)
+    if value.scope is None or isinstance(value.data, Fields | Row):
+        raise BadQuery(f"query: {what} needs a sequence, this is a single value")
+    data = value.data
+    if levels(data) == 0:
+        raise BadQuery(f"query: {what} needs a sequence, this has one of {element(data)} per element")
+    there = np.asarray(~ak.is_none(data))
+    counts = np.zeros(len(data), dtype=np.int64)
+    if not there.all():
+        data = ak.drop_none(data, axis=0)
+    elif data.layout.is_option:
+        data = ak.Array(data.layout.project(), behavior=data.behavior)
+    counts[there] = np.asarray(ak.num(data, axis=1))
+    return Opened(value.scope, counts, value.scope.open(counts), ak.flatten(data, axis=1))
+
+
+def _stacked(value: Value, what: str) -> Value:
+    """A tuple as a sequence of its items."""
+    scope = scope_of(value)
+    if scope is None:
+        raise BadQuery(f"query: {what} of constants is not offered; write the number")
+    parts = [array(v, scope) for v in value.data.values.values()]
+    one = np.ones(scope.size, dtype=np.int64)
+    return Value(scope, ak.concatenate([listed(p, one) for p in parts], axis=1))
+
+
+def mapped(data: ak.Array, change: Callable[[ak.Array], ak.Array]) -> ak.Array:
+    """Apply a change to the innermost elements, keeping the lists around them."""
+    if levels(data) == 0:
+        return change(data)
+    took = opened(Value(Scope(len(data)), data), "this")
+    return listed(mapped(took.flat, change), took.counts)

@@ -1,0 +1,188 @@
+"""The pool of warm worker processes: one file each at a time, watched, killed when it hangs, replaced.
+
+A worker is a child process that has done its imports (``doma.columns.process``). It is spoken to in JSON
+lines over pipes. A worker that dies, shows no sign of life or exceeds the wall-clock limit of its task is
+killed and replaced; the task fails with an error that allows another try.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from doma.columns.model import Outcome, Task
+from doma.core.errors import OriginFailed, ServiceUnavailable, TimedOut, from_problem
+
+log = logging.getLogger(__name__)
+
+LINE = 1 << 20
+"""Longest answer line."""
+START = 60.0
+"""Seconds that the imports of a worker may take."""
+SOURCES = str(Path(__file__).parents[2])
+
+
+class WorkerPool:
+    """Warm workers behind the :class:`doma.columns.model.Pool` Protocol.
+
+    Args:
+        slots: Processes.
+        memory: Address space one may grow by, in bytes; 0: no limit.
+        silence: Seconds without a sign of life after which a worker counts as hung.
+    """
+
+    def __init__(self, slots: int = 2, memory: int = 4 << 30, silence: float = 30.0) -> None:
+        self._slots, self._memory, self._silence = slots, memory, silence
+        self._free: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._all: set[_Worker] = set()
+        self._stopped = True
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the workers that run now."""
+        return tuple(w.pid for w in self._all if w.pid)
+
+    async def start(self) -> None:
+        """Start the processes; they become warm in the background."""
+        if not self._stopped:
+            return
+        self._stopped = False
+        for _ in range(self._slots):
+            self._free.put_nowait(self._made())
+        await asyncio.gather(*(w.launch() for w in self._all))
+
+    async def stop(self) -> None:
+        """Kill every worker. Idempotent."""
+        self._stopped = True
+        workers, self._all = self._all, set()
+        self._free = asyncio.Queue()
+        await asyncio.gather(*(w.kill() for w in workers))
+
+    async def run(self, task: Task) -> Outcome:
+        """Run a task on the next free worker."""
+        if self._stopped:
+            raise ServiceUnavailable("columns: the workers are stopped; try again later")
+        worker = await self._free.get()
+        try:
+            async with asyncio.timeout(START + task.timeout):
+                await worker.launch()
+            return await worker.run(task)
+        except TimeoutError as e:
+            raise ServiceUnavailable("columns: a worker process does not start; see the server's log") from e
+        finally:
+            await self._returned(worker)
+
+    async def _returned(self, worker: "_Worker") -> None:
+        """A worker that is not idle and well is killed; a cold one takes its place."""
+        if not worker.idle:
+            self._all.discard(worker)
+            await worker.kill()
+            worker = self._made() if not self._stopped else worker
+        if not self._stopped:
+            self._free.put_nowait(worker)
+
+    def _made(self) -> "_Worker":
+        worker = _Worker(self._memory, self._silence)
+        self._all.add(worker)
+        return worker
+
+
+class _Worker:
+    """One child process."""
+
+    def __init__(self, memory: int, silence: float) -> None:
+        self._memory, self._silence = memory, silence
+        self._process: asyncio.subprocess.Process | None = None
+        self._ready = False
+        self._launching = asyncio.Lock()
+        self._number = 0
+        self.idle = True
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None and self._process.returncode is None else 0
+
+    async def launch(self) -> None:
+        """Start the process unless it runs. Idempotent."""
+        async with self._launching:
+            if self._process is not None and self._process.returncode is None:
+                return
+            keep = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH"}}
+            arguments = ["-m", "doma.columns.process", str(self._silence / 4), str(self._memory)]
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={**keep, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"},
+                limit=LINE,
+                # Its own session: a Ctrl-C at the terminal is for the service, which ends us in good order.
+                start_new_session=True,
+            )
+            self._ready = False
+
+    async def run(self, task: Task) -> Outcome:
+        """Run one task; on any doubt the worker is left not idle, and its owner kills it."""
+        self.idle = False
+        self._number += 1
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        line = json.dumps({"id": self._number, "task": asdict(task)}).encode() + b"\n"
+        try:
+            async with asyncio.timeout(task.timeout + (0 if self._ready else START)):
+                process.stdin.write(line)
+                await process.stdin.drain()
+                answer = await self._answer(process)
+        except TimeoutError as e:
+            raise TimedOut(f"{task.url}: not finished after {task.timeout:.0f} s; the worker was stopped") from e
+        except OSError as e:
+            raise ServiceUnavailable(f"{task.url}: the worker process died; trying again") from e
+        self.idle = True
+        if "problem" in answer:
+            raise from_problem(answer["problem"], int(answer["problem"].get("status", 500)))
+        fields: dict[str, Any] = answer["outcome"]
+        return Outcome(**{**fields, "columns": tuple(fields["columns"])})
+
+    async def _answer(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+        assert process.stdout is not None
+        while True:
+            silence = self._silence if self._ready else START
+            try:
+                async with asyncio.timeout(silence):
+                    line = await process.stdout.readline()
+            except TimeoutError as e:
+                raise ServiceUnavailable(f"columns: a worker was silent for {silence:.0f} s; stopped") from e
+            except ValueError as e:
+                raise OriginFailed("columns: a worker gave an answer that is too long") from e
+            if not line:
+                raise ServiceUnavailable("columns: the worker process died while it read the file")
+            answer: dict[str, Any] = json.loads(line)
+            self._ready = self._ready or "ready" in answer
+            if answer.get("id") == self._number:
+                return answer
+
+    async def kill(self) -> None:
+        """End the process and wait for it. Idempotent."""
+        process, self._process = self._process, None
+        self.idle = False
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+        # Drop what it still said, so that the pipe's transport closes.
+        if process.stdout is not None:
+            with contextlib.suppress(ValueError):
+                await process.stdout.read()
