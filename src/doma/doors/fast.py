@@ -1,0 +1,258 @@
+"""The quick side of the file door: hot reads answered inside the read callback, uploads without copies.
+
+It gives the answers of :mod:`doma.doors.files`, for what it can decide at once: a token that was verified
+before, a file whose bytes are in memory, no conditions. Whatever else is asked is left to the application
+(None), so that every special case has one home. Expiry and rights are decided at every request.
+
+Source: dataplane.md §3.5, §3.6 of the project's contracts.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+
+from doma.auth.model import Identity, Verb
+from doma.core import ranges
+from doma.core.errors import BadRequest, DomaError, RangeNotSatisfiable
+from doma.core.paths import normalise
+from doma.doors.endpoint import Endpoint, Site
+from doma.doors.landing import Landing
+from doma.doors.reply import content_type, validators
+from doma.net.exchange import SMALL, Answer, Buffer, Request, Sink, Span, status_line
+from doma.net.problem import render
+from doma.store.protocol import CanPeek, Hot, Stat
+
+PLACES = 4096
+"""Request targets whose endpoint and path are kept worked out."""
+TRUST = 30.0
+"""Seconds for which a connection's last token needs no look at the verifier, unless its epoch changes."""
+
+_SLOW = frozenset(
+    {
+        b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
+        b"want-digest", b"want-repr-digest", b"cache-control", b"pragma", b"te", b"x-transfer-status",
+        b"x-pelican-nodownload", b"x-pelican-timeout",
+    }
+)  # fmt: skip
+"""Fields that make a read a special case."""
+
+
+class _Place:
+    """A request target: where it points, and the head lines of the version seen last."""
+
+    __slots__ = ("endpoint", "fixed", "kind", "path", "peek", "stat")
+
+    def __init__(self, endpoint: Endpoint, path: str, peek: Callable[[str], Hot | None]) -> None:
+        self.endpoint = endpoint
+        self.path = path
+        self.peek = peek
+        self.kind = content_type(path).encode()
+        self.stat: Stat | None = None
+        self.fixed = b""
+
+
+class FastDoor:
+    """Answers reads and takes uploads of a site's files; see :class:`doma.net.exchange.Fast`.
+
+    Args:
+        site: The endpoints.
+        clock: Unix seconds.
+    """
+
+    def __init__(self, site: Site, *, clock: Callable[[], float] = time.time) -> None:
+        self._site = site
+        self._clock = clock
+        self._places: dict[bytes, _Place | None] = {}
+
+    def head(self, request: Request) -> Answer | Sink | None:
+        if request.method == b"GET":
+            if _SLOW.isdisjoint(request.fields):
+                return self._get(request, request.fields.get(b"range", b""))
+            return None
+        return _FastSink(self._site, request) if request.method == b"PUT" else None
+
+    def _get(self, request: Request, asked: bytes) -> Answer | None:
+        try:
+            place = self._place(request.target)
+            if place is None:
+                return None
+            identity = self._identity(request)
+            place.endpoint.gate.decide(identity, Verb.READ, place.path)
+            hot = place.peek(place.path)
+            if hot is None:
+                return None
+            spans = None
+            size = hot.stat.size
+            if asked:
+                spans = ranges.parse(asked.decode("latin-1"), size)
+        except _Unknown:
+            return None
+        except (BadRequest, RangeNotSatisfiable, DomaError):
+            return None  # the application says it in full
+        answer = self._answer(place, hot, spans, request.tls)
+        if answer is not None and asked:
+            answer.again = lambda value: self._get(request, value)
+        return answer
+
+    def _place(self, target: bytes) -> _Place | None:
+        try:
+            return self._places[target]
+        except KeyError:
+            pass
+        place = None
+        if target.isascii() and b"?" not in target and not target.endswith(b"/"):
+            endpoint, path = self._site.find(normalise(target.decode("ascii")))
+            if isinstance(endpoint.store, CanPeek):
+                place = _Place(endpoint, path, endpoint.store.peek)
+        if len(self._places) >= PLACES:
+            self._places.clear()
+        self._places[target] = place
+        return place
+
+    def _identity(self, request: Request) -> Identity | None:
+        """Who asks, if that is known already."""
+        credential = request.fields.get(b"authorization")
+        if credential is None:
+            return None
+        verifier, memo, now = self._site.verifier, request.memo, self._clock()
+        last = memo.get("token")
+        if last is not None and last[0] == credential and last[1] == verifier.epoch and now < last[3]:
+            identity: Identity = last[2]
+        else:
+            scheme, _, token = credential.partition(b" ")
+            if scheme.lower() != b"bearer" or not token.isascii():
+                raise _Unknown
+            known = verifier.known(token.strip().decode("ascii"))
+            if known is None:
+                raise _Unknown
+            identity = known
+            memo["token"] = (credential, verifier.epoch, identity, now + TRUST)
+        if now >= identity.expires:
+            raise _Unknown
+        return identity
+
+    def _answer(self, place: _Place, hot: Hot, spans: list[ranges.Span] | None, tls: bool) -> Answer | None:
+        stat = hot.stat
+        if place.stat is not stat:
+            place.stat, place.fixed = stat, _lines(validators(stat))
+        extra: Mapping[str, str] | None = getattr(hot, "headers", None)
+        fixed = place.fixed if not extra else place.fixed + _lines(list(extra.items()))
+        if spans is None:
+            start, stop = 0, stat.size
+            head = b"%sContent-Type: %s\r\nContent-Length: %d\r\n%s" % (_OK, place.kind, stop, fixed)
+        elif len(spans) == 1:
+            start, stop = spans[0]
+            head = b"%sContent-Type: %s\r\nContent-Length: %d\r\nContent-Range: bytes %d-%d/%d\r\n%s" % (
+                _PARTIAL, place.kind, stop - start, start, stop - 1, stat.size, fixed,
+            )  # fmt: skip
+        else:
+            return self._multipart(place, hot, spans, fixed)
+        if stop - start <= SMALL:
+            if stop == start:
+                return Answer(head)
+            view = hot.view(start, stop)
+            return None if view is None else Answer(head, (view,))
+        first = min(stop, start + SMALL)
+        if (tls or hot.fileno(start, first) is None) and hot.view(start, first) is None:
+            return None
+        return Answer(head, span=Span(hot, start, stop, _Cold(place, stat.version).read))
+
+    def _multipart(self, place: _Place, hot: Hot, spans: list[ranges.Span], fixed: bytes) -> Answer | None:
+        mark = secrets.token_hex(16)
+        frames, tail, total = ranges.parts(spans, hot.stat.size, place.kind.decode(), mark)
+        parts: list[Buffer] = []
+        view = hot.view
+        for frame, (start, stop) in zip(frames, spans, strict=True):
+            data = view(start, stop)
+            if data is None:
+                return None
+            parts += (frame, data)
+        parts.append(tail)
+        head = b"%sContent-Type: multipart/byteranges; boundary=%s\r\nContent-Length: %d\r\n%s" % (
+            _PARTIAL, mark.encode(), total, fixed,
+        )  # fmt: skip
+        return Answer(head, parts)
+
+
+class _Unknown(Exception):
+    """The fast side cannot say."""
+
+
+_OK, _PARTIAL = status_line(200), status_line(206)
+
+
+def _lines(headers: list[tuple[str, str]]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
+
+
+class _Cold:
+    """Reads pieces that fell out of memory while an answer ran; of the same version or not at all."""
+
+    __slots__ = ("_place", "_version")
+
+    def __init__(self, place: _Place, version: str) -> None:
+        self._place, self._version = place, version
+
+    async def read(self, start: int, stop: int) -> Buffer:
+        reader = await self._place.endpoint.store.open(self._place.path)
+        try:
+            if reader.stat.version != self._version:
+                raise DomaError(f"{self._place.path}: was replaced while it was sent; read it again")
+            return await reader.read(start, stop)
+        finally:
+            await reader.close()
+
+
+class _FastSink:
+    """A :class:`Landing` between the socket and the store, whose errors are answers."""
+
+    __slots__ = ("_accept", "_failed", "_landing", "_realm")
+
+    def __init__(self, site: Site, request: Request) -> None:
+        path, _, query = request.target.partition(b"?")
+        length = None if request.chunked else request.length
+        self._landing = Landing(site, path.decode("utf-8", "surrogateescape"), query, request.headers, length)
+        self._accept = request.fields.get(b"accept", b"").decode("latin-1")
+        self._realm = site.name
+        self._failed: DomaError | None = None
+
+    async def open(self) -> Answer | None:
+        try:
+            await self._landing.open()
+        except DomaError as e:
+            return self._refusal(e)
+        return None
+
+    def feed(self, data: memoryview) -> bool:
+        try:
+            return self._landing.feed(data)
+        except DomaError as e:
+            self._failed = e  # told by the write that follows
+            return False
+
+    async def write(self, data: Buffer) -> Answer | None:
+        try:
+            if self._failed is not None:
+                raise self._failed
+            await self._landing.write(data)
+        except DomaError as e:
+            await self._landing.abort("")
+            return self._refusal(e)
+        return None
+
+    async def commit(self) -> Answer:
+        try:
+            status, headers = await self._landing.commit()
+        except DomaError as e:
+            return self._refusal(e)
+        return Answer(status_line(status) + _lines(headers))
+
+    async def abort(self, reason: str) -> Answer:
+        return self._refusal(await self._landing.abort(reason))
+
+    def _refusal(self, error: DomaError) -> Answer:
+        status, headers, body = render(error, self._accept, self._realm)
+        headers["Content-Length"] = str(len(body))
+        if status == 405:
+            headers["Allow"] = "OPTIONS, GET, HEAD, DELETE, PROPFIND"
+        return Answer(status_line(status) + _lines(list(headers.items())), (body,))

@@ -1,0 +1,196 @@
+"""GET, HEAD and PUT of files as an ASGI application: the road that knows every case.
+
+:mod:`doma.doors.fast` gives the same answers for hot files without a task; whatever it leaves comes here.
+Bytes are read and sent in pieces of at most 1 MiB, one at a time, so a stalled client holds no more.
+
+Source: rules W2, W4, W5, W25-W30, W41 of the storage contract; table R of the cache contract.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from doma.auth.bearer import bearer_of
+from doma.auth.model import Verb, bearer
+from doma.core.checksum import COMPUTABLE, wanted
+from doma.core.errors import NotAllowed, TimedOut, Unsupported
+from doma.core.paths import normalise
+from doma.doors.endpoint import Endpoint, Site
+from doma.doors.landing import Landing, text_headers
+from doma.doors.reply import Reply, reply
+from doma.store.protocol import PIECE, Buffer, Reader, Stat
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PATIENCE = 240.0
+"""Seconds that a HEAD waits for a digest to be computed; gfal2 gives up after 300."""
+
+
+def app(site: Site) -> App:
+    """The application for ``/<endpoint>/<file>``; errors are raised before the status has gone out.
+
+    A path that is a directory raises NotAllowed (PUT) or what the store says (GET): the door that knows
+    collections asks first.
+    """
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        held = bearer.set(None)
+        try:
+            if scope["method"] == "PUT":
+                await put(site, scope, receive, send)
+            elif scope["method"] in {"GET", "HEAD"}:
+                await get(site, scope, send)
+            else:
+                raise NotAllowed(f"{scope['method'][:20]}: files know GET, HEAD and PUT")
+        finally:
+            bearer.reset(held)
+
+    return application
+
+
+async def get(site: Site, scope: Scope, send: Send) -> None:
+    """Answer GET or HEAD of a file.
+
+    Raises:
+        DomaError: nothing was sent yet; or, after the status, the bytes cannot be had: the connection
+            must be cut.
+    """
+    method, headers = scope["method"], text_headers(scope["headers"])
+    endpoint, path = site.find(normalise(wire_path(scope)))
+    token = bearer_of(headers.get("authorization"), scope.get("query_string", b"").decode("latin-1"))
+    identity = None
+    if token is not None:
+        bearer.set(token)
+        identity = await site.verifier.verify(token)
+    endpoint.gate.decide(identity, Verb.READ if method == "GET" else Verb.STAT, path)
+    if method == "HEAD":
+        stat = await _with_digest(endpoint, await endpoint.store.stat(path), headers)
+        answer = reply(method, headers, stat, {}, _boundary)
+        await send(_start(answer))
+        await send({"type": "http.response.body", "body": b""})
+        return
+    reader = await endpoint.store.open(path)
+    try:
+        extra: Mapping[str, str] = getattr(reader, "headers", None) or {}
+        await _send(reader, reply(method, headers, reader.stat, extra, _boundary), send)
+    finally:
+        await reader.close()
+
+
+async def _send(reader: Reader, answer: Reply, send: Send) -> None:
+    """The answer with its bytes; the first ones are read before the status, so that failing is clean."""
+    ahead: Buffer = b""
+    if answer.spans:
+        start, stop = answer.spans[0]
+        ahead = await reader.read(start, min(stop, start + PIECE))
+    await send(_start(answer))
+    for index, (start, stop) in enumerate(answer.spans):
+        if answer.frames:
+            await send({"type": "http.response.body", "body": answer.frames[index], "more_body": True})
+        at = start
+        while at < stop:
+            data = (
+                ahead
+                if at == answer.spans[0][0] and len(ahead)
+                else await reader.read(at, min(stop, at + PIECE))
+            )
+            ahead = b""
+            at += len(data)
+            last = at >= stop and index == len(answer.spans) - 1 and not answer.tail
+            await send({"type": "http.response.body", "body": data, "more_body": not last})
+    if answer.tail or not answer.spans:
+        await send({"type": "http.response.body", "body": answer.tail})
+
+
+async def _with_digest(endpoint: Endpoint, stat: Stat, headers: Mapping[str, str]) -> Stat:
+    """The stat with a digest that is asked for and not stored yet, if the store can compute it in time.
+
+    Raises:
+        TimedOut: it takes longer; the computation goes on and a later HEAD finds it.
+    """
+    want = wanted(headers.get("want-digest"), headers.get("want-repr-digest"))
+    missing = [name for name in want if name in COMPUTABLE]
+    if stat.is_dir or not missing or any(name in stat.checksums for name in want):
+        return stat
+    work = asyncio.ensure_future(endpoint.store.checksum(stat.path, missing[0]))
+    try:
+        await asyncio.wait_for(asyncio.shield(work), PATIENCE)
+    except TimeoutError as e:
+        _RUNNING.add(work)
+        work.add_done_callback(_forget)
+        raise _NotYet(f"{stat.path}: its {missing[0]} is being computed; ask again", retry_after=30) from e
+    except Unsupported:
+        return stat
+    return await endpoint.store.stat(stat.path)
+
+
+class _NotYet(TimedOut):
+    """The digest is not known yet."""
+
+    code, http = "digest-not-ready", 503
+
+
+_RUNNING: set["asyncio.Future[str]"] = set()
+
+
+def _forget(work: "asyncio.Future[str]") -> None:
+    _RUNNING.discard(work)
+    if not work.cancelled() and work.exception() is not None:
+        log.warning("a checksum failed: %s", work.exception())
+
+
+async def put(site: Site, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer PUT of a file; the body is asked for only when nothing else can refuse the request.
+
+    Raises:
+        DomaError: nothing was published.
+    """
+    raw = scope["headers"]
+    headers = text_headers(raw)
+    length = int(headers["content-length"]) if "content-length" in headers else None
+    if length is None and "transfer-encoding" not in headers:
+        length = 0
+    landing = Landing(site, wire_path(scope), scope.get("query_string", b""), raw, length)
+    await landing.open()
+    try:
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise await landing.abort("the body ended early")  # noqa: TRY301 - the abort is idempotent
+            data = message.get("body", b"")
+            if data and not landing.feed(memoryview(data)):
+                await landing.write(data)
+            if not message.get("more_body"):
+                break
+        status, answer = await landing.commit()
+    except BaseException:
+        await landing.abort("given up")
+        raise
+    await send({"type": "http.response.start", "status": status, "headers": _raw(answer)})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def wire_path(scope: Scope) -> str:
+    """The path as on the wire; bytes beyond ASCII should have been encoded, but clients do send them."""
+    raw: bytes = scope["raw_path"]
+    return raw.partition(b"?")[0].decode("utf-8", "surrogateescape")
+
+
+def _start(answer: Reply) -> Message:
+    return {"type": "http.response.start", "status": answer.status, "headers": _raw(answer.headers)}
+
+
+def _raw(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+
+
+def _boundary() -> str:
+    return secrets.token_hex(16)

@@ -1,0 +1,170 @@
+"""PUT of one file: decide, prepare, take the bytes, publish. Both roads drive it.
+
+Everything that can refuse the request does so before the first byte is asked for. Nothing is visible
+before :meth:`Landing.commit`, and after :meth:`Landing.abort` nothing is left.
+
+Source: rules W5, W6, W30, W40-W46 of the storage contract; §5 of the token contract.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from doma.auth.bearer import bearer_of
+from doma.auth.model import Identity, Verb, bearer
+from doma.core.checksum import digest_header, read_digests, repr_digest_header
+from doma.core.errors import NotAllowed, NotFound, Unsupported, WrongSize
+from doma.core.events import Event
+from doma.core.paths import normalise
+from doma.core.ranges import check_write
+from doma.doors.endpoint import Site
+from doma.store.protocol import Buffer, CanFeed, Stat, Upload
+
+Raw = Sequence[tuple[bytes, bytes]]
+
+
+class Landing:
+    """One upload.
+
+    Args:
+        site: The endpoints.
+        target: Path as on the wire, without query.
+        query: What followed the ``?``.
+        raw: The request's headers, names in lower case.
+        length: ``Content-Length``; None for a chunked body.
+    """
+
+    __slots__ = (
+        "_endpoint",
+        "_existed",
+        "_fed",
+        "_feeder",
+        "_identity",
+        "_length",
+        "_path",
+        "_query",
+        "_raw",
+        "_shown",
+        "_site",
+        "_target",
+        "_upload",
+    )
+
+    def __init__(self, site: Site, target: str, query: bytes, raw: Raw, length: int | None) -> None:
+        self._site, self._target, self._query, self._raw, self._length = site, target, query, raw, length
+        self._upload: Upload | None = None
+        self._feeder: CanFeed | None = None
+        self._existed = False
+        self._fed = 0
+        self._identity: Identity | None = None
+
+    async def open(self) -> None:
+        """Authorise, check the conditions, begin to write.
+
+        Raises:
+            DomaError: the request is refused; the class says with which status.
+        """
+        self._shown = normalise(self._target)
+        self._endpoint, self._path = self._site.find(self._shown)
+        headers = text_headers(self._raw)
+        token = bearer_of(headers.get("authorization"), self._query.decode("latin-1"))
+        if token is not None:
+            bearer.set(token)
+            self._identity = await self._site.verifier.verify(token)
+        endpoint, path = self._endpoint, self._path
+        gate, who = endpoint.gate, self._identity
+        if not gate.may(who, Verb.MODIFY, path):
+            gate.decide(who, Verb.CREATE, path)
+        if not endpoint.writable:
+            raise NotAllowed(f"{self._shown}: PUT is not possible: {endpoint.name!r} is read-only")
+        if path == "/" or self._target.endswith("/"):
+            raise NotAllowed(f"{self._shown}: a file's path does not end in '/'; MKCOL makes directories")
+        if "content-range" in headers:
+            raise Unsupported(f"{self._shown}: PUT of a part is not offered; send the whole file")
+        stated = read_digests(((n.decode("latin-1"), v.decode("latin-1")) for n, v in self._raw), strict=True)
+        there = await self._there()
+        if there is not None:
+            gate.decide(who, Verb.MODIFY, path)
+        version = there.version if there is not None else None
+        check_write(headers, self._shown, version, there.modified if there is not None else None)
+        match = headers.get("if-match", "").strip()
+        # A token that may only create must not replace what lands there meanwhile.
+        absent = headers.get("if-none-match", "").strip() == "*" or not gate.may(who, Verb.MODIFY, path)
+        upload = await endpoint.store.create(
+            path,
+            size=self._length,
+            checksums=stated or None,
+            if_version=None if not match else "*" if match == "*" else version,
+            if_absent=absent,
+        )
+        self._existed = there is not None
+        self._upload = upload
+        self._feeder = upload if isinstance(upload, CanFeed) else None
+
+    async def _there(self) -> Stat | None:
+        try:
+            stat = await self._endpoint.store.stat(self._path)
+        except NotFound:
+            return None
+        if stat.is_dir:
+            raise NotAllowed(f"{self._shown}: is a directory; PUT writes files")
+        return stat
+
+    def feed(self, data: memoryview) -> bool:
+        """Take bytes without waiting, if the store can just now; the view is not kept."""
+        if self._feeder is None or not self._feeder.feed(data):
+            return False
+        self._fed += len(data)
+        return True
+
+    async def write(self, data: Buffer) -> None:
+        """Take bytes."""
+        assert self._upload is not None
+        await self._upload.write(data)
+        self._fed += len(data)
+
+    async def commit(self) -> tuple[int, list[tuple[str, str]]]:
+        """Verify and publish: the status and headers of the answer.
+
+        Raises:
+            WrongSize, ChecksumMismatch, PreconditionFailed: nothing was published.
+        """
+        assert self._upload is not None
+        try:
+            stat = await self._upload.commit()
+        except BaseException:
+            await self._upload.abort()
+            raise
+        facts: dict[str, Any] = {"endpoint": self._endpoint.name, "size": stat.size}
+        if "adler32" in stat.checksums:
+            facts["adler32"] = stat.checksums["adler32"]
+        who = self._identity
+        owner = f"{who.issuer}#{who.subject}" if who is not None else ""
+        self._site.emit(Event("file.landed", self._shown, facts, owner))
+        headers = [("ETag", f'"{stat.version}"'), ("Content-Length", "0")]
+        for name, value in (
+            ("Digest", digest_header(stat.checksums)),
+            ("Repr-Digest", repr_digest_header(stat.checksums)),
+        ):
+            if value:
+                headers.append((name, value))
+        return (204, [h for h in headers if h[0] != "Content-Length"]) if self._existed else (201, headers)
+
+    async def abort(self, reason: str) -> WrongSize:
+        """Leave no trace; the error that tells why the body was not whole."""
+        if self._upload is not None:
+            await self._upload.abort()
+        announced = f"{self._length} bytes were announced" if self._length is not None else "it was chunked"
+        return WrongSize(f"{self._target}: {reason}; {self._fed} bytes came, {announced}; send it again")
+
+
+def text_headers(raw: Raw) -> Mapping[str, str]:
+    """Headers by name, repeated ones joined by commas.
+
+    >>> text_headers([(b"a", b"1"), (b"a", b"2")])
+    {'a': '1, 2'}
+    """
+    headers: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        headers[key] = f"{headers[key]}, {text}" if key in headers else text
+    return headers
