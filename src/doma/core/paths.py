@@ -81,13 +81,14 @@ def encode(path: str) -> str:
 
 def _component(part: str, raw: str) -> str:
     if "%" in part:
-        data = unquote_to_bytes(part)
+        try:
+            data = unquote_to_bytes(part)
+            decoded = data.decode()
+        except UnicodeError as e:  # encoding fails as well, where raw bytes stand beside encoded ones
+            raise BadPath(f"{_shown(raw)}: a name must be UTF-8") from e
         if b"/" in data:
             raise BadPath(f"{_shown(raw)}: an encoded '/' is not allowed inside a name")
-        try:
-            part = data.decode()
-        except UnicodeDecodeError as e:
-            raise BadPath(f"{_shown(raw)}: a name must be UTF-8") from e
+        part = decoded
     _check(part, raw)
     return part
 
