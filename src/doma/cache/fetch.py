@@ -1,0 +1,370 @@
+"""Brings missing pages from an origin: each once, for any number of readers, within a memory budget.
+
+A *flight* is one request of at most 1 MiB that is under way. Readers join flights that cover their pages;
+the last one that gives up cancels it (case R26). A flight runs with the token of who started it, and its
+verdict (401, 403, 404) is that caller's alone: others ask again with their own.
+
+Source: cache contract §9; O1, O7, O10, F8, F16, C9, C11.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from doma.cache.extents import PAGE, Run, joined, pieces, without
+from doma.cache.origins import Place, caller
+from doma.cache.pages import PageFile
+from doma.cache.record import Record
+from doma.cache.stats import Counters
+from doma.core.errors import (
+    DomaError,
+    NotFound,
+    OriginFailed,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    ServiceUnavailable,
+)
+from doma.store.protocol import Buffer, Reader
+
+log = logging.getLogger(__name__)
+
+JOIN = 0.002
+"""Seconds that a miss waits for neighbours while other fetches of the object are under way."""
+TRIES = 3
+AHEAD_SHARE = 0.25
+"""The part of the memory budget that read-ahead may hold."""
+
+
+class Replaced(OriginFailed):
+    """The origin has another version now."""
+
+    code = "replaced"
+
+
+class Budget:
+    """Bytes that running fetches may hold in memory."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, amount: int, share: float = 1.0) -> bool:
+        """Reserve bytes if, with them, at most this share of the budget is in use."""
+        if self.used + amount > self.limit * share:
+            return False
+        self.used += amount
+        return True
+
+    def give(self, amount: int) -> None:
+        """Return bytes."""
+        self.used -= amount
+
+
+class _Line:
+    __slots__ = ("opening", "retired", "users")
+
+    def __init__(self, opening: asyncio.Task[Reader]) -> None:
+        self.opening = opening
+        self.users = 0
+        self.retired = False
+
+    @property
+    def failed(self) -> bool:
+        return self.opening.done() and (self.opening.cancelled() or self.opening.exception() is not None)
+
+
+class Connections:
+    """Open readers at the origins, kept for the next range of the same version by the same caller."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[str, str, str], _Line] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def reader(self, place: Place, generation: str) -> AsyncIterator[Reader]:
+        """A reader of the object for this caller; one open for any number that wait for it."""
+        name = (place.key, generation, caller())
+        line = self._kept.get(name)
+        if line is None or line.failed:
+            line = self._kept[name] = _Line(asyncio.create_task(place.store.open(place.path)))
+            line.opening.add_done_callback(_heard)
+        self._kept.move_to_end(name)
+        while len(self._kept) > self._most:
+            self._retire(self._kept.popitem(last=False)[1])
+        line.users += 1
+        try:
+            yield await asyncio.shield(line.opening)
+        finally:
+            line.users -= 1
+            if line.retired:
+                self._retire(line)
+
+    def drop(self, key: str, generation: str) -> None:
+        """Close the readers of one version, each once nobody reads from it."""
+        for name in [n for n in self._kept if n[:2] == (key, generation)]:
+            self._retire(self._kept.pop(name))
+
+    async def close(self) -> None:
+        """Close all."""
+        while self._kept:
+            self._retire(self._kept.popitem()[1])
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=5)
+
+    def _retire(self, line: _Line) -> None:
+        line.retired = True
+        if line.users:
+            return
+        closing = asyncio.create_task(_hang_up(line.opening))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+async def _hang_up(opening: asyncio.Task[Reader]) -> None:
+    with suppress(DomaError):
+        await (await opening).close()
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # whoever waits gets it too; nobody may be left
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all fetches of one cache share."""
+
+    counters: Counters
+    budget: Budget
+    connections: Connections
+    rng: Random
+    room: Callable[[int], Awaitable[bool]]
+    """Whether so many more bytes may go to disk; makes room if it can and holds it if so."""
+    landed: Callable[["Fetcher", int], None]
+    """Called after that, with the bytes that room was held for, whether or not they got there."""
+    distrust: Callable[["Fetcher", DomaError], None]
+    """Called when the origin no longer has, or contradicts, the version being fetched."""
+
+
+class Flight:
+    """Pages on their way; ``task`` gives their bytes."""
+
+    __slots__ = ("by", "claims", "run", "task", "wanted")
+
+    def __init__(self, run: Run, by: str, asked: Iterable[Run]) -> None:
+        self.run = run
+        self.by = by
+        self.wanted = 0
+        self.task: asyncio.Task[Buffer]
+        # A page that somebody asked for is claimed as a miss once; all later readers of it had a hit.
+        self.claims = bytearray(b"\1" * (run[1] - run[0]))
+        for first, last in asked:
+            a, b = max(first, run[0]) - run[0], min(last, run[1]) - run[0]
+            if a < b:
+                self.claims[a:b] = bytes(b - a)
+
+    def claim(self, run: Run) -> int:
+        """How many pages of this run nobody counted yet."""
+        a, b = max(run[0], self.run[0]) - self.run[0], min(run[1], self.run[1]) - self.run[0]
+        if a >= b:
+            return 0
+        fresh = self.claims.count(0, a, b)
+        self.claims[a:b] = b"\1" * (b - a)
+        return fresh
+
+
+class Fetcher:
+    """Fetches of one version of one object."""
+
+    def __init__(self, place: Place, record: Record, pages: PageFile, context: Context) -> None:
+        self.place = place
+        self.record = record
+        self.pages = pages
+        self.stat = record.stat(place.shown)
+        self.broken = False
+        """Set when the origin has contradicted this version: nothing more of it is fetched or stored."""
+        self._context = context
+        self._flights: list[Flight] = []
+        self._queue: list[tuple[list[Run], asyncio.Future[list[Flight]]]] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is under way."""
+        return bool(self._flights or self._queue)
+
+    async def flights(self, runs: list[Run]) -> list[Flight]:
+        """The flights that bring these missing pages, started where needed.
+
+        A page that none of them covers has landed meanwhile, or there is no memory to fetch it.
+        """
+        flying = [flight.run for flight in self._flights]
+        if not flying and not self._queue:
+            return self._launch(runs)
+        if not any(without(run, flying) for run in runs):
+            return self._over(runs)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[Flight]] = loop.create_future()
+        if not self._queue:
+            loop.call_later(JOIN, self._dispatch)
+        self._queue.append((runs, answer))
+        return await answer
+
+    def ahead(self, run: Run) -> list[Flight]:
+        """Start to fetch what is missing of a run that nobody asked for yet; the caller holds the flights."""
+        wanted = self.pages.missing(run)
+        missing = [r for m in wanted for r in without(m, [f.run for f in self._flights])]
+        held = [flight for r in missing for piece in pieces(r) if (flight := self._start(piece, []))]
+        for flight in held:
+            flight.wanted += 1
+        return held
+
+    async def gather(self, flights: list[Flight]) -> list[Buffer]:
+        """The bytes of flights; whoever is last to give up on one cancels it."""
+        for flight in flights:
+            flight.wanted += 1
+        try:
+            return [await asyncio.shield(flight.task) for flight in flights]
+        except asyncio.CancelledError:
+            if any(flight.task.cancelled() for flight in flights) and not _cancelled():
+                raise ServiceUnavailable(f"{self.place.shown}: the cache is closing; try again") from None
+            raise
+        finally:
+            for flight in flights:
+                self.release(flight)
+
+    def release(self, flight: Flight) -> None:
+        """Want a flight no longer."""
+        flight.wanted -= 1
+        if flight.wanted <= 0 and not flight.task.done():
+            if flight in self._flights:
+                self._flights.remove(flight)
+            flight.task.cancel()
+
+    async def direct(self, start: int, stop: int) -> Buffer:
+        """Bytes straight from the origin, for one caller, kept nowhere (O10)."""
+        data = await self._read(start, stop)
+        self._context.counters.bypass += stop - start
+        return data
+
+    def damaged(self, pages: list[int]) -> None:
+        """Count and report pages whose bytes did not fit their checksum; they are missing now."""
+        self._context.counters.repair += len(pages) * PAGE
+        for page in pages[:8]:
+            log.warning("%s: damaged in the cache at offset %d; fetched again", self.place.shown, page * PAGE)
+
+    async def close(self) -> None:
+        """Stop everything under way."""
+        tasks = [flight.task for flight in self._flights]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _dispatch(self) -> None:
+        queue, self._queue = self._queue, []
+        waiting = [(runs, answer) for runs, answer in queue if not answer.done()]
+        self._launch([run for runs, _ in waiting for run in runs])
+        for runs, answer in waiting:
+            answer.set_result(self._over(runs))
+
+    def _launch(self, runs: list[Run]) -> list[Flight]:
+        flying = [flight.run for flight in self._flights]
+        asked = [left for run in runs for left in without(run, flying)]
+        for run in joined(asked):
+            for missing in self.pages.missing(run):  # the gap between two runs may be here already
+                for left in without(missing, flying):
+                    for piece in pieces(left):
+                        self._start(piece, asked)
+        return self._over(runs)
+
+    def _over(self, runs: list[Run]) -> list[Flight]:
+        return [f for f in self._flights if any(f.run[0] < last and first < f.run[1] for first, last in runs)]
+
+    def _start(self, run: Run, asked: list[Run]) -> Flight | None:
+        length = min(run[1] * PAGE, self.record.size) - run[0] * PAGE
+        if not self._context.budget.take(length, 1.0 if asked else AHEAD_SHARE):
+            return None
+        flight = Flight(run, caller(), asked)
+        # The task copies the caller's context and with it the token that the origin sees.
+        flight.task = asyncio.create_task(self._fly(flight))
+        self._flights.append(flight)
+
+        def landed(task: asyncio.Task[Buffer]) -> None:
+            self._context.budget.give(length)
+            if flight in self._flights:
+                self._flights.remove(flight)
+            _heard(task)
+
+        flight.task.add_done_callback(landed)
+        return flight
+
+    async def _fly(self, flight: Flight) -> Buffer:
+        counters = self._context.counters
+        start, stop = flight.run[0] * PAGE, min(flight.run[1] * PAGE, self.record.size)
+        unasked = flight.claims.count(1)
+        data = await self._read(start, stop)
+        counters.prefetch += min(unasked * PAGE, stop - start)
+        if not self.broken and await self._context.room(len(data)):
+            try:
+                await self.pages.save(flight.run[0], data)
+                counters.stored += len(data)
+            except OSError as e:
+                counters.disk_errors += 1
+                log.warning("%s: the cache disk refused %d bytes: %s", self.place.shown, len(data), e)
+            finally:
+                self._context.landed(self, len(data))
+        return data
+
+    async def _read(self, start: int, stop: int) -> Buffer:
+        for attempt in range(1, TRIES + 1):
+            if self.broken:
+                break
+            try:
+                return await self._once(start, stop)
+            except (Replaced, PreconditionFailed, RangeNotSatisfiable) as e:
+                self._distrust(e)
+                raise self._replaced() from e
+            except DomaError as e:
+                if isinstance(e, NotFound):
+                    self._context.distrust(self, e)
+                if e.retry == "no" or attempt == TRIES:
+                    self._context.counters.origin_errors += 1
+                    raise
+                self._context.connections.drop(self.place.key, self.record.generation)
+                self._context.counters.retries += 1
+                await asyncio.sleep(0.1 * 4 ** (attempt - 1) * (0.5 + self._context.rng.random()))
+        raise self._replaced()
+
+    async def _once(self, start: int, stop: int) -> Buffer:
+        async with self._context.connections.reader(self.place, self.record.generation) as reader:
+            if (reader.stat.version, reader.stat.size) != (self.record.version, self.record.size):
+                self._context.connections.drop(self.place.key, self.record.generation)
+                raise self._replaced()
+            data = await reader.read(start, stop)
+        self._context.counters.origin += len(data)
+        if len(data) != stop - start:
+            raise OriginFailed(
+                f"{self.place.shown}: the origin sent {len(data)} bytes instead of {stop - start}; try again"
+            )
+        return data
+
+    def _distrust(self, error: DomaError) -> None:
+        if not self.broken:
+            self.broken = True
+            self._context.distrust(self, error)
+
+    def _replaced(self) -> Replaced:
+        return Replaced(
+            f"{self.place.shown}: the origin has another version than the one being read; open it again",
+            path=self.place.shown,
+        )
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,157 @@
+"""Where cached bytes come from: one default origin, and those that a client may name in the path.
+
+The cache keeps the default origin's own paths, so that names and token scopes are the same at both. The
+forwarding form ``/https:/host[:port]/path`` (``//`` arrives collapsed, or not) reaches any origin that
+``cache.allow`` names.
+"""
+
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from typing import Protocol, runtime_checkable
+
+from doma.auth.model import bearer
+from doma.cache.record import key_of
+from doma.core.errors import Forbidden, TooManyRequests
+from doma.core.paths import checked
+from doma.store.protocol import Stat, Store
+
+_FORWARD = re.compile(r"/(https?):/+([^/]*)(/.*)?", re.DOTALL | re.IGNORECASE)
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
+_PORTS = {"http": ":80", "https": ":443"}
+MOST = 256
+"""Origins that clients may have named at one time."""
+
+
+class Probed(Protocol):
+    """What an origin answered to "is it still this version?"."""
+
+    @property
+    def stat(self) -> Stat | None:
+        """None: not modified."""
+
+    @property
+    def cache_control(self) -> str: ...
+    @property
+    def age(self) -> float: ...
+
+
+@runtime_checkable
+class CanProbe(Protocol):
+    """A store that speaks HTTP's language of freshness."""
+
+    async def probe(self, path: str, *, if_none_match: str | None = None) -> Probed:
+        """Like ``stat``, with a condition. Raises NotFound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An origin's word on one object."""
+
+    stat: Stat | None
+    """None: unchanged."""
+    cache_control: str = ""
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One object: under which path it is asked for here, and where it lives."""
+
+    shown: str
+    """Path in the cache."""
+    origin: str
+    store: Store
+    path: str
+    """Path at the origin."""
+    named: bool
+    """Whether the client named the origin: then this site's policy knows nothing of what is there."""
+
+    @property
+    def key(self) -> str:
+        """The object's name on disk."""
+        return key_of(self.origin, self.path)
+
+    def here(self, stat: Stat) -> Stat:
+        """What the origin says, under the cache's own path."""
+        tail = stat.path.removeprefix(self.path.rstrip("/"))
+        path = self.shown.rstrip("/") + tail if stat.path != self.path else self.shown
+        return Stat(path or "/", stat.size, stat.version, stat.modified, stat.is_dir, stat.checksums)
+
+    async def ask(self, version: str | None) -> Answer:
+        """What the origin has now. Raises NotFound, and what the origin's store raises."""
+        if isinstance(self.store, CanProbe):
+            probed = await self.store.probe(self.path, if_none_match=version)
+            return Answer(probed.stat, probed.cache_control or "", max(0.0, probed.age or 0.0))
+        return Answer(await self.store.stat(self.path))
+
+    async def children(self) -> AsyncIterator[Stat]:
+        """The origin's listing, under the cache's own paths."""
+        async for stat in self.store.list(self.path):
+            yield self.here(stat)
+
+
+class Origins:
+    """The origins of one cache.
+
+    Args:
+        default: The store that plain paths mean.
+        name: What to call it; a part of every key, so a cache folder is not mixed between origins.
+        open: Makes the store of an origin ``https://host[:port]``; None: no forwarding.
+        allow: Globs over ``https://host[:port]`` that clients may name (``cache.allow``).
+    """
+
+    def __init__(
+        self,
+        default: Store,
+        *,
+        name: str = "default",
+        open: Callable[[str], Store] | None = None,
+        allow: tuple[str, ...] = (),
+    ) -> None:
+        self.default = default
+        self.name = name
+        self._open = open
+        self._allow = tuple(glob.lower().rstrip("/") for glob in allow)
+        self._named: dict[str, Store] = {}
+
+    def place(self, path: str) -> Place:
+        """Where a path of the cache lives.
+
+        Raises:
+            Forbidden: the path names an origin that ``cache.allow`` does not.
+            TooManyRequests: clients have named too many origins.
+        """
+        match = _FORWARD.fullmatch(path) if path.startswith(("/http", "/HTTP")) else None
+        if match is None:
+            return Place(path, self.name, self.default, path, named=False)
+        scheme, host, rest = match.group(1).lower(), match.group(2).lower(), match.group(3) or "/"
+        base = f"{scheme}://{host.removesuffix(_PORTS[scheme])}"
+        # Only a bare host and port get as far as the globs: no user part, no fragment, no brackets.
+        known = _HOST.fullmatch(host) and any(fnmatchcase(base, glob) for glob in self._allow)
+        if not known or self._open is None:
+            raise Forbidden(
+                f"{path}: the origin {scheme}://{host[:100]} is not allowed here; "
+                "add it to the key cache.allow",
+                key="cache.allow",
+            )
+        store = self._named.get(base)
+        if store is None:
+            if len(self._named) >= MOST:
+                raise TooManyRequests(f"{base}: more than {MOST} origins in use; try later", retry_after=60)
+            store = self._named[base] = self._open(base)
+        return Place(path, base, store, checked(rest), named=True)
+
+    async def close(self) -> None:
+        """Close every origin's store."""
+        for store in (self.default, *self._named.values()):
+            await store.close()
+        self._named.clear()
+
+
+def caller() -> str:
+    """Who asks, as a hash of the token (empty without one): names a token without keeping it."""
+    token = bearer.get()
+    return sha256(token.encode()).hexdigest() if token else ""

@@ -1,0 +1,298 @@
+"""Hands out the bytes of one version: from memory, from disk after a check, from the origin.
+
+Source: cache contract §3 (never promise what is not delivered), F8, F9, F13, C1-C3, §9.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from doma.cache.extents import PAGE, Run, Stride, pages_of, without
+from doma.cache.fetch import AHEAD_SHARE, Context, Fetcher, Flight
+from doma.cache.origins import caller
+from doma.core.errors import Forbidden, NotCached, NotFound, RangeNotSatisfiable, Unauthenticated
+from doma.store.protocol import Buffer, Reader, Stat
+
+_TURNS = 4
+"""How often a read looks again before it goes straight to the origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an answer may say about freshness at the moment of the open."""
+
+    age: float
+    left: float
+    """Seconds of freshness left; negative when served stale."""
+    stale: bool
+    validated: bool
+    """Whether the origin was asked for this open."""
+
+    def headers(self, present: str) -> dict[str, str]:
+        """``Age``, ``Cache-Status`` (RFC 9211), ``X-Cache``; with ``Warning`` when stale.
+
+        Args:
+            present: ``HIT``, ``MISS``, ``PARTIAL`` or ``BYPASS``.
+        """
+        how = {
+            "HIT": "hit",
+            "MISS": "fwd=miss; stored",
+            "PARTIAL": "fwd=partial; stored",
+            "BYPASS": "fwd=bypass",
+        }[present]
+        if self.validated and present == "HIT":
+            how = "hit; detail=validated"
+        status = f"doma; {how}" if present == "BYPASS" else f"doma; {how}; ttl={int(self.left)}"
+        out = {"Age": str(max(0, int(self.age))), "Cache-Status": status, "X-Cache": present}
+        if self.stale:
+            out["Cache-Status"] = f"doma; {how}; ttl={int(self.left)}; detail=origin-unreachable"
+            out["Warning"] = '111 doma "Revalidation Failed"'
+        return out
+
+
+class CachedReader:
+    """One version of one object, open for reading; a :class:`doma.store.protocol.Reader`.
+
+    Args:
+        fetcher: Brings what is missing.
+        seen: Freshness at the open.
+        only_if_cached: Refuse what is not here instead of fetching it.
+        context: What all fetches share.
+        closed: Called once at close.
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        seen: Seen,
+        *,
+        only_if_cached: bool,
+        context: Context,
+        closed: Callable[[], None],
+    ) -> None:
+        self._fetcher = fetcher
+        self._pages = fetcher.pages
+        self._stat = fetcher.stat
+        self._seen = seen
+        self._only = only_if_cached
+        self._context = context
+        self._closed: Callable[[], None] | None = closed
+        self._stride = Stride()
+        self._ahead: list[Flight] = []
+        self._ahead_to = 0
+
+    @property
+    def stat(self) -> Stat:
+        return self._stat
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Answer headers for the whole object; :meth:`headers_for` knows about one range."""
+        return self.headers_for(0, self._stat.size)
+
+    def headers_for(self, start: int, stop: int) -> Mapping[str, str]:
+        """Answer headers ``Age``, ``Cache-Status``, ``X-Cache`` for the bytes ``[start, stop)``."""
+        missing = self.missing(start, stop)
+        span = pages_of(start, stop)
+        whole = span[1] - span[0]
+        present = "HIT" if not missing else "MISS" if missing == whole else "PARTIAL"
+        return self._seen.headers(present)
+
+    def missing(self, start: int, stop: int) -> int:
+        """How many 4 KiB pages of ``[start, stop)`` are not in the cache."""
+        return sum(last - first for first, last in self._pages.missing(pages_of(start, stop)))
+
+    def require(self, start: int, stop: int) -> None:
+        """Before an answer is begun: raise NotCached if a fetch would be needed but is not allowed (F13)."""
+        if self._only and (missing := self.missing(start, stop)):
+            raise NotCached(
+                f"{self._stat.path}: {missing} pages of bytes {start}-{stop} are not in the cache; "
+                "ask without only-if-cached",
+                path=self._stat.path,
+            )
+
+    async def read(self, start: int, stop: int) -> Buffer:
+        """Exactly the bytes ``[start, stop)`` of this version.
+
+        Raises:
+            NotCached: ``only-if-cached`` and not all there.
+            OriginFailed: the origin has another version, or gave a wrong answer.
+            RangeNotSatisfiable: beyond the end.
+        """
+        if not 0 <= start <= stop <= self._stat.size:
+            raise RangeNotSatisfiable(
+                f"{self._stat.path}: bytes {start}-{stop} are outside 0-{self._stat.size}",
+                size=self._stat.size,
+            )
+        ahead = self._stride.ahead(start, stop, int(self._context.budget.limit * AHEAD_SHARE))
+        if (view := self._pages.view(start, stop)) is not None:
+            self._context.counters.hit += stop - start
+            self._read_ahead(stop, ahead)
+            return view
+        for turn in range(_TURNS):
+            try:
+                return await self._read(start, stop, ahead)
+            except _Again:
+                if turn == _TURNS - 1:
+                    break
+        return await self._fetcher.direct(start, stop)
+
+    async def close(self) -> None:
+        self._let_go()
+        if self._closed is not None:
+            self._closed()
+            self._closed = None
+
+    async def _read(self, start: int, stop: int, ahead: int) -> Buffer:
+        run = pages_of(start, stop)
+        buffer: bytearray | None = None
+        if self._pages.missing(run) != [run]:
+            buffer, bad = await self._pages.load(run)
+            if bad:
+                self._fetcher.damaged(bad)
+        missing = self._pages.missing(run)
+        if buffer is not None and not missing:
+            self._context.counters.hit += stop - start
+            self._read_ahead(stop, ahead)
+            return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
+        self.require(start, stop)
+        flights = await self._fetcher.flights(missing)
+        left = [r for m in missing for r in without(m, [flight.run for flight in flights])]
+        if any(self._pages.missing(run) != [run] for run in left):
+            raise _Again
+        self._read_ahead(stop, ahead)
+        return await self._assemble(start, stop, run, buffer, missing, flights)
+
+    async def _assemble(
+        self,
+        start: int,
+        stop: int,
+        run: Run,
+        buffer: bytearray | None,
+        missing: list[Run],
+        flights: list[Flight],
+    ) -> Buffer:
+        """Lay fetched bytes over the ones that are here; ``buffer`` begins at the run's first page."""
+        mine = caller()
+        try:
+            parts = await self._fetcher.gather(flights)
+        except (Unauthenticated, Forbidden, NotFound) as e:
+            if any(flight.by != mine for flight in flights):
+                raise _Again from e
+            raise
+        base, end = run[0] * PAGE, min(run[1] * PAGE, self._stat.size)
+        missed = sum(self._missed(flight, missing, start, stop) for flight in flights)
+        if buffer is None and len(flights) == 1 and without(run, [flights[0].run]) == []:
+            base, out = flights[0].run[0] * PAGE, memoryview(parts[0])
+        else:
+            out = memoryview(buffer if buffer is not None else bytearray(end - base))
+            for flight, part in zip(flights, parts, strict=True):
+                at = flight.run[0] * PAGE
+                a, b = max(at, base), min(flight.run[1] * PAGE, end)
+                out[a - base : b - base] = memoryview(part)[a - at : b - at]
+        direct = 0
+        for first, last in (left for m in missing for left in without(m, [f.run for f in flights])):
+            a, b = max(first * PAGE, start), min(last * PAGE, stop)
+            out[a - base : b - base] = await self._fetcher.direct(a, b)
+            direct += b - a
+        self._context.counters.miss += missed
+        self._context.counters.hit += stop - start - missed - direct
+        return out[start - base : stop - base]
+
+    def _missed(self, flight: Flight, missing: list[Run], start: int, stop: int) -> int:
+        """The bytes of this read that the flight was started for and nobody counted yet."""
+        total = 0
+        for first, last in missing:
+            fresh = flight.claim((first, last))
+            a = max(first, flight.run[0]) * PAGE
+            b = min(last, flight.run[1]) * PAGE
+            total += max(0, min(fresh * PAGE, min(b, stop) - max(a, start)))
+        return total
+
+    def _read_ahead(self, stop: int, window: int) -> None:
+        if not window or self._only:
+            self._let_go()
+            return
+        for flight in [f for f in self._ahead if f.task.done()]:
+            self._ahead.remove(flight)
+            self._fetcher.release(flight)
+        # By halves of the window: one that slides with every read would become a request per read.
+        if stop + window // 2 <= self._ahead_to:
+            return
+        end = min(self._stat.size, stop + window)
+        first, last = -(-max(stop, self._ahead_to) // PAGE), -(-end // PAGE)
+        if first < last:
+            self._ahead += self._fetcher.ahead((first, last))
+            self._ahead_to = end
+
+    def _let_go(self) -> None:
+        for flight in self._ahead:
+            self._fetcher.release(flight)
+        self._ahead.clear()
+        self._ahead_to = 0
+
+
+class PassReader:
+    """An origin's reader, counted: for what may not be kept (``no-store``, ``private``, a broken disk)."""
+
+    def __init__(self, inner: Reader, stat: Stat, seen: Seen, context: Context) -> None:
+        self._inner = inner
+        self._stat = stat
+        self._seen = seen
+        self._context = context
+
+    @property
+    def stat(self) -> Stat:
+        return self._stat
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Answer headers: nothing of it is kept here."""
+        return self._seen.headers("BYPASS")
+
+    async def read(self, start: int, stop: int) -> Buffer:
+        data = await self._inner.read(start, stop)
+        self._context.counters.bypass += len(data)
+        self._context.counters.origin += len(data)
+        return data
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class HotObject:
+    """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
+
+    __slots__ = ("_context", "_pages", "_seen", "_stat")
+
+    def __init__(self, fetcher: Fetcher, seen: Seen, context: Context) -> None:
+        self._pages = fetcher.pages
+        self._stat = fetcher.stat
+        self._seen = seen
+        self._context = context
+
+    @property
+    def stat(self) -> Stat:
+        return self._stat
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Answer headers of a hit."""
+        return self._seen.headers("HIT")
+
+    def view(self, start: int, stop: int) -> memoryview | None:
+        view = self._pages.view(start, stop) if 0 <= start <= stop <= self._stat.size else None
+        if view is not None:
+            self._context.counters.hit += stop - start
+        return view
+
+    def fileno(self, start: int, stop: int) -> int | None:
+        if not 0 <= start <= stop <= self._stat.size:
+            return None
+        found = self._pages.fileno(start, stop)
+        if found is not None:
+            self._context.counters.hit += stop - start
+        return found
+
+
+class _Again(Exception):
+    """Look again: pages landed meanwhile, or a fetch failed by the rights of another caller."""

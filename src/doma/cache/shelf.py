@@ -1,0 +1,191 @@
+"""The cache's folder: one record and one page file an object, under names made of hashes.
+
+``objects/ab/<key>`` is the record (replaced by rename), ``objects/ab/<key>.<generation>`` the pages of the
+version that the record names. The record's modification time is the object's last access. Opening an object
+costs the same whether ten or ten million lie beside it; only usage is counted by a walk in the background.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from doma.cache.pages import PageFile
+from doma.cache.record import LARGEST, Record, decode, encode
+from doma.core.errors import AlreadyRunning, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One object on disk."""
+
+    key: str
+    used: int
+    """Allocated bytes of record and pages."""
+    accessed: float
+    """Unix seconds."""
+
+
+class Shelf:
+    """The folder of one cache; at most one process holds it.
+
+    Raises:
+        AlreadyRunning: another process holds it.
+        StorageUnavailable: the folder cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._objects = root / "objects"
+        try:
+            self._objects.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise StorageUnavailable(
+                f"{root}: the cache folder cannot be used: {e.strerror}; check it"
+            ) from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(self._lock)
+            raise AlreadyRunning(
+                f"{root}: another process holds this cache folder; stop it or choose another folder"
+            ) from e
+        os.utime(self._lock)
+        self._began = os.fstat(self._lock).st_mtime_ns
+
+    def close(self) -> None:
+        """Let others have the folder. Idempotent."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def record(self, key: str) -> Record | None:
+        """What is known of an object; None if nothing, or nothing that can be trusted."""
+        try:
+            with self._name(key).open("rb") as file:
+                data = file.read(LARGEST + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as e:
+            log.warning("cache record %s cannot be read (%s); the object is fetched again", key, e)
+            return None
+        record = decode(data, key) if len(data) <= LARGEST else None
+        if record is None:
+            log.warning("cache record %s is damaged; the object is fetched again", key)
+        return record
+
+    def write(self, record: Record, accessed: float) -> None:
+        """Put a record in place of the one before it, in one step.
+
+        Raises:
+            OSError: the disk is full or broken; the former record stands.
+        """
+        name = self._name(record.key)
+        name.parent.mkdir(exist_ok=True, mode=0o700)
+        if name.is_dir():  # by another hand; nothing of ours is ever a directory
+            shutil.rmtree(name, ignore_errors=True)
+        temporary = name.with_name(f"{name.name}.{record.generation}.new")
+        temporary.write_bytes(encode(record))
+        os.utime(temporary, (accessed, accessed))
+        temporary.rename(name)
+
+    def pages(self, record: Record) -> PageFile:
+        """The pages of the version that a record names; all missing if the file is gone or something else.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        name = self._pages(record.key, record.generation)
+        name.parent.mkdir(exist_ok=True, mode=0o700)
+        try:
+            return PageFile(name, record.size)
+        except OSError as e:
+            if e.errno not in {errno.EISDIR, errno.ELOOP, errno.ENXIO}:
+                raise
+        log.warning("cache pages %s are not a file; they are fetched again", record.key)
+        if name.is_dir() and not name.is_symlink():
+            shutil.rmtree(name)
+        else:
+            name.unlink()
+        return PageFile(name, record.size)
+
+    def touch(self, key: str, accessed: float) -> None:
+        """Note the last access; an instant of 0 puts the object first in line for the purge."""
+        with suppress(OSError):
+            os.utime(self._name(key), (accessed, accessed))
+
+    def drop(self, key: str, generation: str) -> None:
+        """Take the pages of one version away, readers that have them open keep them. Idempotent."""
+        with suppress(OSError):
+            self._pages(key, generation).unlink()
+
+    def used(self, record: Record) -> int:
+        """Allocated bytes of an object's record and pages."""
+        total = 0
+        for name in (self._name(record.key), self._pages(record.key, record.generation)):
+            with suppress(OSError):
+                total += os.lstat(name).st_blocks * 512
+        return total
+
+    def forget(self, key: str) -> None:
+        """Take an object's record away. Idempotent."""
+        with suppress(OSError):
+            self._name(key).unlink()
+
+    def walk(self) -> Iterator[Item]:
+        """Every object, in no order; clears away what a killed process left behind.
+
+        Blocks; run it in a thread. Objects that come or go meanwhile may be missed or listed.
+        """
+        for folder in sorted(self._entries(self._objects)):
+            yield from self._walk_folder(self._objects / folder)
+
+    def _walk_folder(self, folder: Path) -> Iterator[Item]:
+        names = self._entries(folder)
+        parts: dict[str, list[str]] = {}
+        for name in names:
+            parts.setdefault(name.partition(".")[0], []).append(name)
+        for key, files in parts.items():
+            record = self.record(key) if key in files else None
+            wanted = {key, f"{key}.{record.generation}"} if record else set()
+            used, accessed = 0, 0.0
+            for name in files:
+                try:
+                    found = os.lstat(folder / name)
+                except OSError:
+                    continue
+                if name in wanted:
+                    used += found.st_blocks * 512
+                    accessed = found.st_mtime if name == key else accessed
+                elif found.st_mtime_ns < self._began and found.st_ctime_ns < self._began:
+                    _remove(folder / name)
+            if record:
+                yield Item(key, used, accessed)
+
+    def _entries(self, folder: Path) -> list[str]:
+        try:
+            return os.listdir(folder)
+        except OSError:
+            return []
+
+    def _name(self, key: str) -> Path:
+        return self._objects / key[:2] / key
+
+    def _pages(self, key: str, generation: str) -> Path:
+        return self._objects / key[:2] / f"{key}.{generation}"
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,97 @@
+"""What the cache counted: every delivered byte once, as hit, miss or bypass.
+
+Source: cache contract §9 (classes of bytes), §10.
+"""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(slots=True)
+class Counters:
+    """Running sums since the start of the process."""
+
+    hit: int = 0
+    """Bytes delivered from disk or memory."""
+    miss: int = 0
+    """Bytes delivered that were fetched because they were asked for."""
+    prefetch: int = 0
+    """Bytes fetched unasked; when they are read later they count as hits."""
+    bypass: int = 0
+    """Bytes streamed through and not kept (no room, no memory, ``no-store``)."""
+    origin: int = 0
+    """Bytes taken from origins, for whatever reason."""
+    repair: int = 0
+    """Bytes whose stored checksum did not fit; they are fetched again."""
+    stored: int = 0
+    """Bytes written to disk."""
+    purged: int = 0
+    """Disk bytes freed by purge and evict."""
+    opens: int = 0
+    """Opens, warm or cold."""
+    validations: int = 0
+    """Questions to origins whether an object is still current."""
+    renewed: int = 0
+    """Validations that found nothing new."""
+    replaced: int = 0
+    """Versions replaced by a newer one."""
+    stale: int = 0
+    """Opens served stale while the origin was away."""
+    discarded: int = 0
+    """Versions thrown away because the origin contradicted itself (size, checksum)."""
+    retries: int = 0
+    """Fetches that were tried again."""
+    origin_errors: int = 0
+    """Fetches and validations that failed for good."""
+    disk_errors: int = 0
+    """Reads and writes that the cache disk refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A snapshot for people, JSON and Prometheus."""
+
+    bytes: dict[str, int]
+    """hit, miss, prefetch, bypass, origin, repair, stored, purged."""
+    counts: dict[str, int]
+    """opens, validations, renewed, replaced, stale, discarded, retries, origin_errors, disk_errors."""
+    hit_ratio: float | None
+    """hit / (hit + miss + bypass); None before the first byte."""
+    used: int
+    """Disk bytes in allocated blocks."""
+    size: int
+    """Disk bytes the cache may use."""
+    fetching: int
+    """Bytes of running fetches in memory."""
+    memory: int
+    """The bound of ``fetching``."""
+    open_objects: int
+    """Objects with open readers."""
+
+    def metrics(self) -> dict[str, float]:
+        """Prometheus names (``doma_cache_<what>_bytes_total``, ``doma_cache_<what>_total``, …) to values."""
+        out: dict[str, float] = {f"doma_cache_{k}_bytes_total": v for k, v in self.bytes.items()}
+        out |= {f"doma_cache_{k}_total": v for k, v in self.counts.items()}
+        out |= {"doma_cache_used_bytes": self.used, "doma_cache_size_bytes": self.size}
+        out |= {"doma_cache_fetching_bytes": self.fetching, "doma_cache_open_objects": self.open_objects}
+        return out
+
+
+BYTES = ("hit", "miss", "prefetch", "bypass", "origin", "repair", "stored", "purged")
+
+
+def snapshot(
+    counted: Counters, *, used: int, size: int, fetching: int, memory: int, open_objects: int
+) -> Stats:
+    """The counters and gauges as one value."""
+    everything = {f.name: getattr(counted, f.name) for f in fields(counted)}
+    delivered = counted.hit + counted.miss + counted.bypass
+    return Stats(
+        bytes={name: everything[name] for name in BYTES},
+        counts={name: n for name, n in everything.items() if name not in BYTES},
+        hit_ratio=counted.hit / delivered if delivered else None,
+        used=used,
+        size=size,
+        fetching=fetching,
+        memory=memory,
+        open_objects=open_objects,
+    )
