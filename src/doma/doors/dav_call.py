@@ -1,0 +1,184 @@
+"""One WebDAV request: who asks, on which path of which endpoint, and the ways to answer."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from doma.auth.model import Identity, Verb
+from doma.core.errors import BadRequest, LimitExceeded, NotAllowed, PreconditionFailed
+from doma.core.events import Event
+from doma.core.paths import encode
+from doma.doors.endpoint import Endpoint, Site
+from doma.net.problem import render
+from doma.store.protocol import Stat
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ALLOW = "OPTIONS, GET, HEAD, PUT, DELETE, MKCOL, MOVE, COPY, PROPFIND, PROPPATCH"
+
+FLUSH = 64 << 10
+"""Bytes of a streamed answer that are gathered before they are sent."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request whose path is canonical and whose token, if there is one, is verified."""
+
+    site: Site
+    endpoint: Endpoint
+    path: str
+    """Within the endpoint."""
+    identity: Identity | None
+    scope: Scope
+    headers: Mapping[str, str]
+    """Names in lower case; repeated ones joined by commas."""
+    receive: Receive
+    send: Send
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @property
+    def shown(self) -> str:
+        """The path as the client knows it, decoded: ``/site/a b``."""
+        return shown(self.endpoint, self.path)
+
+    def allow(self, verb: Verb, path: str | None = None, *, is_dir: bool = True) -> None:
+        """Raise unless the identity may do this.
+
+        Before the store was asked nothing is known of the path: it is then taken for a directory, which
+        more scopes cover, and asked again as a file where it turns out to be one (T13).
+        """
+        self.endpoint.gate.decide(self.identity, verb, self.path if path is None else path, is_dir)
+
+    def must_be_writable(self, endpoint: Endpoint | None = None) -> None:
+        """Raise NotAllowed for an endpoint that nobody can change."""
+        place = endpoint or self.endpoint
+        if not place.writable:
+            raise NotAllowed(f"{self.shown}: {self.method} is not possible: {place.name!r} is read-only")
+
+    async def found(self, verb: Verb) -> Stat:
+        """What the path is, for an identity that may do ``verb`` on it; nobody else learns anything."""
+        self.allow(verb)
+        stat = await self.endpoint.store.stat(self.path)
+        if not stat.is_dir:
+            self.allow(verb, is_dir=False)
+        return stat
+
+    def tell(self, kind: str, endpoint: Endpoint, path: str, **data: Any) -> None:
+        """Emit what has happened."""
+        who = self.identity
+        owner = f"{who.issuer}#{who.subject}" if who else ""
+        self.site.emit(Event(kind, shown(endpoint, path), {"endpoint": endpoint.name, **data}, owner))
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body of the request.
+
+        Raises:
+            LimitExceeded: it is longer than ``limit`` bytes.
+            BadRequest: the client went away in the middle.
+        """
+        data = bytearray()
+        while True:
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise BadRequest(f"{self.shown}: the body of the request ended early")
+            data += message.get("body", b"")
+            if len(data) > limit:
+                raise LimitExceeded(f"{self.shown}: the body may have at most {limit} bytes")
+            if not message.get("more_body"):
+                return bytes(data)
+
+    async def answer(self, status: int, headers: Mapping[str, str] | None = None, body: bytes = b"") -> None:
+        """Send a whole answer."""
+        await answer(self.send, self.method, status, headers or {}, body)
+
+    async def stream(self, status: int, headers: Mapping[str, str], pieces: AsyncIterator[str]) -> None:
+        """Send an answer of unknown length in bounded memory.
+
+        The first piece is made before the status goes out, so that an error up to there is a clean one.
+        """
+        if self.method == "HEAD":
+            await self.answer(status, headers)
+            return
+        gathered: list[str] = [await anext(pieces)]
+        await self.send({"type": "http.response.start", "status": status, "headers": _raw(headers)})
+        size = 0
+        async for piece in pieces:
+            gathered.append(piece)
+            size += len(piece)
+            if size >= FLUSH:
+                await self.send(_part("".join(gathered), more=True))
+                gathered, size = [], 0
+                await asyncio.sleep(0)  # a store in memory never waits, and others want to be served
+        await self.send(_part("".join(gathered), more=False))
+
+
+def shown(endpoint: Endpoint, path: str) -> str:
+    """The URL path of a path within an endpoint, decoded."""
+    return f"/{endpoint.name}" + (path if path != "/" else "/")
+
+
+def href(endpoint: Endpoint, path: str, *, is_dir: bool) -> str:
+    """The absolute, percent-encoded URL path; a collection's ends in ``/``."""
+    whole = f"/{quote(endpoint.name)}{encode(path)}"
+    return whole + "/" if is_dir and not whole.endswith("/") else whole
+
+
+def nameable(path: str) -> bool:
+    """Whether a request could name this path at all; the disk below a store may hold others."""
+    return not any(ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in path)
+
+
+def check_conditions(call: Call, stat: Stat | None) -> None:
+    """Apply ``If-Match`` and ``If-None-Match`` to what is there (RFC 9110 §13, strong comparison).
+
+    Raises:
+        PreconditionFailed: the condition does not hold.
+    """
+    wanted = call.headers.get("if-match")
+    if wanted is not None and (stat is None or not _lists(wanted, stat.version)):
+        there = f'its version is "{stat.version}"' if stat else "nothing is there"
+        raise PreconditionFailed(f"{call.shown}: If-Match {wanted[:200]} does not hold: {there}")
+    refused = call.headers.get("if-none-match")
+    if refused is not None and stat is not None and _lists(refused, stat.version):
+        raise PreconditionFailed(f"{call.shown}: If-None-Match {refused[:200]} does not hold: it exists")
+
+
+def _lists(tags: str, version: str) -> bool:
+    return tags.strip() == "*" or f'"{version}"' in {tag.strip() for tag in tags.split(",")}
+
+
+async def answer(send: Send, method: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """Send a whole answer; HEAD gets its length and no body."""
+    sent = dict(headers)
+    if status != 204 and not (method == "HEAD" and not body):
+        sent["Content-Length"] = str(len(body))
+    await send({"type": "http.response.start", "status": status, "headers": _raw(sent)})
+    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
+
+
+async def refuse(send: Send, method: str, error: Any, accept: str, realm: str) -> None:
+    """Answer an error."""
+    status, headers, body = render(error, accept, realm)
+    if status == 405:
+        headers["Allow"] = ALLOW
+    await answer(send, method, status, headers, body)
+
+
+def _part(text: str, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": text.encode(), "more_body": more}
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

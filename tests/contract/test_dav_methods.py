@@ -1,0 +1,366 @@
+"""The WebDAV door over every writable store: methods, rights and refusals."""
+
+import json
+
+import pytest
+
+READ, MODIFY, CREATE = "storage.read:/", "storage.modify:/", "storage.create:/"
+
+
+async def exists(door, path, store="site"):
+    return (await door.ask("HEAD", f"/{store}{path}")).status == 200
+
+
+async def test_options_tells_anybody_what_is_offered(door):
+    for target in ("/site/x", "/nowhere", "*"):
+        answer = await door.ask("OPTIONS", target, None)
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["dav"] == "1"
+        assert answer.headers["ms-author-via"] == "DAV"
+        assert "PROPFIND" in answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("LOCK", 405), ("UNLOCK", 405), ("POST", 405), ("PATCH", 405), ("BREW", 501)]
+)
+async def test_what_is_not_offered_is_said_so(door, method, status):
+    answer = await door.ask(method, "/site/x")
+    assert answer.status == status
+    assert answer.text.count("\n") == 1
+    assert "PROPFIND" in answer.text
+    assert ("allow" in answer.headers) is (status == 405)
+
+
+async def test_a_collection_is_made_once(door):
+    assert (await door.ask("MKCOL", "/site/a")).status == 201
+    assert (await door.stores["site"].stat("/a")).is_dir
+    again = await door.ask("MKCOL", "/site/a/")
+    assert (again.status, again.headers["x-error-code"]) == (405, "already-exists")
+    assert (await door.ask("MKCOL", "/site/x/y")).status == 409
+    await door.put("/file")
+    assert (await door.ask("MKCOL", "/site/file")).status == 405
+    assert (await door.ask("MKCOL", "/site/file/x")).status == 409
+    assert (await door.ask("MKCOL", "/site/b", body=b"<x/>")).status == 415
+    assert not await exists(door, "/b")
+    assert [e.kind for e in door.events] == ["directory.made"]
+
+
+async def test_a_file_is_deleted_and_told(door):
+    await door.put("/a/f", b"12345")
+    answer = await door.ask("DELETE", "/site/a/f")
+    assert (answer.status, answer.body) == (204, b"")
+    assert (await door.ask("DELETE", "/site/a/f")).status == 404
+    (event,) = door.events
+    assert (event.kind, event.subject, event.data["bytes"]) == ("file.deleted", "/site/a/f", 5)
+    assert event.owner == "https://issuer.example/dv#ada"
+
+
+async def test_only_the_stated_version_is_deleted(door):
+    old = await door.put("/f", b"old")
+    new = await door.put("/f", b"new!")
+    late = await door.ask("DELETE", "/site/f", headers={"if-match": f'"{old.version}"'})
+    assert (late.status, late.headers["x-error-code"]) == (412, "precondition-failed")
+    assert await door.content("/f") == b"new!"
+    kept = await door.ask("DELETE", "/site/f", headers={"if-none-match": "*"})
+    assert kept.status == 412
+    right = await door.ask("DELETE", "/site/f", headers={"if-match": f'"other", "{new.version}"'})
+    assert right.status == 204
+
+
+async def test_a_collection_is_deleted_with_all_that_is_in_it(door):
+    await door.put("/a/b/f")
+    assert (await door.ask("DELETE", "/site/a")).status == 204
+    assert not await exists(door, "/a")
+
+
+async def test_the_top_of_an_endpoint_stays(door):
+    await door.put("/f")
+    for target in ("/site", "/site/", "//site//."):
+        assert (await door.ask("DELETE", target)).status == 403
+    assert await exists(door, "/f")
+
+
+async def test_a_read_only_endpoint_says_so(door):
+    await door.put("/f")
+    for method, headers in [
+        ("DELETE", {}), ("MKCOL", {}), ("MOVE", {"destination": "/data/g"}), ("PROPPATCH", {}),
+        ("COPY", {"source": "https://a.org/x"}),
+    ]:  # fmt: skip
+        answer = await door.ask(method, "/data/f", headers=headers)
+        assert (answer.status, "read-only" in answer.text) == (405, True), method
+    copied = await door.ask("COPY", "/site/f", headers={"destination": "/data/g"})
+    assert (copied.status, "'data' is read-only" in copied.text) == (405, True)
+
+
+async def test_a_rename_is_a_move_and_may_replace(door):
+    await door.put("/a", b"A")
+    await door.put("/b", b"B")
+    await door.put("/d/x")
+    moved = await door.ask("MOVE", "/site/a", headers={"destination": "https://se.example/site/d/c%20c"})
+    assert (moved.status, moved.headers["location"]) == (201, "/site/d/c%20c")
+    assert await door.content("/d/c c") == b"A"
+    kept = await door.ask("MOVE", "/site/b", headers={"destination": "/site/d/c%20c", "overwrite": "F"})
+    assert kept.status == 412
+    assert await door.content("/d/c c") == b"A"
+    assert (await door.ask("MOVE", "/site/b", headers={"destination": "/site/d/c%20c"})).status == 204
+    assert await door.content("/d/c c") == b"B"
+    assert not await exists(door, "/b")
+    assert [(e.kind, e.subject, e.data["source"]) for e in door.events] == [
+        ("file.moved", "/site/d/c c", "/site/a"),
+        ("file.moved", "/site/d/c c", "/site/b"),
+    ]
+
+
+async def test_a_directory_moves_with_its_content(door):
+    await door.put("/a/b/f", b"F")
+    assert (
+        await door.ask("MOVE", "/site/a", headers={"destination": "davs://se.example/site/z"})
+    ).status == 201
+    assert await door.content("/z/b/f") == b"F"
+
+
+@pytest.mark.parametrize(
+    ("destination", "status"),
+    [
+        ("/site/a", 403),
+        ("/site/a/", 403),
+        ("/site/a/below", 403),
+        ("/site/none/x", 409),
+        ("/site/plain/x", 409),
+        ("/other/a", 502),
+        ("https://elsewhere.example/site/b", 502),
+        ("//elsewhere.example/site/b", 400),
+        ("https://me:hush@se.example/site/b", 400),
+        ("ftp://se.example/site/b", 400),
+        ("https://[::1/x", 400),
+        ("site/b", 400),
+        ("", 400),
+        ("/site/../b", 400),
+        ("/site/a%2Fb", 400),
+        ("/nowhere/b", 404),
+        ("/site/" + "x" * 5000, 414),
+    ],
+)
+async def test_a_move_to_a_wrong_place_changes_nothing(door, destination, status):
+    await door.put("/a/f", b"A")
+    await door.put("/plain", b"P")
+    answer = await door.ask("MOVE", "/site/a", headers={"destination": destination})
+    assert answer.status == status, answer.text
+    assert "hush" not in answer.text
+    assert await door.content("/a/f") == b"A"
+    assert await door.content("/plain") == b"P"
+    assert door.events == []
+
+
+async def test_a_move_needs_a_source_a_destination_and_a_sensible_overwrite(door):
+    await door.put("/a")
+    assert (await door.ask("MOVE", "/site/none", headers={"destination": "/site/b"})).status == 404
+    assert (await door.ask("MOVE", "/site/a")).status == 400
+    wrong = {"destination": "/site/a2", "overwrite": "perhaps"}
+    assert (await door.ask("MOVE", "/site/a", headers=wrong)).status == 400
+    stale = {"destination": "/site/a2", "if-match": '"gone"'}
+    assert (await door.ask("MOVE", "/site/a", headers=stale)).status == 412
+    assert await exists(door, "/a")
+
+
+async def test_rights_of_a_move(door):
+    await door.put("/in/a", b"A")
+    await door.put("/in/b", b"B")
+    move = {"destination": "/site/in/c"}
+    assert (await door.ask("MOVE", "/site/in/a", "storage.read:/", move)).status == 403
+    assert (await door.ask("MOVE", "/site/in/a", "storage.create:/in/a storage.read:/", move)).status == 403
+    assert (await door.ask("MOVE", "/site/in/a", "storage.create:/in", move)).status == 201
+    onto = await door.ask("MOVE", "/site/in/c", "storage.create:/in", {"destination": "/site/in/b"})
+    assert (onto.status, "storage.modify" in onto.headers["www-authenticate"]) == (403, True)
+    assert await door.content("/in/b") == b"B"
+    assert (await door.ask("MOVE", "/site/in/c", MODIFY, {"destination": "/site/in/b"})).status == 204
+
+
+async def test_a_file_is_copied_whole_also_to_another_endpoint(door):
+    data = bytes(range(256)) * 12_000  # more than one piece
+    await door.put("/a", data)
+    for target, store, path in [("/site/b", "site", "/b"), ("/other/b", "other", "/b")]:
+        answer = await door.ask("COPY", "/site/a", headers={"destination": target})
+        assert (answer.status, answer.headers["location"]) == (201, target)
+        assert await door.content(path, store) == data
+        assert (await door.stores[store].stat(path)).checksums["adler32"]
+    again = await door.ask("COPY", "/site/a", headers={"destination": "/other/b", "overwrite": "F"})
+    assert again.status == 412
+    assert (await door.ask("COPY", "/site/a", headers={"destination": "/other/b"})).status == 204
+    assert await door.content("/a") == data
+
+
+async def test_an_empty_file_is_copied(door):
+    await door.put("/empty", b"")
+    assert (await door.ask("COPY", "/site/empty", headers={"destination": "/site/e2"})).status == 201
+    assert await door.content("/e2") == b""
+
+
+async def test_a_file_copied_onto_itself_stays(door):
+    await door.put("/a", b"A")
+    assert (await door.ask("COPY", "/site/a", headers={"destination": "/site/./a"})).status == 403
+    assert await door.content("/a") == b"A"
+
+
+async def test_a_collection_is_copied_deep_or_empty(door):
+    await door.put("/a/x", b"X")
+    await door.put("/a/b/y", b"Y")
+    assert (await door.ask("COPY", "/site/a", headers={"destination": "/site/deep"})).status == 201
+    assert await door.content("/deep/b/y") == b"Y"
+    assert await door.content("/deep/x") == b"X"
+    shallow = {"destination": "/site/flat", "depth": "0"}
+    assert (await door.ask("COPY", "/site/a", headers=shallow)).status == 201
+    assert not await exists(door, "/flat/x")
+    whole = await door.ask("COPY", "/site/", headers={"destination": "/other/all"})
+    assert whole.status == 201
+    assert await door.content("/all/a/b/y", "other") == b"Y"
+    into = await door.ask("COPY", "/site/a", headers={"destination": "/site/a/c"})
+    assert into.status == 403
+
+
+async def test_a_copy_does_not_replace_a_collection(door):
+    await door.put("/a", b"A")
+    await door.put("/d/x", b"X")
+    for source, target in [("/site/a", "/site/d"), ("/site/d", "/site/a")]:
+        answer = await door.ask("COPY", source, headers={"destination": target})
+        assert (answer.status, "DELETE it first" in answer.text) == (409, True)
+    assert await door.content("/d/x") == b"X"
+    assert (await door.ask("COPY", "/site/a", headers={"destination": "/site/no/b"})).status == 409
+
+
+async def test_third_party_copies_are_refused_clearly_and_only_to_those_who_may(door):
+    await door.put("/a", b"A")
+    away = {"destination": "https://elsewhere.example/x"}
+    for headers in (away, {"source": "https://elsewhere.example/x"},
+                    {"destination": "/site/b", "transferheaderauthorization": "Bearer x"}):  # fmt: skip
+        answer = await door.ask("COPY", "/site/a", headers=headers)
+        assert (answer.status, "third-party copy is not offered" in answer.text) == (501, True)
+        assert (await door.ask("COPY", "/site/a", None, headers)).status == 401
+        assert (await door.ask("COPY", "/site/a", "storage.stage:/", headers)).status == 403
+    both = {"source": "https://a.org/x", **away}
+    assert (await door.ask("COPY", "/site/a", headers=both)).status == 400
+    assert (await door.ask("COPY", "/site/a")).status == 400
+
+
+async def test_rights_of_a_copy(door):
+    await door.put("/in/a", b"A")
+    await door.put("/in/old", b"O")
+    new, old = {"destination": "/site/in/b"}, {"destination": "/site/in/old"}
+    assert (await door.ask("COPY", "/site/in/a", MODIFY, new)).status == 403
+    assert (await door.ask("COPY", "/site/in/a", READ, new)).status == 403
+    assert (await door.ask("COPY", "/site/in/a", f"{READ} {CREATE}", old)).status == 403
+    assert await door.content("/in/old") == b"O"
+    assert (await door.ask("COPY", "/site/in/a", f"{READ} {CREATE}", new)).status == 201
+    assert (await door.ask("COPY", "/site/in/a", f"{READ} {MODIFY}", old)).status == 204
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"/site/../etc/passwd", 400),
+        (b"/site/%2e%2e/x", 400),
+        (b"/site/a%2Fb", 400),
+        (b"/site/a%00b", 400),
+        (b"/site/a%0d%0aX-Evil:%201", 400),
+        (b"/site/a%ff", 400),
+        (b"/site/a\xff%41", 400),
+        (b"/site/" + b"n" * 256, 400),
+        (b"/site/" + b"n/" * 3000, 414),
+        (b"/site/.doma/x", 400),
+        (b"site/x", 400),
+        (b"/nowhere/x", 404),
+        (b"/", 404),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "MKCOL", "PROPFIND", "MOVE", "COPY", "PUT"])
+async def test_a_hostile_path_gets_one_clear_line(door, method, target, status):
+    answer = await door.ask(method, target, headers={"destination": "/site/x", "depth": "0"})
+    assert answer.status == status
+    assert answer.headers["x-error-code"]
+    assert answer.headers["content-type"].startswith("text/plain")
+    if method != "HEAD":
+        assert answer.text.count("\n") == 1
+        assert answer.text.isprintable() or answer.text[:-1].isprintable()
+
+
+@pytest.mark.parametrize(
+    "method", ["GET", "HEAD", "PROPFIND", "DELETE", "MKCOL", "MOVE", "COPY", "PROPPATCH"]
+)
+async def test_nobody_learns_what_exists_without_the_right_to(door, method):
+    """A file that is there and one that is not give the same answer."""
+    await door.put("/secret/there", b"S")
+    headers = {"destination": "/site/secret/other", "depth": "0"}
+    for scope, status in [(None, 401), ("storage.read:/public storage.modify:/public", 403)]:
+        seen = [await door.ask(method, f"/site/secret/{name}", scope, headers) for name in ("there", "gone!")]
+        assert [a.status for a in seen] == [status, status]
+        assert seen[0].text == seen[1].text.replace("gone!", "there")
+        assert seen[0].headers["www-authenticate"].startswith('Bearer realm="se.example"')
+    assert await door.content("/secret/there") == b"S"
+
+
+async def test_a_bad_token_is_refused_also_where_none_is_needed(door):
+    await door.put("/f")
+    stale = {"authorization": "Bearer " + door.token(READ, exp=1)}
+    answer = await door.ask("PROPFIND", "/open/f", None, {**stale, "depth": "0"})
+    assert (answer.status, 'error="invalid_token"' in answer.headers["www-authenticate"]) == (401, True)
+    two = {"authorization": "Bearer " + door.token(READ)}
+    answer = await door.ask("PROPFIND", "/site/f?authz=Bearer%20other", None, two)
+    assert answer.status == 400
+
+
+async def test_a_token_in_the_query_counts(door):
+    await door.put("/f")
+    answer = await door.ask("PROPFIND", f"/site/f?authz={door.token(READ)}", None, {"depth": "0"})
+    assert answer.status == 207
+
+
+async def test_a_directory_scope_does_not_cover_a_file_of_that_name(door):
+    await door.put("/d/f")
+    await door.put("/plain")
+    scope = "storage.modify:/plain/ storage.modify:/d/"
+    assert (await door.ask("DELETE", "/site/plain", scope)).status == 403
+    assert (await door.ask("DELETE", "/site/d", scope)).status == 204
+
+
+async def test_an_error_is_an_object_where_json_is_accepted(door):
+    answer = await door.ask("DELETE", "/site/none", headers={"accept": "application/json"})
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = json.loads(answer.body)
+    assert (problem["code"], problem["status"]) == ("not-found", 404)
+
+
+async def test_a_listing_is_a_page_or_json(door):
+    await door.put('/d/<b>&"x".root', b"12345")
+    await door.put("/d/sub/f")
+    page = await door.ask("GET", "/site/d", headers={"accept": "text/html"})
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "<b>" not in page.text.partition("<table>")[2]
+    assert '/site/d/%3Cb%3E&amp;%22x%22.root"' in page.text
+    assert 'href="/site/d/sub/"' in page.text
+    listed = json.loads((await door.ask("GET", "/site/d/", headers={"accept": "application/json"})).body)
+    assert listed["path"] == "/site/d"
+    assert [(e["name"], e["bytes"], e["is_dir"]) for e in listed["entries"]] == [
+        ('<b>&"x".root', 5, False),
+        ("sub", 0, True),
+    ]
+    empty = await door.ask("GET", "/other/", headers={"accept": "application/json"})
+    assert json.loads(empty.body)["entries"] == []
+    head = await door.ask("HEAD", "/site/d")
+    assert (head.status, head.body, "content-length" in head.headers) == (200, b"", False)
+
+
+async def test_listing_needs_read_and_an_ancestor_is_only_looked_at(door):
+    await door.put("/a/b/f")
+    scope = "storage.read:/a/b"
+    assert (await door.ask("PROPFIND", "/site/a", scope, {"depth": "0"})).status == 207
+    assert (await door.ask("PROPFIND", "/site/a", scope, {"depth": "1"})).status == 403
+    assert (await door.ask("GET", "/site/a", scope)).status == 403
+    assert (await door.ask("PROPFIND", "/site/a/b", scope, {"depth": "1"})).status == 207
+    assert (await door.ask("PROPFIND", "/site/a/b", "storage.modify:/a/b", {"depth": "1"})).status == 403
+
+
+async def test_a_public_endpoint_is_read_by_anybody_and_changed_by_nobody(door):
+    await door.put("/d/f")
+    assert (await door.ask("GET", "/open/d", None)).status == 200
+    assert (await door.ask("PROPFIND", "/open/d", None, {"depth": "1"})).status == 207
+    assert (await door.ask("DELETE", "/open/d/f", None)).status == 405
