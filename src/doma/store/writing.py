@@ -62,7 +62,7 @@ class Tally:
         for name, stated in self._stated.items():
             if not same(name, found[name], stated):
                 raise ChecksumMismatch(
-                    f"{self.path}: {name} is {found[name]}, expected {stated}; nothing was published, send again"
+                    f"{self.path}: {name} is {found[name]}, expected {stated}; nothing was published"
                 )
         return {name: found[name] for name in ALGORITHMS if name in found}
 

@@ -1,0 +1,183 @@
+"""One version of one file, open: what readers and the fast path of the doors share.
+
+Files that we published are never changed in place, so they are mapped and their bytes handed out without a
+copy. A page that is not in memory must not be touched on the event loop: the fault would hold the GIL, and
+with it every thread. So each block of 64 KiB is read once with ``pread`` (in a thread, or at once with
+``RWF_NOWAIT`` when the page cache has it) before its part of the map counts as warm.
+
+Files put there by others may change or shrink at any moment; touching a map of them could kill the process
+(``SIGBUS``). They are read with ``pread`` into a buffer, and compared with their ``stat`` afterwards.
+
+Source: dataplane.md §3.5-3.7, T4-T9, T27 of the project's contracts.
+"""
+
+import mmap
+import os
+import time
+
+from doma.core.errors import PreconditionFailed, StorageUnavailable
+from doma.store.oserrors import translated
+from doma.store.protocol import Stat
+
+SHIFT = 16
+BLOCK = 1 << SHIFT
+INLINE = 4
+"""Cold blocks that are tried at once on the loop: some 4 µs each."""
+SAMPLED = 64
+"""Blocks that are probed by one byte before ``sendfile``: some 1 µs each."""
+STAYS_WARM = 300.0
+"""Seconds after which a block is checked again: the kernel may have evicted it."""
+
+_COLD, _NEAR, _WARM = 0, 1, 2
+_NOWAIT = getattr(os, "RWF_NOWAIT", None)
+_SINK = bytearray(BLOCK)  # What is read only to warm a block lands here; nobody looks at it.
+_EMPTY = memoryview(b"")
+
+
+class Content:
+    """An open file; closed when the last reference goes. It is a ``Hot`` of the store protocol.
+
+    Args:
+        fd: Descriptor, owned from now on.
+        found: Its ``fstat``.
+        stat: What the store says of it.
+        mapped: Whether it is ours and so immutable.
+    """
+
+    __slots__ = ("_blocks", "_map", "_mapped", "_since", "_stat", "fd", "found")
+
+    def __init__(self, fd: int, found: os.stat_result, stat: Stat, *, mapped: bool) -> None:
+        self.fd = fd
+        self.found = found
+        self._stat = stat
+        self._mapped = mapped and found.st_size > 0
+        self._map = _EMPTY
+        self._blocks = bytearray(self._count())
+        self._since = time.monotonic()
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    @property
+    def stat(self) -> Stat:
+        return self._stat
+
+    def is_still(self, found: os.stat_result) -> bool:
+        """Whether a ``stat`` shows this very content."""
+        mine = self.found
+        return (
+            found.st_mtime_ns == mine.st_mtime_ns
+            and found.st_ino == mine.st_ino
+            and found.st_size == mine.st_size
+            and found.st_dev == mine.st_dev
+        )
+
+    def view(self, start: int, stop: int) -> memoryview | None:
+        if stop <= start:
+            return _EMPTY
+        if not self._mapped:
+            return self._copied(start, stop)
+        first, last = self._range(start, stop)
+        if not self._all(_WARM, first, last) and not self._warm_now(first, last):
+            return None
+        return self._mapping()[start:stop]
+
+    def fileno(self, start: int, stop: int) -> int | None:
+        """See ``Hot``; ask for pieces of some MiB at most, a long cold range is refused unseen."""
+        if not self._mapped or stop <= start:
+            return None
+        first, last = self._range(start, stop)
+        if self._blocks.find(_COLD, first, last) >= 0 and not self._sample(first, last):
+            return None
+        return self.fd
+
+    def pread(self, start: int, stop: int) -> memoryview:
+        """The bytes, waiting for the disk: for worker threads.
+
+        Raises:
+            PreconditionFailed: the file was changed in place.
+            StorageUnavailable: it cannot be read, or is shorter than it was.
+        """
+        if stop <= start:
+            return _EMPTY
+        path = self._stat.path
+        with translated(path):
+            if self._mapped:
+                first, last = self._range(start, stop)
+                for block in range(first, last):
+                    self._warm(block, 0)
+                if not self._all(_WARM, first, last):
+                    raise StorageUnavailable(
+                        f"{path}: the file is shorter than its size; it was damaged on disk"
+                    )
+                return self._mapping()[start:stop]
+            target = memoryview(bytearray(stop - start))
+            done = 0
+            while done < len(target) and (got := os.preadv(self.fd, [target[done:]], start + done)):
+                done += got
+            now = os.fstat(self.fd)
+        if done < len(target) or not self.is_still(now):
+            raise PreconditionFailed(f"{path}: the file changed while it was read; open it again")
+        return target
+
+    def _copied(self, start: int, stop: int) -> memoryview | None:
+        if _NOWAIT is None or stop - start > INLINE * BLOCK:
+            return None
+        target = bytearray(stop - start)
+        try:
+            got = os.preadv(self.fd, [target], start, _NOWAIT)
+            whole = got == len(target) and self.is_still(os.fstat(self.fd))
+        except OSError:
+            return None  # EAGAIN, or NOWAIT is not offered here: the slow road says what is wrong.
+        return memoryview(target) if whole else None
+
+    def _count(self) -> int:
+        return (self.found.st_size + BLOCK - 1) >> SHIFT if self._mapped else 0
+
+    def _range(self, start: int, stop: int) -> tuple[int, int]:
+        now = time.monotonic()
+        if now - self._since > STAYS_WARM:
+            self._since, self._blocks = now, bytearray(self._count())
+        return start >> SHIFT, ((stop - 1) >> SHIFT) + 1
+
+    def _all(self, least: int, first: int, last: int) -> bool:
+        return all(self._blocks.find(level, first, last) < 0 for level in range(least))
+
+    def _mapping(self) -> memoryview:
+        if self._map is _EMPTY:
+            self._map = memoryview(mmap.mmap(self.fd, self.found.st_size, prot=mmap.PROT_READ))
+        return self._map
+
+    def _warm_now(self, first: int, last: int) -> bool:
+        """Warm the blocks if the page cache has them; False leaves that to a thread."""
+        if _NOWAIT is None or last - first > INLINE:
+            return False
+        try:
+            for block in range(first, last):
+                self._warm(block, _NOWAIT)
+        except OSError:
+            return False
+        return self._all(_WARM, first, last)
+
+    def _warm(self, block: int, flags: int) -> None:
+        blocks = self._blocks
+        if blocks[block] == _WARM:
+            return
+        start = block << SHIFT
+        size = min(BLOCK, self.found.st_size - start)
+        if os.preadv(self.fd, [memoryview(_SINK)[:size]], start, flags) == size:
+            blocks[block] = _WARM
+
+    def _sample(self, first: int, last: int) -> bool:
+        if _NOWAIT is None or last - first > SAMPLED:
+            return False
+        one, blocks = memoryview(_SINK)[:1], self._blocks
+        try:
+            for block in range(first, last):
+                if blocks[block] == _COLD:
+                    if os.preadv(self.fd, [one], block << SHIFT, _NOWAIT) != 1:
+                        return False
+                    blocks[block] = _NEAR
+        except OSError:
+            return False
+        return True

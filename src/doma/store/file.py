@@ -1,0 +1,235 @@
+"""Files of a folder: the ``file:///`` engine.
+
+What a client writes goes to a temporary in ``.doma`` of the same file system, is verified, synced and renamed
+into place with its checksums. What others put into the folder is served as well. No path, symbolic link or
+race of them leads out of the folder (:mod:`doma.store.beneath`); a kill at any moment leaves the old file or
+the new one, whole.
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from doma.core.checksum import Hasher, hasher
+from doma.core.errors import Conflict, Forbidden
+from doma.core.events import Emit, Event
+from doma.core.paths import checked
+from doma.store.content import Content
+from doma.store.folder import Folder
+from doma.store.oserrors import translated
+from doma.store.protocol import Buffer, Space, Stat
+from doma.store.upload import FileUpload, Temporary
+from doma.store.writing import Tally
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 8
+HOT = 256
+"""Files kept open for the fast path; each takes up to two descriptors and one map."""
+BATCH = 256
+"""Entries of a listing that one trip to a thread looks up."""
+
+
+class FileReader:
+    """One version of a file, open; what others rename or delete meanwhile does not matter."""
+
+    def __init__(self, content: Content, pool: ThreadPoolExecutor) -> None:
+        self._stat = content.stat
+        self._content: Content | None = content
+        self._pool = pool
+
+    @property
+    def stat(self) -> Stat:
+        return self._stat
+
+    async def read(self, start: int, stop: int) -> Buffer:
+        content = self._content
+        if content is None:
+            raise Conflict(f"{self._stat.path}: this reader is closed; open the file again")
+        view = content.view(start, stop)
+        if view is None:
+            # The bound method keeps the descriptor open even if the reader is closed meanwhile.
+            view = await asyncio.get_running_loop().run_in_executor(self._pool, content.pread, start, stop)
+        return view
+
+    async def close(self) -> None:
+        self._content = None
+
+
+class FileStore:
+    """A folder as a store.
+
+    Args:
+        root: The folder; made if it is missing, unless ``read_only``.
+        read_only: Write nothing at all into it, and take its files for changeable by others.
+        fsync: Make files durable before they are published.
+        emit: Takes ``file.landed``, ``file.deleted``, ``file.moved``.
+
+    Raises:
+        ConfigError: the folder is not there or cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        read_only: bool = False,
+        fsync: bool = True,
+        emit: Emit = lambda event: None,
+    ) -> None:
+        self._read_only = read_only
+        self._emit = emit
+        self._folder = Folder(root, read_only=read_only, fsync=fsync)
+        self._prefix = self._folder.tree.real.rstrip("/")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="doma-file")
+        self._sum_pool = ThreadPoolExecutor(2, thread_name_prefix="doma-sum")
+        self._sums: dict[tuple[str, str, str], asyncio.Future[str]] = {}
+        self._hot: OrderedDict[str, Content] = OrderedDict()
+        self._uploads: set[FileUpload] = set()
+
+    async def stat(self, path: str) -> Stat:
+        path = checked(path)
+        return await self._run(path, self._folder.stat, path)
+
+    async def list(self, path: str) -> AsyncIterator[Stat]:
+        path = checked(path)
+        names = await self._run(path, self._folder.names, path)
+        for i in range(0, len(names), BATCH):
+            for entry in await self._run(path, self._folder.look_up, path, names[i : i + BATCH]):
+                yield entry
+
+    async def open(self, path: str) -> FileReader:
+        path = checked(path)
+        return FileReader(await self._content(path), self._pool)
+
+    def peek(self, path: str) -> Content | None:
+        content = self._hot.get(path)
+        if content is None:
+            return None
+        try:
+            current = content.is_still(os.stat(self._prefix + path))
+        except OSError:
+            current = False
+        if not current:
+            del self._hot[path]
+            return None
+        self._hot.move_to_end(path)
+        return content
+
+    async def checksum(self, path: str, algorithm: str) -> str:
+        path = checked(path)
+        content = await self._content(path)
+        if (known := content.stat.checksums.get(algorithm)) is not None:
+            return known
+        key = path, content.stat.version, algorithm
+        work = self._sums.get(key)
+        if work is None:
+            digest = hasher(algorithm)
+            work = asyncio.wrap_future(self._sum_pool.submit(self._sum, content, algorithm, digest))
+            self._sums[key] = work
+            work.add_done_callback(lambda _: self._sums.pop(key, None))
+        # Shielded: a client that gives up (gfal2 after 300 s) finds the value at its next try.
+        value = await asyncio.shield(work)
+        self._hot.pop(path, None)  # Its stat does not know the new value.
+        return value
+
+    async def space(self) -> Space:
+        return await self._run("/", self._folder.space)
+
+    async def create(
+        self,
+        path: str,
+        *,
+        size: int | None = None,
+        checksums: Mapping[str, str] | None = None,
+        if_version: str | None = None,
+        if_absent: bool = False,
+    ) -> FileUpload:
+        path = self._writable(path)
+        tally = Tally(path, size, checksums)
+        room = (size or 0) + sum(upload.missing for upload in self._uploads)
+        begun = self._submit(path, self._folder.begin, path, room, if_version, if_absent)
+        try:
+            temporary = await asyncio.wrap_future(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_discard)
+            raise
+        upload = FileUpload(temporary, tally, self._pool, self._publish, self._done, if_version, if_absent)
+        self._uploads.add(upload)
+        return upload
+
+    async def delete(self, path: str, *, version: str | None = None, recursive: bool = False) -> None:
+        path = self._writable(path)
+        await self._run(path, self._folder.delete, path, version, recursive)
+        self._hot.pop(path, None)
+        self._emit(Event("file.deleted", path))
+
+    async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
+        source, target = self._writable(source), checked(target)
+        replaced = await self._run(source, self._folder.rename, source, target, overwrite)
+        self._hot.pop(source, None)
+        self._emit(Event("file.moved", target, {"source": source}))
+        return replaced
+
+    async def make_dir(self, path: str) -> None:
+        path = self._writable(path)
+        await self._run(path, self._folder.make_dir, path)
+
+    async def close(self) -> None:
+        for upload in tuple(self._uploads):
+            await upload.abort()
+        self._hot.clear()
+        await asyncio.to_thread(self._pool.shutdown)
+        await asyncio.to_thread(self._sum_pool.shutdown)
+        self._folder.close()
+
+    async def _content(self, path: str) -> Content:
+        content = self.peek(path)
+        if content is None:
+            content = await self._run(path, self._folder.open, path)
+            self._hot[path] = content
+            if len(self._hot) > HOT:
+                self._hot.popitem(last=False)
+        return content
+
+    async def _run(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.wrap_future(self._submit(path, call, *args, **kwargs))
+
+    def _submit(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        def work() -> T:
+            with translated(path):
+                return call(*args, **kwargs)
+
+        return self._pool.submit(work)
+
+    def _sum(self, content: Content, algorithm: str, digest: Hasher) -> str:
+        with translated(content.stat.path):
+            return self._folder.sum(content, algorithm, digest)
+
+    def _publish(self, upload: FileUpload, temporary: Temporary) -> Stat:
+        with translated(upload.tally.path):
+            return self._folder.publish(temporary, upload.tally, upload.if_version, upload.if_absent)
+
+    def _done(self, upload: FileUpload, stat: Stat | None) -> None:
+        self._uploads.discard(upload)
+        if stat is not None:
+            self._hot.pop(stat.path, None)
+            facts = {"size": stat.size, "version": stat.version, "checksums": dict(stat.checksums)}
+            self._emit(Event("file.landed", stat.path, facts))
+
+    def _writable(self, path: str) -> str:
+        path = checked(path)
+        if self._read_only:
+            raise Forbidden(f"{path}: this store is read-only; write to another endpoint")
+        return path
+
+
+def _discard(begun: "Future[Temporary]") -> None:
+    """Remove the temporary of a caller that was cancelled while it was made."""
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().discard()

@@ -1,0 +1,133 @@
+"""Where a store keeps what is not (or no longer) visible: ``.doma`` at the top of its file system.
+
+    .doma/new/     unfinished uploads; each is locked (``flock``) by its writer as long as that lives
+    .doma/gone/    trees taken out of sight in one rename, being deleted
+    .doma/marks/   side files of checksums
+    .doma/locks/   one lock file a stripe of paths: publications exclude each other between processes too
+
+After a crash nothing here is of use: uploads without a living writer and all of ``gone`` are swept.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from zlib import crc32
+
+from doma.core.paths import RESERVED
+
+STRIPES = 64
+
+
+class Spool:
+    """The hidden folder of one file system of a store."""
+
+    def __init__(self, top: int) -> None:
+        self._fd = _folder(RESERVED, top)
+        self.new = _folder("new", self._fd)
+        self._gone = _folder("gone", self._fd)
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        for fd in (self.new, self._gone, self._fd):
+            os.close(fd)
+
+    def folder(self, name: str) -> int:
+        """A descriptor of a folder of ours; the caller closes it."""
+        return _folder(name, self._fd)
+
+    def begin(self) -> tuple[str, int]:
+        """A new temporary, locked: its name in ``new`` and a descriptor to write with."""
+        while True:
+            name = uuid.uuid4().hex
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(name, flags, 0o644, dir_fd=self.new)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return name, fd
+            os.close(fd)  # Swept by another process between open and lock.
+
+    def drop(self, name: str) -> None:
+        """Remove a temporary. Idempotent."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self.new)
+
+    def discard(self, name: str, folder: int) -> str:
+        """Take a tree out of sight in one step; :meth:`erase` deletes it.
+
+        Raises:
+            OSError: nothing was changed.
+        """
+        hidden = uuid.uuid4().hex
+        os.rename(name, hidden, src_dir_fd=folder, dst_dir_fd=self._gone)
+        return hidden
+
+    def erase(self, hidden: str) -> None:
+        """Delete a discarded tree; what cannot be deleted stays for the next sweep."""
+        shutil.rmtree(hidden, ignore_errors=True, dir_fd=self._gone)
+
+    def sweep(self) -> int:
+        """Remove what dead processes left; returns how many uploads that were."""
+        swept = 0
+        for name in os.listdir(self.new):
+            try:
+                fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.new)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.drop(name)
+                swept += 1
+            except OSError as e:
+                if e.errno != errno.EWOULDBLOCK:
+                    raise
+            finally:
+                os.close(fd)
+        for name in os.listdir(self._gone):
+            self.erase(name)
+        return swept
+
+
+class PathLocks:
+    """Mutual exclusion by path, between threads and between processes that share the folder."""
+
+    def __init__(self, folder: int) -> None:
+        self._folder = folder
+        self._stripes: dict[int, tuple[threading.Lock, int]] = {}
+        self._guard = threading.Lock()
+
+    @contextmanager
+    def hold(self, *paths: str) -> Iterator[None]:
+        """Keep every other holder of one of these paths out; blocks, so call it in a thread."""
+        with ExitStack() as held:
+            for stripe in sorted({crc32(path.encode()) % STRIPES for path in paths}):
+                lock, fd = self._stripe(stripe)
+                held.enter_context(lock)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                held.callback(fcntl.flock, fd, fcntl.LOCK_UN)
+            yield
+
+    def close(self) -> None:
+        """Give the lock files back."""
+        for _, fd in self._stripes.values():
+            os.close(fd)
+        self._stripes.clear()
+        os.close(self._folder)
+
+    def _stripe(self, stripe: int) -> tuple[threading.Lock, int]:
+        with self._guard:
+            if stripe not in self._stripes:
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+                fd = os.open(f"{stripe:02x}", flags, 0o644, dir_fd=self._folder)
+                self._stripes[stripe] = threading.Lock(), fd
+            return self._stripes[stripe]
+
+
+def _folder(name: str, above: int) -> int:
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o755, dir_fd=above)
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=above)

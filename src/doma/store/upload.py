@@ -1,0 +1,175 @@
+"""Writing a file of a :class:`~doma.store.file.FileStore`: temporary, verified, published in one rename."""
+
+import asyncio
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from doma.core.errors import Conflict
+from doma.store.oserrors import translated
+from doma.store.protocol import PIECE, Buffer, Stat
+from doma.store.spool import Spool
+from doma.store.writing import Tally
+
+SLOW = 0.020
+"""Seconds that one write may take on the event loop before the rest goes to threads …"""
+QUICK = 0.004
+"""… until one in a thread took less than this again."""
+
+
+class Temporary:
+    """The hidden file of one upload. Every call may block; one caller at a time."""
+
+    def __init__(self, spool: Spool, path: str) -> None:
+        self.spool = spool
+        self.path = path
+        self.name, self.fd = spool.begin()
+        self._lock = threading.Lock()
+        self._open = True
+
+    def append(self, tally: Tally, data: Buffer) -> None:
+        """Write all of it at the end, and tally it."""
+        with self._lock, translated(self.path):
+            if not self._open:
+                raise Conflict(f"{self.path}: this upload is over; begin a new one")
+            tally.expect(len(data))
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self.fd, view) :]
+            tally.add(data)
+
+    def publish(self, place: Callable[["Temporary"], Stat]) -> Stat:
+        """Let ``place`` move it to where it belongs; gone afterwards, also if that failed."""
+        with self._lock:
+            if not self._open:
+                raise Conflict(f"{self.path}: this upload is over; begin a new one")
+            try:
+                return place(self)
+            finally:
+                self._end()
+
+    def discard(self) -> None:
+        """Leave no trace. Idempotent."""
+        with self._lock:
+            if self._open:
+                self._end()
+
+    def _end(self) -> None:
+        self._open = False
+        try:
+            # After a rename the name is gone already; after link() it is a second name of the published file.
+            self.spool.drop(self.name)
+        finally:
+            os.close(self.fd)
+
+
+class FileUpload:
+    """An :class:`~doma.store.protocol.Upload` that also takes bytes synchronously (``CanFeed``)."""
+
+    def __init__(
+        self,
+        temporary: Temporary,
+        tally: Tally,
+        pool: Executor,
+        place: Callable[["FileUpload", Temporary], Stat],
+        done: Callable[["FileUpload", Stat | None], None],
+        if_version: str | None,
+        if_absent: bool,
+    ) -> None:
+        self.tally = tally
+        self.if_version = if_version
+        self.if_absent = if_absent
+        self._temporary = temporary
+        self._pool = pool
+        self._place = place
+        self._done = done
+        self._threaded = tally.slow
+        self._broken = False
+        self._over = False
+
+    @property
+    def missing(self) -> int:
+        """Announced bytes that have not come yet: they are kept free on the disk."""
+        return max(0, (self.tally.size or 0) - self.tally.written)
+
+    def feed(self, data: memoryview) -> bool:
+        if self._threaded or len(data) > PIECE:
+            return False
+        began = time.perf_counter()
+        self._append(data)
+        self._threaded = time.perf_counter() - began > SLOW
+        return True
+
+    async def write(self, data: Buffer) -> None:
+        if not self.feed(memoryview(data)):
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._write, data)
+
+    async def commit(self) -> Stat:
+        loop = asyncio.get_running_loop()
+        # Shielded: a caller that gives up cannot leave a publication half judged.
+        work = loop.run_in_executor(self._pool, self._commit)
+        try:
+            stat = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(
+                lambda w: self._finish(None if w.cancelled() or w.exception() else w.result())
+            )
+            raise
+        except BaseException:
+            self._finish(None)
+            raise
+        self._finish(stat)
+        return stat
+
+    async def abort(self) -> None:
+        if not self._over:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._temporary.discard)
+            self._finish(None)
+
+    def _append(self, data: Buffer) -> None:
+        try:
+            self._temporary.append(self.tally, data)
+        except BaseException:
+            self._broken = True  # Some of it may be in the file: nothing may follow.
+            raise
+
+    def _write(self, data: Buffer) -> None:
+        began = time.perf_counter()
+        self._append(data)
+        self._threaded = self.tally.slow or time.perf_counter() - began > QUICK
+
+    def _commit(self) -> Stat:
+        if self._broken:
+            self._temporary.discard()
+            raise Conflict(f"{self.tally.path}: an earlier write of this upload failed; begin a new one")
+        return self._temporary.publish(lambda temporary: self._place(self, temporary))
+
+    def _finish(self, stat: Stat | None) -> None:
+        if not self._over:
+            self._over = True
+            self._done(self, stat)
+
+
+def move(temporary: Temporary, name: str, folder: int, *, exclusively: bool) -> None:
+    """Give a finished temporary its name.
+
+    Args:
+        temporary: Written and synced.
+        name: The last component.
+        folder: Descriptor of its directory.
+        exclusively: Fail with ``FileExistsError`` if something is there: ``link`` decides that atomically,
+            also against programs that do not know our locks.
+    """
+    source = temporary.spool.new
+    if exclusively:
+        try:
+            os.link(temporary.name, name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError as e:
+            if e.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK}:
+                raise
+        else:
+            return
+    os.rename(temporary.name, name, src_dir_fd=source, dst_dir_fd=folder)
