@@ -197,7 +197,8 @@ class Door:
 
         ask = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
-            "scheme": "https", "path": unquote(raw.decode("latin-1")), "raw_path": raw, "query_string": query, "root_path": "",
+            "scheme": "https", "path": unquote(raw.decode("latin-1")), "raw_path": raw, "root_path": "",
+            "query_string": query,
             "headers": [(n.lower().encode(), v.encode("latin-1")) for n, v in sent.items()],
             "server": ("se.example", 443), "client": ("192.0.2.1", 1),
         }  # fmt: skip
