@@ -99,7 +99,7 @@ def _named(columns: dict[str, ak.Array], names: tuple[str, ...] | None) -> dict[
 
 
 @dataclass(eq=False, slots=True)
-class Rows_:  # noqa: N801 - the sequence of events itself, as opposed to one event each (Row)
+class Rows_:
     """The events as a sequence."""
 
     rows: Rows
@@ -155,14 +155,17 @@ def _field(value: Value, name: str) -> Value:
         if name in VECTOR_PROPERTIES and momenta.is_momentum(data):
             return momenta.method(name, value, [])
     raise UnknownColumn(
-        f"query: there is no field {name!r} here; {did_you_mean(name, names)}", name=name, near=near(name, names)
+        f"query: there is no field {name!r} here; {did_you_mean(name, names)}",
+        name=name,
+        near=near(name, names),
     )
 
 
 def _ufunc(name: str, values: list[Value]) -> Value:
     scope = deepest(values)
     parts: list[Any] = [
-        # Constants stay scalars, so that they promote weakly; two of them are numpy's, so that 10**10**10 is inf.
+        # Constants stay scalars, so that they promote weakly; among themselves they are NumPy's, so that
+        # 10**10**10 costs nothing.
         (v.data if scope is not None else _scalar(v.data, name)) if v.scope is None else operand(v, scope)
         for v in values
     ]

@@ -62,4 +62,5 @@ def _combined(tables: list[Table]) -> Table:
             return Table({name: ak.max(merged, keepdims=True, mask_identity=True)}, kind)
         case "Min":
             return Table({name: ak.min(merged, keepdims=True, mask_identity=True)}, kind)
-    return Table({name: ak.sum(merged, keepdims=True, mask_identity=False)}, kind)
+        case _:
+            return Table({name: ak.sum(merged, keepdims=True, mask_identity=False)}, kind)

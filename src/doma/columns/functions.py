@@ -35,14 +35,27 @@ UFUNCS: dict[str, int] = {**dict.fromkeys(_ONE.split(), 1), **dict.fromkeys(_TWO
 
 CASTS: dict[str, str] = {
     name: name.rstrip("_")
-    for name in "float64 float32 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool_".split()
+    for name in [
+        "float64",
+        "float32",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool_",
+    ]
 } | {"double": "float64", "float": "float64", "int": "int64", "bool": "bool"}
 """Conversions: ``np.float64(x)`` makes what follows double precision."""
 
 CONSTANTS = {"pi": 3.141592653589793, "e": 2.718281828459045, "inf": float("inf"), "nan": float("nan")}
 
 ALIASES = {
-    "abs": "absolute", "pow": "power", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atan2": "arctan2",
+    "abs": "absolute", "pow": "power", "asin": "arcsin", "acos": "arccos", "atan": "arctan",
+    "atan2": "arctan2",
     "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh", "bitwise_not": "invert",
 }  # fmt: skip
 
@@ -62,22 +75,59 @@ UNARY = {"+": "positive", "-": "negative", "~": "invert", "not": "logical_not"}
 
 COORDINATES = (
     ({"pt", "rho"}, {"phi"}, {"eta", "theta", "pz", "z"}, {"mass", "m", "M", "tau", "energy", "e", "E", "t"}),
-    ({"px", "x"}, {"py", "y"}, {"pz", "z", "eta", "theta"}, {"mass", "m", "M", "tau", "energy", "e", "E", "t"}),
+    (
+        {"px", "x"},
+        {"py", "y"},
+        {"pz", "z", "eta", "theta"},
+        {"mass", "m", "M", "tau", "energy", "e", "E", "t"},
+    ),
 )
 """A four-momentum has one field of each set of one of the rows."""
 COORDINATE_NAMES = frozenset().union(*(names for row in COORDINATES for names in row))
 
 VECTOR_PROPERTIES = frozenset(
-    "pt eta phi mass energy px py pz p theta E M m e rho x y z t mt et rapidity mass2 pt2 p2 E2 costheta "
-    "beta gamma".split()
+    [
+        "pt",
+        "eta",
+        "phi",
+        "mass",
+        "energy",
+        "px",
+        "py",
+        "pz",
+        "p",
+        "theta",
+        "E",
+        "M",
+        "m",
+        "e",
+        "rho",
+        "x",
+        "y",
+        "z",
+        "t",
+        "mt",
+        "et",
+        "rapidity",
+        "mass2",
+        "pt2",
+        "p2",
+        "E2",
+        "costheta",
+        "beta",
+        "gamma",
+    ]
 )
 VECTOR_METHODS: dict[str, int] = {
-    "deltaR": 1, "deltaphi": 1, "deltaeta": 1, "deltaRapidityPhi": 1, "deltaangle": 1, "add": 1, "subtract": 1,
-    "dot": 1, "pt": 0, "eta": 0, "phi": 0, "mass": 0, "energy": 0, "px": 0, "py": 0, "pz": 0, "p": 0, "theta": 0,
+    "deltaR": 1, "deltaphi": 1, "deltaeta": 1, "deltaRapidityPhi": 1, "deltaangle": 1, "add": 1,
+    "subtract": 1,
+    "dot": 1, "pt": 0, "eta": 0, "phi": 0, "mass": 0, "energy": 0, "px": 0, "py": 0, "pz": 0, "p": 0,
+    "theta": 0,
     "m": 0, "e": 0, "rapidity": 0,
 }  # fmt: skip
 """Vector method to its number of arguments; a property may be written with brackets."""
 METHOD_ALIASES = {
-    "DeltaR": "deltaR", "delta_r": "deltaR", "DeltaPhi": "deltaphi", "delta_phi": "deltaphi", "deltaPhi": "deltaphi",
+    "DeltaR": "deltaR", "delta_r": "deltaR", "DeltaPhi": "deltaphi", "delta_phi": "deltaphi",
+    "deltaPhi": "deltaphi",
     "DeltaEta": "deltaeta", "deltaEta": "deltaeta", "delta_eta": "deltaeta",
 }  # fmt: skip

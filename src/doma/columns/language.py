@@ -237,7 +237,8 @@ def _from_python(tree: ast.expr, level: int) -> Node:
         case ast.Lambda(args=arguments, body=body):
             names = tuple(Node("name", value=a.arg) for a in arguments.args)
             return composite("lambda", (composite("list", names, 0), *sub(body)), 0)
-    raise BadQuery(f"query: Python's {type(tree).__name__} is not part of the query language")
+        case _:
+            raise BadQuery(f"query: Python's {type(tree).__name__} is not part of the query language")
 
 
 def _short(text: str) -> str:

@@ -68,8 +68,8 @@ FILE_AFTER: Mapping[tuple[FileState, FileEvent], FileState] = {
 def verdict(files: int, completed: int, failed: int) -> State:
     """The state of a request by its counters; every file failed is Fatal, some done is Complete.
 
-    >>> verdict(3, 2, 1), verdict(2, 0, 2), verdict(2, 1, 0), verdict(0, 0, 0)
-    (<State.COMPLETE: 'Complete'>, <State.FATAL: 'Fatal'>, <State.RUNNING: 'Running'>, <State.COMPLETE: 'Complete'>)
+    >>> [str(verdict(*counts)) for counts in ((3, 2, 1), (2, 0, 2), (2, 1, 0), (0, 0, 0))]
+    ['Complete', 'Fatal', 'Running', 'Complete']
     """
     if completed + failed < files:
         return State.RUNNING

@@ -22,7 +22,9 @@ def to_momenta(source: Value) -> Value:
         raise BadQuery("query: ToFourMomenta needs records with pt, eta, phi, mass; this is a constant")
     data = array(source, scope)
     if element(data) != "records":
-        raise BadQuery(f"query: ToFourMomenta needs records with pt, eta, phi, mass; these are {element(data)}")
+        raise BadQuery(
+            f"query: ToFourMomenta needs records with pt, eta, phi, mass; these are {element(data)}"
+        )
     fields = set(ak.fields(data))
     if not any(all(fields & names for names in row) for row in COORDINATES):
         raise BadQuery(
@@ -49,7 +51,9 @@ def method(name: str, source: Value, args: list[Value]) -> Value:
     try:
         return Value(scope, found(*operands[1:]) if callable(found) else found)
     except (TypeError, ValueError) as e:
-        raise BadQuery(f"query: .{name}: the four-momenta do not pair up; use a lambda over one of them") from e
+        raise BadQuery(
+            f"query: .{name}: the four-momenta do not pair up; use a lambda over one of them"
+        ) from e
 
 
 def _named(records: ak.Array) -> ak.Array:

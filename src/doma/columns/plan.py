@@ -78,7 +78,7 @@ class If:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Named values; a tuple is a record named ``0``, ``1``, …"""
+    """Named values; the names of a tuple are ``0``, ``1`` and so on."""
 
     names: tuple[str, ...]
     values: tuple["Expr", ...]
@@ -154,7 +154,7 @@ def compile_text(text: str) -> Plan:
     Raises:
         BadQuery, UnknownColumn, LimitExceeded: the message says where and what is near.
 
-    >>> compile_text("(call Select (call EventDataset 'f' 'Events') (lambda (list e) (attr e 'pt')))").branches
+    >>> compile_text("(call Select (call EventDataset 'f' 'T') (lambda (list e) (attr e 'pt')))").branches
     ('pt',)
     """
     compiler = _Compiler()
@@ -250,6 +250,11 @@ class _Compiler:
                 return If(*(self._value(a, env) for a in node.args)), ANY
             case "lambda":
                 raise BadQuery(f"query, at {node.at}: a lambda stands where a value is expected")
+            case _:
+                return self._other(node, env)
+
+    def _other(self, node: Node, env: Env) -> tuple[Expr, Shape]:
+        """Operators and arithmetic as nodes."""
         if node.kind in known.OPERATORS:
             return self._operator(node.kind, node.args, node, env)
         if node.kind in known.BINARY or node.kind in known.UNARY:
@@ -353,7 +358,9 @@ class _Compiler:
         number = index.value if index.kind == "const" else None
         if shape.kind == "record":
             if not isinstance(number, int) or not -len(shape.fields) <= number < len(shape.fields):
-                raise BadQuery(f"query, at {node.at}: [] on a record needs an integer below {len(shape.fields)}")
+                raise BadQuery(
+                    f"query, at {node.at}: [] on a record needs an integer below {len(shape.fields)}"
+                )
             name, inner = shape.fields[number]
             return Field(source, name), inner
         inner = shape.item if shape.kind == "list" and shape.item and number is not None else ANY
@@ -446,8 +453,10 @@ class _Compiler:
             by, result = self._lambda(name, args[1], item, env)
             self.filtering = filtering
             return Op(name, source, by), _shape_after(name, shape, result)
-        if shape.kind == "rows" and name not in {"Count"}:
-            raise BadQuery(f"query, at {node.at}: {name} of whole events is not offered; Select a column first")
+        if shape.kind == "rows" and name != "Count":
+            raise BadQuery(
+                f"query, at {node.at}: {name} of whole events is not offered; Select a column first"
+            )
         if name in {"First", "Last"}:
             return Op(name, source), item
         if name == "Choose":
@@ -501,6 +510,6 @@ def _shape_after(name: str, source: Shape, body: Shape) -> Shape:
         return ONE
     if name in known.REDUCTIONS:
         # The innermost axis is reduced: of a list of lists a list remains.
-        flat = source.item is None or source.item.kind in {"one", "row", "record"}
-        return ONE if flat and source.kind in {"rows", "list"} and source.item is not None else ANY
+        flat = source.item is not None and source.item.kind in {"one", "row", "record"}
+        return ONE if flat else ANY
     return ANY

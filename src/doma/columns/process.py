@@ -58,7 +58,9 @@ def _answer(fields: dict[str, Any]) -> dict[str, Any]:
     except DomaError as e:
         return {"problem": problem(e)}
     except MemoryError:
-        text = f"{task.url}: it needs more memory than a worker may take; select fewer columns or lower the step"
+        text = (
+            f"{task.url}: it needs more memory than a worker may take; select fewer columns or lower the step"
+        )
         return {"problem": problem(LimitExceeded(text))}
     except Exception as e:  # noqa: BLE001 - outermost loop: a broken file can raise anything in its decoder
         last = traceback.format_exception(e)[-3:]
@@ -87,7 +89,7 @@ def _pulse(say: Any, beat: float) -> None:
 def _limit(memory: int) -> None:
     if not memory:
         return
-    with open("/proc/self/statm") as file:  # noqa: PTH123 - a pseudo file of Linux
+    with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(ValueError):  # a lower hard limit is in force already
         resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))

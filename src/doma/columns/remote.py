@@ -177,7 +177,9 @@ class RemoteFile:
         if answer.status == 412 or answer.getheader("ETag", "") != self._etag:
             raise OriginFailed(f"{self.url}: the file changed while it was read; submit again")
         if answer.status != 206 or len(body) != stop - start:
-            raise OriginFailed(f"{self.url}: asked for {stop - start} bytes, got {len(body)} ({answer.status})")
+            raise OriginFailed(
+                f"{self.url}: asked for {stop - start} bytes, got {len(body)} ({answer.status})"
+            )
         return body
 
     def _ask(self, start: int, stop: int) -> tuple[http.client.HTTPResponse, bytes]:
@@ -205,7 +207,9 @@ class RemoteFile:
             except (OSError, http.client.HTTPException, ValueError) as e:
                 self._drop()
                 if attempt == 2 or isinstance(e, ValueError | ssl.SSLCertVerificationError):
-                    raise StorageUnavailable(f"{self.url}: cannot be read: {e or type(e).__name__}") from e
+                    raise StorageUnavailable(
+                        f"{self.url}: cannot be read: {str(e) or type(e).__name__}"
+                    ) from e
             else:
                 self._refuse(answer, body)
                 self.taken += len(body)
@@ -215,7 +219,9 @@ class RemoteFile:
     def _body(self, answer: http.client.HTTPResponse) -> bytes:
         if answer.status == 200 and int(answer.getheader("Content-Length") or WHOLE + 1) > WHOLE:
             self._drop()
-            raise Unsupported(f"{self.url}: its server serves no byte ranges, and the file is too large to load")
+            raise Unsupported(
+                f"{self.url}: its server serves no byte ranges, and the file is too large to load"
+            )
         limit = WHOLE if answer.status in {200, 206} else 64 << 10
         body = answer.read(limit + 1)
         if len(body) > limit:
@@ -227,9 +233,16 @@ class RemoteFile:
         if status < 400 or status in {412, 416}:
             return
         said = body[:200].decode("utf-8", "replace").split("\n")[0].strip()
-        kinds: Mapping[int, type[DomaError]] = {401: InvalidToken, 403: Forbidden, 404: NotFound, 410: NotFound}
+        kinds: Mapping[int, type[DomaError]] = {
+            401: InvalidToken,
+            403: Forbidden,
+            404: NotFound,
+            410: NotFound,
+        }
         kind = kinds.get(status, StorageUnavailable if status >= 500 or status == 429 else OriginFailed)
-        raise kind(f"{self.url}: its server answered {status}{f' ({said})' if said.isprintable() and said else ''}")
+        raise kind(
+            f"{self.url}: its server answered {status}{f' ({said})' if said.isprintable() and said else ''}"
+        )
 
     def _connection(self) -> http.client.HTTPConnection:
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
@@ -259,7 +272,7 @@ class RemoteFile:
 
 
 def _check_address(url: str, origin: str, host: str, allow: tuple[str, ...]) -> None:
-    """Private and local addresses only by configuration: a query must not make the server probe its network."""
+    """Private addresses only by configuration: a query must not make the server probe its network."""
     if origin in allow:
         return
     try:

@@ -47,6 +47,11 @@ def plain(name: str, source: Value, arg: Value | None) -> Value:
             return zipped(source)
         case "ToFourMomenta" | "ToFourMomentum":
             return momenta.to_momenta(source)
+        case _:
+            return _with_argument(name, source, arg)
+
+
+def _with_argument(name: str, source: Value, arg: Value | None) -> Value:
     assert arg is not None
     match name:
         case "ElementAt":
@@ -57,7 +62,8 @@ def plain(name: str, source: Value, arg: Value | None) -> Value:
             return _concatenated(source, arg)
         case "Contains":
             return _contains(source, arg)
-    raise BadQuery(f"query: {name} is not offered")
+        case _:
+            raise BadQuery(f"query: {name} is not offered")
 
 
 def condition(value: Value, scope: Scope, what: str) -> npt.NDArray[np.bool_]:
@@ -65,7 +71,9 @@ def condition(value: Value, scope: Scope, what: str) -> npt.NDArray[np.bool_]:
     data = array(value, scope)
     if levels(data) or element(data) != "numbers":
         kind = "a sequence" if levels(data) else element(data)
-        raise BadQuery(f"query: {what} needs one true or false per element, not {kind}; use Any, All or Count")
+        raise BadQuery(
+            f"query: {what} needs one true or false per element, not {kind}; use Any, All or Count"
+        )
     mask: npt.NDArray[np.bool_] = np.asarray(ak.fill_none(data, False)) != 0
     return mask
 
@@ -193,7 +201,9 @@ def chosen(source: Value, n: int) -> Value:
     for k in range(n):
         total = total * np.maximum(counts - k, 0) / (k + 1)
     if total.sum() * n > MAX_COMBINATIONS:
-        raise LimitExceeded(f"query: Choose({n}) makes {total.sum():.3g} combinations in one step; filter first")
+        raise LimitExceeded(
+            f"query: Choose({n}) makes {total.sum():.3g} combinations in one step; filter first"
+        )
     places = ak.local_index(listed(took.flat, took.counts), axis=1)
     starts = np.cumsum(took.counts) - took.counts
     combos = ak.combinations(places + starts, n, axis=1)

@@ -1,7 +1,7 @@
 """Results as Parquet: columns in, row groups out as steps finish; zstd, fsynced before it is named.
 
-One row per event or flattened element; a jagged column is a list; a single unnamed array is the column ``""``,
-which awkward reads back as a bare array.
+One row per event or flattened element; a jagged column is a list; a single unnamed array is the column
+``""``, which awkward reads back as a bare array.
 
 Source: servicex.md §9 of the project's contracts.
 """
@@ -98,7 +98,9 @@ def to_arrow(table: Table) -> pa.Table:
     fields, arrays = [], []
     for name, data in table.columns.items():
         if data.layout.is_union:
-            raise BadQuery(f"query: the column {name!r} mixes types; give both parts of its if … else one type")
+            raise BadQuery(
+                f"query: the column {name!r} mixes types; give both parts of its if … else one type"
+            )
         try:
             column = ak.to_arrow(ak.to_packed(data), extensionarray=False, list_to32=True)
         except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as e:

@@ -44,8 +44,8 @@ class Source(Protocol):
     def read(self, names: tuple[str, ...], start: int, stop: int) -> Columns:
         """Entries ``[start, stop)`` of some columns; an empty range gives typed empty arrays."""
 
-    def windows(self, names: tuple[str, ...], step: int) -> Iterator["Window"]:
-        """All entries, in windows whose columns take about ``step`` bytes."""
+    def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator["Window"]:
+        """All entries, in windows whose columns take ``step`` bytes or so; ``first`` are read first."""
 
 
 def open_source(data: Bytes, tree: str | None) -> Source:
@@ -137,8 +137,8 @@ class RootSource:
     def __init__(self, data: Bytes, name: str, tree: Any) -> None:
         self.place, self._tree = f"{data.url}, tree {name!r}", tree
         self._is_tree = hasattr(tree, "branches")
-        # The keys of all subfields of an ntuple take uproot seconds; the fields of the top are at hand.
-        keys = tree.keys(full_paths=False) if self._is_tree else tree.keys(recursive=False)
+        # Listing the keys of an ntuple of 2,000 fields takes uproot seconds; the top fields are at hand.
+        keys = tree.keys(full_paths=False) if self._is_tree else [f.name for f in tree.fields]
         self.names = tuple(dict.fromkeys(keys))
         self.entries = int(tree.num_entries)
 
@@ -161,11 +161,15 @@ class RootSource:
             )
             by_name = {str(k).rpartition("/")[2]: a for k, a in arrays.items()}
         else:
-            record = self._tree.arrays(filter_name=list(map(_literal, names)), entry_start=start, entry_stop=stop)
+            record = self._tree.arrays(
+                filter_name=list(map(_literal, names)), entry_start=start, entry_stop=stop
+            )
             by_name = {n: record[n] for n in record.fields}
         lost = wanted - set(by_name)
         if lost:
-            raise BadQuery(f"{self.place}: the branch {min(lost)!r} has a type that cannot be read as a column")
+            raise BadQuery(
+                f"{self.place}: the branch {min(lost)!r} has a type that cannot be read as a column"
+            )
         return {n: by_name[n] for n in names}
 
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
@@ -263,7 +267,9 @@ def _root(data: Bytes, name: str | None) -> RootSource:
     assert name is not None
     if name.split(";")[0] not in classes:
         tail = did_you_mean(name, trees) if trees else "the file has no trees at all"
-        raise UnknownColumn(f"{data.url}: there is no tree {name!r}; {tail}", name=name, near=near(name, trees))
+        raise UnknownColumn(
+            f"{data.url}: there is no tree {name!r}; {tail}", name=name, near=near(name, trees)
+        )
     return RootSource(data, name, file[name])
 
 

@@ -116,7 +116,11 @@ class _Worker:
         async with self._launching:
             if self._process is not None and self._process.returncode is None:
                 return
-            keep = {k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH"}}
+            keep = {
+                k: v
+                for k, v in os.environ.items()
+                if k in {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH"}
+            }
             arguments = ["-m", "doma.columns.process", str(self._silence / 4), str(self._memory)]
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -144,7 +148,9 @@ class _Worker:
                 await process.stdin.drain()
                 answer = await self._answer(process)
         except TimeoutError as e:
-            raise TimedOut(f"{task.url}: not finished after {task.timeout:.0f} s; the worker was stopped") from e
+            raise TimedOut(
+                f"{task.url}: not finished after {task.timeout:.0f} s; the worker was stopped"
+            ) from e
         except OSError as e:
             raise ServiceUnavailable(f"{task.url}: the worker process died; trying again") from e
         self.idle = True

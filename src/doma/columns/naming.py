@@ -1,0 +1,23 @@
+"""Names of result objects.
+
+Source: servicex.md §5 of the project's contracts.
+"""
+
+import hashlib
+
+LONGEST = 255
+
+
+def object_name(url: str) -> str:
+    """The object that holds the result of an input: its URL with ``:`` for ``/``, plus the format.
+
+    >>> object_name("https://a.org/d/1.root")
+    'https:::a.org:d:1.root.parquet'
+    >>> len(object_name("https://a.org/" + "x" * 300))
+    255
+    """
+    name = url.replace("/", ":") + ".parquet"
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+    return f"_{digest}{name[len(digest) + 1 - LONGEST :]}"
