@@ -39,13 +39,16 @@ class Seen:
             "PARTIAL": "fwd=partial; stored",
             "BYPASS": "fwd=bypass",
         }[present]
-        if self.validated and present == "HIT":
-            how = "hit; detail=validated"
-        status = f"doma; {how}" if present == "BYPASS" else f"doma; {how}; ttl={int(self.left)}"
-        out = {"Age": str(max(0, int(self.age))), "Cache-Status": status, "X-Cache": present}
+        out = {"Age": str(max(0, int(self.age))), "X-Cache": present}
+        status = ["doma", how]
+        if present != "BYPASS":
+            status.append(f"ttl={int(self.left)}")
         if self.stale:
-            out["Cache-Status"] = f"doma; {how}; ttl={int(self.left)}; detail=origin-unreachable"
+            status.append("detail=origin-unreachable")
             out["Warning"] = '111 doma "Revalidation Failed"'
+        elif self.validated:
+            status.append("detail=validated")
+        out["Cache-Status"] = "; ".join(status)
         return out
 
 
