@@ -3,14 +3,13 @@
 Source: RFC 6750 §2, XRootD's ``authz`` CGI, WLCG Bearer Token Discovery 1.0; §7 of the token contract.
 """
 
-import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote_plus
 
-from doma.core.errors import BadRequest, Unauthenticated
+from doma.auth.files import read_private
+from doma.core.errors import BadRequest, ConfigError, Unauthenticated
 
 MAX_FILE = 64 << 10
 """Bytes of the largest token file."""
@@ -103,28 +102,8 @@ def _usable(text: str, where: str) -> str:
 
 
 def _read(path: Path, uid: int, *, follow: bool) -> str | None:
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        handle = os.open(path, flags)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else str(e)
-        raise Unauthenticated(f"{path}: cannot be read as token file: {reason}") from e
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise Unauthenticated(f"{path}: is not a plain file; a token file must be one")
-        if found.st_uid != uid:
-            raise Unauthenticated(
-                f"{path}: belongs to user {found.st_uid}, not to {uid}; use a file of your own"
-            )
-        if found.st_mode & 0o066:
-            raise Unauthenticated(f"{path}: others can read or change it; run: chmod 600 {path}")
-        try:
-            data = file.read(MAX_FILE + 1)
-        except OSError as e:
-            raise Unauthenticated(f"{path}: cannot be read as token file: {e.strerror}") from e
-    if len(data) > MAX_FILE:
-        raise Unauthenticated(f"{path}: is larger than {MAX_FILE} bytes, so it is no token file")
-    return _usable(data.decode("latin-1"), str(path))
+        data = read_private(path, MAX_FILE, uid=uid, follow=follow)
+    except ConfigError as e:
+        raise Unauthenticated(f"token file {e.message}") from e
+    return None if data is None else _usable(data.decode("latin-1"), f"token file {path}")

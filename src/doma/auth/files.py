@@ -63,31 +63,45 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> bool:
     return True
 
 
-def read_private(path: Path, limit: int = 1 << 20) -> bytes | None:
-    """The content of a file that only its owner may read; None if there is none.
+def read_private(
+    path: Path, limit: int = 1 << 20, *, uid: int | None = None, follow: bool = True
+) -> bytes | None:
+    """The content of a file that only its owner may read or change; None if there is none.
+
+    Args:
+        path: Where.
+        limit: Bytes it may have at most.
+        uid: Who must own it; None: the effective user.
+        follow: Whether it may be a symbolic link.
 
     Raises:
-        ConfigError: it is no plain file, is larger than ``limit``, has another owner or can be read or
-            written by others; the message has the remedy.
+        ConfigError: it is no plain file, is too large, has another owner, or others can read or change
+            it; the message has the remedy.
     """
+    # Without O_NONBLOCK a FIFO of that name would hold us for ever.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        # Without O_NONBLOCK a FIFO of that name would hold us for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, flags)
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from e
+    try:
+        _check(path, os.fstat(handle), limit, os.geteuid() if uid is None else uid)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(limit)
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{path}: is not a plain file; move it away")
-        if found.st_uid != os.geteuid():
-            raise ConfigError(f"{path}: belongs to user {found.st_uid}; it must be your own")
-        if found.st_mode & 0o077:
-            raise ConfigError(f"{path}: others can read or change it; run: chmod 600 {path}")
-        if found.st_size > limit:
-            raise ConfigError(f"{path}: has {found.st_size} bytes, at most {limit} are expected")
-        try:
-            return file.read(limit + 1)
-        except OSError as e:
-            raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
+    finally:
+        os.close(handle)
+
+
+def _check(path: Path, found: os.stat_result, limit: int, uid: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: is not a plain file; move it away")
+    if found.st_uid != uid:
+        raise ConfigError(f"{path}: belongs to user {found.st_uid}, not to {uid}; use a file of your own")
+    if found.st_mode & 0o066:
+        raise ConfigError(f"{path}: others can read or change it; run: chmod 600 {path}")
+    if found.st_size > limit:
+        raise ConfigError(f"{path}: has {found.st_size} bytes, at most {limit} are expected")

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from joserfc import jws
-from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from doma.auth.files import make_private_dir, read_private, write_private
@@ -70,25 +73,25 @@ class KeySet:
 
 def _rsa(path: Path) -> RSAKey:
     data = read_private(path) or _made(path, RSAKey.generate_key(RSA_BITS))
-    try:
-        key = RSAKey.import_key(data)
-        bits = key.private_key.key_size if key.private_key else 0
-    except (JoseError, ValueError, TypeError) as e:
-        raise _torn(path, "RSA") from e
-    if bits < RSA_BITS:
-        raise _torn(path, "RSA")
-    return key
+    key = _loaded(path, data)
+    if not isinstance(key, RSAPrivateKey) or key.key_size < RSA_BITS:
+        raise _torn(path)
+    return RSAKey.import_key(key)
 
 
 def _ec(path: Path) -> ECKey:
     data = read_private(path) or _made(path, ECKey.generate_key("P-256"))
+    key = _loaded(path, data)
+    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP256R1):
+        raise _torn(path)
+    return ECKey.import_key(key)
+
+
+def _loaded(path: Path, data: bytes) -> object:
     try:
-        key = ECKey.import_key(data)
-    except (JoseError, ValueError, TypeError) as e:
-        raise _torn(path, "P-256") from e
-    if not key.is_private or key.curve_name != "P-256":
-        raise _torn(path, "P-256")
-    return key
+        return load_pem_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as e:
+        raise _torn(path) from e
 
 
 def _made(path: Path, key: Private) -> bytes:
@@ -99,7 +102,8 @@ def _made(path: Path, key: Private) -> bytes:
     return read_private(path) or b""
 
 
-def _torn(path: Path, kind: str) -> ConfigError:
+def _torn(path: Path) -> ConfigError:
+    kind = "RSA key of at least 2048 bits" if path.name.startswith("rs") else "P-256 key"
     return ConfigError(
-        f"{path}: is not a whole private {kind} key; restore it, or remove it and all tokens it signed end"
+        f"{path}: is not a whole private {kind}; restore it, or remove it and all tokens it signed end"
     )
