@@ -378,7 +378,7 @@ def test_our_own_names_are_normalised_once():
         "condor://h.example.org",
         "https://h.example.org/api",
     }
-    for bad in ("", " ", "a b", "https://h:port"):
+    for bad in ("", " ", "a b", "https://h:port", "https://[::1", "https://h:70000"):
         with pytest.raises(ConfigError):
             accepted([bad])
 
@@ -560,6 +560,7 @@ def test_a_wrong_configuration_is_refused_when_it_is_read():
         ([one], {"https://other.example.org": JWKS}),
         ([Issuer(issuer="http://iam.example.org")], {}),
         ([Issuer(issuer="iam.example.org")], {}),
+        ([Issuer(issuer="https://[::1/cms")], {}),
         ([Issuer(issuer="https://u:p@iam.example.org")], {}),
         ([Issuer(issuer=ISSUER, ca_file="/nonexistent.pem")], {}),
     ):

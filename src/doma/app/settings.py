@@ -35,24 +35,17 @@ def load(file: Path | None) -> Config:
             raise ConfigError(f"{file}: not a TOML file: {e}") from e
     _reject_unknown_variables()
     try:
-        return _Settings(**table)._config()
+        return _Settings(**table)
     except ValidationError as e:
         raise ConfigError(_explain(e, str(file) if file and table else "environment")) from e
 
 
-class _Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="DOMA_", env_nested_delimiter="__", extra="forbid")
+class _Settings(BaseSettings, Config):
+    """The models of the configuration, with the environment as a source."""
 
-    listen: dict[str, Any] = {}
-    auth: dict[str, Any] = {}
-    database: dict[str, Any] = {}
-    endpoints: dict[str, Any] = {}
-    cache: dict[str, Any] = {}
-    columns: dict[str, Any] = {}
-    scan: dict[str, Any] = {}
-
-    def _config(self) -> Config:
-        return Config.model_validate(self.model_dump(exclude_unset=True))
+    model_config = SettingsConfigDict(
+        env_prefix="DOMA_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -33,6 +33,7 @@ class Events(NanoAODSchema):  # type: ignore[misc] # coffea publishes no types
     """NanoAOD without run, luminosityBlock and event: the open-data dimuon file has none."""
 
     error_missing_event_ids = False
+    warn_missing_crossrefs = False
 
 
 def run(client: Any, access: Access, url: str, chunk: int) -> tuple[Spectrum, int, int]:
@@ -47,6 +48,8 @@ def run(client: Any, access: Access, url: str, chunk: int) -> tuple[Spectrum, in
     Returns:
         The spectrum, the events read, and the body bytes that the workers received for it.
     """
+    # coffea names, on every worker, each collection that a file of six branches lacks
+    client.run(warnings.filterwarnings, "ignore", message="Missing ")
     before = sum(client.run(received).values())
     runner = processor.Runner(
         executor=processor.DaskExecutor(client=client, status=False, retries=1),
@@ -55,10 +58,7 @@ def run(client: Any, access: Access, url: str, chunk: int) -> tuple[Spectrum, in
         savemetrics=False,
         metadata_cache={},
     )
-    with warnings.catch_warnings():
-        # coffea names every collection that a file of six branches lacks
-        warnings.simplefilter("ignore")
-        out = runner({"dimuon": {"files": {url: TREE}}}, Dimuon(), uproot_options=access.uproot_options())
+    out = runner({"dimuon": {"files": {url: TREE}}}, Dimuon(), uproot_options=access.uproot_options())
     if not isinstance(out, dict) or "counts" not in out:
         raise CorruptFile(f"{url}: coffea returned no histogram; is it a NanoAOD file with muons?")
     return (

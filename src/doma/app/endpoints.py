@@ -1,0 +1,132 @@
+"""Endpoints from the configuration: a store each, under its policy."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from doma.app.home import Home
+from doma.auth.gate import Gate
+from doma.auth.model import Identity, Verb
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core import config
+from doma.core.errors import ConfigError, Forbidden
+from doma.core.events import Emit
+from doma.doors.endpoint import Endpoint
+from doma.store.file import FileStore
+from doma.store.http import HttpStore
+from doma.store.memory import MemoryStore
+from doma.store.protocol import Store
+
+RESERVED = frozenset(
+    {
+        ".well-known",
+        "api",
+        "docs",
+        "events",
+        "health",
+        "metrics",
+        "openapi.json",
+        "pelican",
+        "servicex",
+        "token",
+    }
+    | {"redoc", "static", "transformation-request"}
+)
+"""First path components that belong to services."""
+
+
+class ResultGate(Gate):
+    """The policy of the column service's results: readable only with a token for that request's folder.
+
+    A wide ``storage.read:/`` opens nothing here: results belong to whoever asked, and the service hands out
+    narrow tokens for them.
+    """
+
+    def decide(self, identity: Identity | None, verb: Verb, path: str, is_dir: bool = False) -> None:
+        super().decide(identity, verb, path, is_dir)
+        if identity is not None and any(c.path.strip("/") for c in identity.capabilities):
+            return
+        raise Forbidden(f"{path}: results are private; ask the column service for their addresses")
+
+
+def build_endpoints(
+    home: Home,
+    settings: config.Config,
+    roles: frozenset[str],
+    data: Path | None,
+    base: str,
+    ca_file: Path,
+    issuers: Sequence[config.Issuer],
+    emit: Emit,
+) -> dict[str, Endpoint]:
+    """All endpoints of this process by name.
+
+    Args:
+        home: Holds the folders of the default endpoints.
+        settings: Sections ``endpoints`` and ``cache`` matter.
+        roles: ``storage`` and ``cache`` bring the default endpoints ``site`` and ``cache``, ``columns``
+            brings ``results``.
+        data: Folder to serve read-only as ``data``.
+        base: ``https://host:port`` of this server, the origin of the default cache.
+        ca_file: CA that signed this server's certificate.
+        issuers: Who is trusted, with their areas.
+        emit: Takes the events of the caches.
+
+    Raises:
+        ConfigError: a reserved name or an address that no engine takes.
+    """
+    wanted = dict(settings.endpoints)
+    if not wanted:
+        if "storage" in roles:
+            wanted["site"] = config.Endpoint(store=f"file://{home / 'site'}")
+        if "cache" in roles:
+            wanted["cache"] = config.Endpoint(store=f"cache+{base}/site", writable=False)
+    prefixes = {issuer.issuer: issuer.prefixes for issuer in issuers}
+    built: dict[str, Endpoint] = {}
+    for name, section in wanted.items():
+        if name in RESERVED | {settings.auth.vo} or not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigError(
+                f"endpoints.{name}: this name is reserved or has other than letters, digits, - and _"
+            )
+        store = _store(name, section.store, home, settings.cache, ca_file, emit)
+        built[name] = Endpoint(name, store, Gate(prefixes, public=section.public), section.writable)
+    if data is not None:
+        built["data"] = Endpoint(
+            "data", FileStore(data.absolute(), read_only=True), Gate(prefixes), writable=False
+        )
+    if "columns" in roles:
+        built["results"] = Endpoint(
+            "results", FileStore(home / "results"), ResultGate(prefixes), writable=False
+        )
+    return built
+
+
+def caches(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheStore]:
+    """The caching stores among the endpoints."""
+    return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheStore)}
+
+
+def _store(name: str, address: str, home: Home, cache: config.Cache, ca_file: Path, emit: Emit) -> Store:
+    if address.startswith("cache+"):
+        inner = _store(name, address.removeprefix("cache+"), home, cache, ca_file, emit)
+        origins = Origins(
+            inner,
+            name=address.removeprefix("cache+"),
+            open=lambda url: HttpStore(url, ca_file=ca_file),
+            allow=cache.allow,
+        )
+        return CacheStore(home / "cache" / name, origins, cache, emit=emit)
+    url = urlsplit(address)
+    match url.scheme:
+        case "file":
+            return FileStore(Path(unquote(url.path)))
+        case "memory":
+            return MemoryStore()
+        case "http" | "https":
+            return HttpStore(address, ca_file=ca_file)
+        case _:
+            raise ConfigError(
+                f"endpoints.{name}.store: {address!r} is no address that is offered;"
+                " write file:///folder, memory:, https://host/prefix or cache+https://host/prefix"
+            )

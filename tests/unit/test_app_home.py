@@ -1,0 +1,72 @@
+"""The home folder: one process at a time, and what a killed one leaves behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from doma.app.home import Home
+from doma.core.errors import AlreadyRunning, ConfigError
+
+HOLD = """
+import sys
+from pathlib import Path
+from doma.app.home import Home
+home = Home(Path(sys.argv[1]))
+home.acquire()
+home.publish({"pid": 0})
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_refused_with_the_pid_of_the_first_and_recovers_when_it_is_killed(tmp_path: Path):
+    home = Home(tmp_path / "h")
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(home.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        assert home.running() == first.pid
+        with pytest.raises(AlreadyRunning, match=f"pid {first.pid}") as caught:
+            home.acquire()
+        assert caught.value.detail == {"pid": first.pid}
+        first.kill()
+        first.wait()
+        assert home.running() is None
+        assert (home / "run.json").exists()  # what the killed one left
+        home.acquire()
+        assert not (home / "run.json").exists()
+    finally:
+        first.kill()
+        first.communicate()
+        home.release()
+
+
+def test_only_the_owner_may_enter_and_files_appear_whole(tmp_path: Path):
+    home = Home(tmp_path / "h")
+    home.acquire()
+    home.publish({"pid": os.getpid()})
+    assert json.loads((home / "run.json").read_text()) == {"pid": os.getpid()}
+    assert (home.path.stat().st_mode & 0o777, (home / "run.json").stat().st_mode & 0o777) == (0o700, 0o600)
+    assert sorted(p.name for p in home.path.iterdir()) == ["lock", "run.json"]
+    home.release()
+    home.release()
+    assert not (home / "run.json").exists()
+
+
+def test_a_home_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="cannot be used as a home"):
+        Home(tmp_path / "file" / "h").acquire()
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "70000", "12"])
+def test_a_damaged_port_file_means_a_new_port(tmp_path: Path, text: str):
+    home = Home(tmp_path)
+    (home / "port").write_text(text)
+    assert home.port() in {0, 12}
