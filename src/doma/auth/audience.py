@@ -36,8 +36,8 @@ def _spellings(name: str) -> set[str]:
     bare = name.strip().removesuffix("/")
     if not bare or any(c.isspace() for c in bare):
         raise ConfigError(f"audience {name!r}: must be a host name, host:port or URL")
-    url = urlsplit(bare if "://" in bare else f"https://{bare}")
     try:
+        url = urlsplit(bare if "://" in bare else f"https://{bare}")
         host, port = url.hostname, url.port
     except ValueError as e:
         raise ConfigError(f"audience {name!r}: {e}") from e

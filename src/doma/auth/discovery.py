@@ -81,7 +81,7 @@ async def fetch_jwks(issuer: str, tls: ssl.SSLContext) -> dict[str, Any]:
             found = await _get(client, str(metadata.get("jwks_uri")))
     except TimeoutError as e:
         raise IssuerUnavailable(f"no complete answer within {TOTAL:g} s") from e
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as e:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e:  # ValueError: not even a URL
         raise IssuerUnavailable(shown(str(e) or type(e).__name__)) from e
     if found is None:
         raise IssuerUnavailable("its jwks_uri answers 404")

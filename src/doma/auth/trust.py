@@ -102,9 +102,8 @@ class RemoteKeys:
     def __init__(
         self, issuer: Issuer, clock: Callable[[], float], cache_dir: Path | None, dropped: Callable[[], None]
     ) -> None:
-        url = urlsplit(issuer.issuer)
-        if url.scheme != "https" or not url.hostname or url.query or url.fragment or url.username:
-            raise ConfigError(f"issuer {issuer.issuer}: must be an https URL without query")
+        if not _is_https(issuer.issuer):
+            raise ConfigError(f"issuer {issuer.issuer}: must be an https URL without user and query")
         self._issuer = issuer
         self._clock = clock
         self._dropped = dropped
@@ -205,6 +204,16 @@ class RemoteKeys:
         except (ConfigError, IssuerUnavailable, ValueError, TypeError, KeyError, RecursionError) as e:
             log.warning("%s: kept keys are not used: %s", self._file, e)
         self._loaded = True
+
+
+def _is_https(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        return (
+            url.scheme == "https" and bool(url.hostname) and not (url.query or url.fragment or url.username)
+        )
+    except ValueError:
+        return False
 
 
 def _pick(token: Compact, keys: Keys, issuer: Issuer) -> PublicKey | None:
