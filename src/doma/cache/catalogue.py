@@ -207,7 +207,8 @@ class Catalogue:
     def acquire(self, entry: Entry) -> Callable[[], None]:
         """Count a reader; call what comes back when it closes."""
         entry.readers += 1
-        self._entries.move_to_end(entry.record.key)
+        if self._entries.get(entry.record.key) is entry:  # else purged a moment ago: its file lives on for it
+            self._entries.move_to_end(entry.record.key)
 
         def release() -> None:
             entry.readers -= 1

@@ -89,7 +89,7 @@ class Shelf:
             OSError: the disk is full or broken; the former record stands.
         """
         name = self._name(record.key)
-        name.parent.mkdir(exist_ok=True, mode=0o700)
+        name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if name.is_dir():  # by another hand; nothing of ours is ever a directory
             shutil.rmtree(name, ignore_errors=True)
         temporary = name.with_name(f"{name.name}.{record.generation}.new")
@@ -104,7 +104,7 @@ class Shelf:
             OSError: the disk is full or broken.
         """
         name = self._pages(record.key, record.generation)
-        name.parent.mkdir(exist_ok=True, mode=0o700)
+        name.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             return PageFile(name, record.size)
         except OSError as e:
