@@ -29,7 +29,7 @@ class Line(Protocol):
 
     def go_on_reading(self) -> None: ...
 
-    def persists(self, body: Body) -> bool: ...
+    def persists(self, body: Body, *, reading: bool = False) -> bool: ...
 
     def tail(self, request: Request, keep: bool) -> bytes: ...
 
@@ -82,6 +82,7 @@ class Cycle:
         "_keep",
         "_left",
         "_line",
+        "_reading",
         "_request",
         "_started",
     )
@@ -91,6 +92,8 @@ class Cycle:
         self._head: bytes | None = None
         """Status line and fields, held until the first piece of the body."""
         self._started = self._done = self._chunked = self._bodiless = False
+        self._reading = False
+        """The application has asked for the body."""
         self._keep = False
         self._left = 0
         """Bytes of an announced length that were not sent yet; -1 when none was announced."""
@@ -113,6 +116,7 @@ class Cycle:
             line.cut()
             return
         if not body.complete:
+            self._keep = self._keep and line.persists(body)
             body.discard()
             line.go_on_reading()
         line.finished(self._keep)
@@ -131,6 +135,7 @@ class Cycle:
 
     async def _receive(self) -> Message:
         body, line = self._body, self._line
+        self._reading = True
         if self._request.expect and not body.continued and not self._started:
             body.continued = True
             if not body.received and not body.over:
@@ -178,7 +183,7 @@ class Cycle:
                 raise RuntimeError(f"a header of the answer holds a line end: {lower!r}")
             lines.append(b"%s: %s\r\n" % (name, value))
         self._bodiless = self._request.method == b"HEAD" or status in {204, 304} or status < 200
-        self._keep = self._line.persists(self._body)
+        self._keep = self._line.persists(self._body, reading=self._reading)
         if not self._bodiless and length < 0:
             if self._request.version == "1.1":
                 self._chunked = True

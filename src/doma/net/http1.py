@@ -14,7 +14,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
@@ -160,9 +160,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
     # The transport's callbacks.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.set_write_buffer_limits(SMALL, 0)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(SMALL, 0)
         self._parser = httptools.HttpRequestParser(self)
         self._stamp = self.loop.time()
         self.hub.connections.add(self)
@@ -283,6 +282,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._started = False
         self._heads = 0
         if request is None:
+            incoming = self._incoming
+            if incoming is not None and (
+                incoming.request.length > incoming.body.received
+                or (incoming.request.chunked and self._parser.should_upgrade())
+            ):
+                return  # the parser skips the body of an upgrade; see _plain_instead
             self._body_complete()
             return
         if self.current is None and not self._queue and not self.blocked and not self.closing:
@@ -445,6 +450,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 raise _Flood
 
     def _next(self) -> None:
+        if self.closing:
+            return
         while self._queue and self.current is None and not self.blocked and not self.closing:
             self._start(self._queue.popleft())
         if not self._queue and self.current is None:
@@ -475,12 +482,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     # Bytes out.
 
-    def persists(self, body: Body) -> bool:
-        """Whether the connection is kept after the answer; decided when its head goes out."""
+    def persists(self, body: Body, *, reading: bool = False) -> bool:
+        """Whether the connection is kept after the answer; decided when its head goes out.
+
+        Args:
+            body: What came of the request's body.
+            reading: Somebody is at it and may yet read it to its end.
+        """
         request = body.request
-        if not request.keep_alive or self.hub.draining or body.broken or self.eof:
+        if not request.keep_alive or self.hub.draining or body.broken or (self.eof and not self._queue):
             request.keep_alive = False
-        elif not body.complete:
+        elif not body.complete and not reading:
             rest = request.length - body.received
             waits = request.expect and not body.continued and not body.received
             request.keep_alive = not request.chunked and rest <= DRAIN and not waits
@@ -500,6 +512,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             body.discard()
             self.go_on_reading()
         self._answer(answer, keep, body.request)
+        if self.current is None:
+            self.loop.call_soon(self._next)
 
     def _answer(self, answer: Answer, keep: bool, request: Request | None = None) -> None:
         """Send; afterwards the connection serves the next request or closes."""
@@ -544,15 +558,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
         unread = self._incoming is not None or not self._reading
         self.closing = True
         self._queue.clear()
-        if not unread or self.eof or self.transport.is_closing():
+        if not unread or self.eof or self.tls or self.transport.is_closing():
+            # Over TLS the closing handshake reads what still comes; without it nothing is left to read.
+            if not self._reading and not self.transport.is_closing():
+                self.transport.resume_reading()
             self.transport.close()
             return
         self.lingering = 64 << 20
         self._remaining = 0
         self._incoming = None
         self._stamp = self.loop.time()
-        if not self.tls:
-            self.transport.write_eof()
+        self.transport.write_eof()
         if not self._reading:
             self._reading = True
             self.transport.resume_reading()

@@ -24,7 +24,7 @@ class Body:
     """
 
     __slots__ = (
-        "_waiter",
+        "_waiters",
         "broken",
         "chunks",
         "complete",
@@ -51,7 +51,7 @@ class Body:
         self.continued = False
         self.ignored = False
         self.feeder: Callable[[memoryview], bool] | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
 
     @property
     def full(self) -> bool:
@@ -102,17 +102,16 @@ class Body:
 
     def wake(self) -> None:
         """Something has changed for whoever waits."""
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def change(self) -> None:
-        """Wait for bytes, the end, a loss, or room to write."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        """Wait for bytes, the end, a loss, or room to write; several may wait."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
 
 class Line(Protocol):
