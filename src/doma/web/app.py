@@ -1,0 +1,157 @@
+"""Pages and streams: status for people, ``/metrics`` for Prometheus, ``/events`` for whoever waits.
+
+    GET /         status page, live; JSON with ``Accept: application/json``      operators
+    GET /live     the changing part of that page, as Server-Sent Events         operators
+    GET /metrics  Prometheus                                                     operators
+    GET /events   own events (``doma.admin``: all), resumable by Last-Event-ID   a token
+    GET /health   whether the server can work                                    anybody
+
+Operators are who :mod:`doma.web.access` says.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, NotRequired, TypedDict
+
+from fastapi import FastAPI, Header, Query, Request
+from jinja2 import Environment, FileSystemLoader
+from sqlalchemy import text
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+
+from doma.auth.verifier import Verifier
+from doma.bus.local import Bus
+from doma.core.errors import BadRequest, TimedOut
+from doma.db.engine import Database
+from doma.monitor.metrics import Metrics
+from doma.net.problem import install
+from doma.web.access import ADMIN, must_be_known, must_be_operator
+from doma.web.stream import Asked, Streams
+
+_SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+
+_pages = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_pages.filters["utc"] = lambda seconds: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+_pages.filters["number"] = lambda value: f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
+
+
+class Place(TypedDict):
+    """One endpoint on the status page."""
+
+    name: str
+    store: str
+    """Its kind of store, without credentials."""
+    writable: bool
+    http: NotRequired[str]
+    https: NotRequired[str]
+
+
+class Snapshot(TypedDict):
+    """What the status page shows; made by the program on request, cheap and without waiting."""
+
+    version: str
+    started: float
+    """Unix seconds."""
+    url: str
+    endpoints: list[Place]
+    services: Mapping[str, str]
+    """Name to URL."""
+    cache: Mapping[str, Mapping[str, float]]
+    """Endpoint to number by name: ``used_bytes``, ``hit_bytes`` …"""
+
+
+def app(
+    verifier: Verifier,
+    bus: Bus,
+    db: Database,
+    metrics: Metrics,
+    snapshot: Callable[[], Snapshot],
+    *,
+    realm: str = "localhost",
+    streams: Streams | None = None,
+) -> FastAPI:
+    """The application. ``app.state.streams.close()`` ends its endless answers when the server stops."""
+    web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None)
+    install(web, realm)
+    flows = streams or Streams(db, bus)
+    web.state.streams = flows
+
+    @web.get("/health")
+    async def health() -> dict[str, str]:
+        try:
+            async with asyncio.timeout(5):
+                await db.look(lambda tx: tx.execute(text("SELECT 1")).scalar())
+        except TimeoutError as e:
+            raise TimedOut("/health: the database has not answered for 5 s") from e
+        return {"status": "ok", "version": snapshot()["version"]}
+
+    @web.get("/metrics")
+    async def numbers(request: Request) -> Response:
+        await must_be_operator(request, verifier)
+        body, kind = metrics.render(request.headers.get("accept", ""))
+        return Response(body, media_type=kind)
+
+    @web.get("/events")
+    async def happenings(
+        request: Request,
+        kind: Annotated[list[str] | None, Query(max_length=20)] = None,
+        last_event_id: Annotated[str | None, Header()] = None,
+        last: str | None = None,
+    ) -> Response:
+        who = await must_be_known(request, verifier)
+        flows.check_room()
+        asked = Asked(
+            owner=None if ADMIN in who.scopes else f"{who.issuer}#{who.subject}",
+            kinds=_patterns(kind),
+            last=_number(last_event_id if last_event_id is not None else last),
+            until=who.expires,
+        )
+        return StreamingResponse(flows.lines(asked), media_type="text/event-stream", headers=_SSE)
+
+    @web.get("/")
+    async def status(request: Request) -> Response:
+        await must_be_operator(request, verifier)
+        now = snapshot()
+        if "json" in request.headers.get("accept", ""):
+            return JSONResponse(now)
+        nonce = secrets.token_urlsafe(16)
+        page = _pages.get_template("status.html").render(now=now, nonce=nonce)
+        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY.format(nonce=nonce)})
+
+    @web.get("/live")
+    async def live(request: Request) -> Response:
+        until = await must_be_operator(request, verifier)
+        flows.check_room()
+
+        def fragment() -> str:
+            return _pages.get_template("live.html").render(now=snapshot())
+
+        return StreamingResponse(flows.page(fragment, until), media_type="text/event-stream", headers=_SSE)
+
+    return web
+
+
+def _patterns(kinds: list[str] | None) -> tuple[str, ...]:
+    for kind in kinds or ():
+        if len(kind) > 64 or not kind.isprintable():
+            raise BadRequest("/events: a kind is a word or pattern of at most 64 characters, like file.*")
+    return tuple(kinds or ("*",))
+
+
+def _number(text: str | None) -> int | None:
+    if text is None or not text.strip():
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise BadRequest("/events: Last-Event-ID must be the number of an event")
+    return int(text)

@@ -1,0 +1,181 @@
+"""Events as Server-Sent Events: live from the bus, resumed from the outbox, never more than one's own.
+
+Source: WHATWG HTML §9.2 (server-sent events): ``Last-Event-ID``, comments as heartbeats.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+
+from sqlalchemy import Connection, func, select
+
+from doma.bus.local import LAGGED, Bus, Notice, Subscription
+from doma.core.errors import TooManyRequests
+from doma.core.events import Event
+from doma.db import outbox
+from doma.db.engine import Database
+from doma.db.tables import events
+
+HEARTBEAT = 15.0
+"""Seconds of silence after which a comment is sent: proxies cut silent connections after 30 to 60."""
+LOOK = 2.0
+"""Seconds between two looks of a live page at its numbers."""
+RETRY_MS = 2000
+MAX_STREAMS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one client wants to hear."""
+
+    owner: str | None
+    """``issuer#subject``; None: everybody's events."""
+    kinds: Sequence[str] = ("*",)
+    """Shell patterns."""
+    last: int | None = None
+    """The last id it has seen; None: begin now."""
+    until: float = float("inf")
+    """Unix seconds when its token expires, and with it the stream."""
+
+
+class Streams:
+    """The running event streams of one server.
+
+    Args:
+        db: Where the outbox is.
+        bus: What tells of new events.
+        heartbeat: Seconds between two signs of life.
+        look: Seconds between two looks of a live page.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        bus: Bus,
+        *,
+        heartbeat: float = HEARTBEAT,
+        look: float = LOOK,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._db, self._bus, self._heartbeat, self._look, self._clock = db, bus, heartbeat, look, clock
+        self._open: set[Subscription] = set()
+
+    def check_room(self) -> None:
+        """Raise TooManyRequests when no further stream is taken."""
+        if len(self._open) >= MAX_STREAMS:
+            raise TooManyRequests(f"/events: {MAX_STREAMS} streams are open; close one", retry_after=30)
+
+    def close(self) -> None:
+        """End every stream, so that a server can stop."""
+        for subscription in tuple(self._open):
+            subscription.close()
+
+    async def lines(self, asked: Asked) -> AsyncIterator[str]:
+        """The stream as text, until the token expires or the server stops."""
+        # Subscribed before the outbox is read: an event in between comes twice, and once is dropped by id.
+        subscription = self._bus.subscribe((*asked.kinds, LAGGED), owner=asked.owner)
+        self._open.add(subscription)
+        try:
+            yield f"retry: {RETRY_MS}\n\n"
+            last = 0
+            if asked.last is not None:
+                oldest, newest = await self._db.look(_span)
+                last = min(asked.last, newest)  # a client of another life of this database starts anew
+                if oldest > last + 1:
+                    yield _frame(LAGGED, {"missed": None, "oldest": oldest}, None)
+                async for number, event, at in self._stored(asked, last):
+                    last = number
+                    yield _event(number, event, at)
+            async for line in self._live(asked, subscription, last):
+                yield line
+        finally:
+            self._open.discard(subscription)
+            subscription.close()
+
+    async def page(self, render: Callable[[], str], until: float) -> AsyncIterator[str]:
+        """Send what ``render`` gives, and again when it has changed, until ``until`` (Unix seconds)."""
+        # Hears of nothing but its own end: the numbers of the page change without events.
+        subscription = self._bus.subscribe(())
+        self._open.add(subscription)
+        try:
+            sent = ""
+            quiet = 0.0
+            while self._clock() < until:
+                now = render()
+                if now != sent or quiet >= self._heartbeat:
+                    yield f"data: {json.dumps(now)}\n\n"
+                    sent, quiet = now, 0.0
+                quiet += self._look
+                try:
+                    async with asyncio.timeout(self._look):
+                        await anext(subscription)
+                except TimeoutError:
+                    continue
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._open.discard(subscription)
+            subscription.close()
+
+    async def _live(self, asked: Asked, subscription: Subscription, last: int) -> AsyncIterator[str]:
+        while True:
+            left = asked.until - self._clock()
+            if left <= 0:
+                yield _frame("expired", {}, None)
+                return
+            try:
+                async with asyncio.timeout(min(left, self._heartbeat)):
+                    notice = await anext(subscription)
+            except TimeoutError:
+                yield ": alive\n\n"
+                continue
+            except StopAsyncIteration:
+                return
+            if notice.kind == LAGGED:
+                # What was missed is in the outbox, if the client has a place there to go on from.
+                if not last:
+                    yield _frame(LAGGED, dict(notice.data), None)
+                    continue
+                async for number, event, at in self._stored(asked, last):
+                    last = number
+                    yield _event(number, event, at)
+            elif not notice.id or notice.id > last:
+                last = notice.id or last
+                yield _notice(notice)
+
+    async def _stored(self, asked: Asked, last: int) -> AsyncIterator[tuple[int, Event, float]]:
+        """Events of the outbox behind ``last``, in batches, as far as they are wanted."""
+        while True:
+            batch = await self._db.look(partial(outbox.after, position=last, owner=asked.owner))
+            for number, event, at in batch:
+                last = number
+                if any(fnmatchcase(event.kind, kind) for kind in asked.kinds):
+                    yield number, event, at
+            if len(batch) < outbox.BATCH:
+                return
+
+
+def _span(tx: Connection) -> tuple[int, int]:
+    oldest, newest = tx.execute(select(func.min(events.c.id), func.max(events.c.id))).one()
+    return oldest or 0, newest or 0
+
+
+def _event(number: int, event: Event, at: float) -> str:
+    facts = {"id": number, "kind": event.kind, "subject": event.subject, "at": at, "data": dict(event.data)}
+    return _frame(event.kind, facts, number)
+
+
+def _notice(notice: Notice) -> str:
+    facts = {"id": notice.id, "kind": notice.kind, "subject": notice.subject, "at": notice.at}
+    return _frame(notice.kind, {**facts, "data": dict(notice.data)}, notice.id or None)
+
+
+def _frame(kind: str, facts: object, number: int | None) -> str:
+    # JSON has no line ends of its own, so one data line is enough; a kind is one word of ours.
+    name = "" if number is None else f"id: {number}\n"
+    return f"{name}event: {kind.split()[0] if kind.strip() else 'event'}\ndata: {json.dumps(facts)}\n\n"

@@ -1,0 +1,239 @@
+"""Status, metrics and event streams, asked over ASGI."""
+
+import asyncio
+import json
+import time
+
+import httpx
+import pytest
+from joserfc.jwk import ECKey
+
+from doma.auth.keys import KeySet
+from doma.auth.verifier import Verifier
+from doma.bus.local import Bus
+from doma.core.config import Issuer
+from doma.core.events import Event
+from doma.db import outbox
+from doma.db.engine import Database
+from doma.monitor.metrics import Metrics
+from doma.web.app import app
+from doma.web.stream import Asked, Streams
+
+ISSUER, AUDIENCE = "https://issuer.example/dv", "https://se.example"
+ADA, BOB = f"{ISSUER}#ada", f"{ISSUER}#bob"
+
+
+class Site:
+    def __init__(self, db):
+        self.db, self.bus, self.metrics, self.now = db, Bus(), Metrics(process=False), 1000.0
+        self.keys = KeySet({"ES256": ECKey.generate_key("P-256")})
+        verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self.keys.jwks()})
+        self.cache = {"used_bytes": 1234567.0}
+        self.streams = Streams(db, self.bus, heartbeat=3600, look=0.01, clock=lambda: self.now)
+        self.app = app(verifier, self.bus, db, self.metrics, self.snapshot, streams=self.streams)
+        self.relay = outbox.Relay(db, self.bus.pass_on)
+
+    def snapshot(self):
+        return {
+            "version": "1.2",
+            "started": 0.0,
+            "url": "https://se.example",
+            "endpoints": [
+                {"name": "<site>", "store": "file", "writable": True, "https": "https://se.example/site"}
+            ],
+            "services": {"issuer": ISSUER},
+            "cache": {"cache": dict(self.cache)},
+        }
+
+    def bearer(self, scope="", subject="ada"):
+        now = int(time.time())
+        claims = {"iss": ISSUER, "sub": subject, "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
+        token = self.keys.sign({**claims, "wlcg.ver": "1.0", "scope": scope}, "ES256")
+        return {"authorization": f"Bearer {token}"}
+
+    async def get(self, path, headers=None, client="127.0.0.1"):
+        transport = httpx.ASGITransport(self.app, client=(client, 1))
+        async with httpx.AsyncClient(transport=transport, base_url=AUDIENCE) as http:
+            return await http.get(path, headers=headers)
+
+    async def end_when_open(self):
+        while not self.streams._open:
+            await asyncio.sleep(0)
+        self.streams.close()
+
+    async def happen(self, *events):
+        await self.db.run(lambda tx: outbox.append_many(tx, events, 5.0))
+
+
+@pytest.fixture
+def site(tmp_path):
+    db = Database(f"sqlite:///{tmp_path}/web.db")
+    db.migrate()
+    yield Site(db)
+    db.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/live"])
+async def test_operators_pages_are_for_this_machine_and_for_admins(site, path):
+    site.now = float("inf")  # the live page ends at once
+    assert (await site.get(path)).status_code == 200
+    away = await site.get(path, client="192.0.2.7")
+    assert (away.status_code, away.headers["www-authenticate"]) == (401, 'Bearer realm="localhost"')
+    proxied = await site.get(path, {"x-forwarded-for": "192.0.2.7"})
+    assert proxied.status_code == 401
+    poor = await site.get(path, site.bearer("storage.read:/"), client="192.0.2.7")
+    assert (poor.status_code, poor.json()["facts"]) == (403, {"scope": "doma.admin"})
+    assert (await site.get(path, site.bearer("doma.admin"), client="192.0.2.7")).status_code == 200
+
+
+async def test_health_is_for_anybody_and_knows_the_database(site):
+    answer = await site.get("/health", client="192.0.2.7")
+    assert answer.json() == {"status": "ok", "version": "1.2"}
+    site.db.close()
+    broken = await site.get("/health")
+    assert (broken.status_code, broken.json()["code"]) == (503, "service-unavailable")
+
+
+async def test_the_page_shows_what_the_snapshot_says_and_escapes_it(site):
+    page = await site.get("/")
+    assert "&lt;site&gt;" in page.text
+    assert "<site>" not in page.text
+    assert "1,234,567" in page.text
+    nonce = page.headers["content-security-policy"].partition("'nonce-")[2].partition("'")[0]
+    assert f'<script nonce="{nonce}">' in page.text
+    assert "http://" not in page.text
+    assert (await site.get("/", {"accept": "application/json"})).json()["version"] == "1.2"
+
+
+async def test_the_live_page_is_sent_again_when_it_changes(site):
+    lines = site.streams.page(lambda: f"{site.cache['used_bytes']:.0f}", until=2000.0)
+    assert await anext(lines) == 'data: "1234567"\n\n'
+    site.cache["used_bytes"] = 5.0
+    assert await asyncio.wait_for(anext(lines), 10) == 'data: "5"\n\n'
+    site.streams.close()
+    assert [line async for line in lines] == []
+
+
+async def test_metrics_are_told(site):
+    site.metrics.request("https", "site", "GET", 200, 0.1)
+    answer = await site.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'doma_requests_total{door="https",endpoint="site",method="GET",status="200"} 1.0' in answer.text
+
+
+@pytest.mark.parametrize("wrong", ["x", "-1", "1e5", "9" * 30, "1٣"])
+async def test_a_wrong_event_number_is_refused(site, wrong):
+    answer = await site.get(f"/events?last={wrong}", site.bearer())
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad-request")
+
+
+async def test_events_need_a_token_also_on_this_machine(site):
+    assert (await site.get("/events")).status_code == 401
+    many = "&".join("kind=a" for _ in range(30))
+    assert (await site.get(f"/events?{many}", site.bearer())).status_code == 422
+
+
+def seen(text):
+    """(id, event, subject) of each frame of a stream."""
+    frames = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            frames.append(
+                (int(fields.get("id", 0)), fields["event"], json.loads(fields["data"]).get("subject"))
+            )
+    return frames
+
+
+async def read(site, asked, count):
+    """The first frames of a stream, which is then ended by its server."""
+    text, lines = "", site.streams.lines(asked)
+    async for line in lines:
+        text += line
+        if len(seen(text)) >= count:
+            site.streams.close()
+    return seen(text)
+
+
+async def test_a_stream_is_resumed_from_the_outbox_and_goes_on_live(site):
+    await site.happen(
+        Event("a.b", "one", {}, ADA), Event("a.b", "two", {}, ADA), Event("a.b", "its", {}, BOB)
+    )
+    reader = asyncio.create_task(read(site, Asked(ADA, last=1), 2))
+    await asyncio.sleep(0)
+    task = asyncio.create_task(site.relay.run())
+    await site.happen(Event("a.b", "live", {}, ADA), Event("a.b", "its", {}, BOB))
+    assert await asyncio.wait_for(reader, 20) == [(2, "a.b", "two"), (4, "a.b", "live")]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_owner_hears_of_its_own_and_an_admin_of_all(site):
+    site.now = 0.0
+    await site.happen(
+        Event("a.b", "ada's", {}, ADA), Event("a.c", "bob's", {}, BOB), Event("a.d", "no one's")
+    )
+    results = {}
+    for name, headers in [
+        ("ada", site.bearer()),
+        ("admin", site.bearer("doma.admin")),
+        ("bob", site.bearer(subject="bob")),
+    ]:
+        ending = asyncio.create_task(site.end_when_open())  # what is stored is sent all the same
+        results[name] = seen((await site.get("/events?kind=a.*", {**headers, "last-event-id": "0"})).text)
+        await ending
+    assert [s for _, _, s in results["ada"]] == ["ada's"]
+    assert [s for _, _, s in results["bob"]] == ["bob's"]
+    assert [s for _, _, s in results["admin"]] == ["ada's", "bob's", "no one's"]
+
+
+async def test_only_the_asked_kinds_are_sent(site):
+    await site.happen(*(Event(k, k) for k in ("file.landed", "request.done", "file.gone")))
+    found = await read(site, Asked(None, ("file.*",), last=0), 2)
+    assert [kind for _, kind, _ in found] == ["file.landed", "file.gone"]
+
+
+async def test_a_stream_ends_with_its_token(site):
+    site.now = 3000.0
+    assert [kind for _, kind, _ in await read(site, Asked(None, until=2000.0), 99)] == ["expired"]
+
+
+async def test_what_a_slow_client_missed_comes_from_the_outbox(site):
+    await site.happen(Event("a.b", "first"))
+    asked = Asked(None, last=0)
+    lines = site.streams.lines(asked)
+    assert "retry" in await anext(lines)
+    assert seen(await anext(lines)) == [(1, "a.b", "first")]
+    count = 3000  # beyond what one subscriber may leave waiting
+    await site.happen(*(Event("a.b", str(i)) for i in range(count)))
+    await site.relay.pass_on()
+    got = []
+    async for line in lines:
+        got += seen(line)
+        if got[-1][0] == count + 1:
+            site.streams.close()
+    assert [number for number, _, _ in got] == list(range(2, count + 2))
+
+
+async def test_a_gap_that_was_pruned_is_told(site):
+    await site.happen(*(Event("a.b", s) for s in "xyz"))
+    await site.db.run(lambda tx: outbox.prune(tx, 10.0))
+    await site.happen(Event("a.b", "new"))
+    assert [(kind, s) for _, kind, s in await read(site, Asked(None, last=1), 2)] == [
+        ("lagged", None),
+        ("a.b", "new"),
+    ]
+
+
+async def test_a_client_of_another_database_still_hears_what_is_new(site):
+    await site.happen(Event("a.b", "old"))
+    site.streams._heartbeat = 0.01
+    lines = site.streams.lines(Asked(None, last=10_000))
+    while not (await anext(lines)).startswith(":"):  # it listens now
+        pass
+    await site.happen(Event("a.b", "new"))
+    await site.relay.pass_on()
+    while not (found := seen(await anext(lines))):
+        pass
+    assert found == [(2, "a.b", "new")]
+    await lines.aclose()
