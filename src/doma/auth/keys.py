@@ -32,6 +32,12 @@ class KeySet:
 
     def __init__(self, keys: Mapping[str, Private]) -> None:
         self._keys = {alg: (key.thumbprint(), key) for alg, key in keys.items()}
+        self._jwks = {
+            "keys": [
+                {**key.as_dict(private=False), "use": "sig", "alg": alg, "kid": kid}
+                for alg, (kid, key) in self._keys.items()
+            ]
+        }
 
     @classmethod
     def load_or_make(cls, folder: Path) -> Self:
@@ -48,13 +54,8 @@ class KeySet:
         return cls({"RS256": _rsa(folder / "rs256.pem"), "ES256": _ec(folder / "es256.pem")})
 
     def jwks(self) -> dict[str, Any]:
-        """The public keys as a JWK set."""
-        return {
-            "keys": [
-                {**key.as_dict(private=False), "use": "sig", "alg": alg, "kid": kid}
-                for alg, (kid, key) in self._keys.items()
-            ]
-        }
+        """The public keys as a JWK set: the same object every time, not to be changed."""
+        return self._jwks
 
     def sign(self, claims: Mapping[str, Any], alg: str = "RS256") -> str:
         """A JWT over the claims, in compact form.
