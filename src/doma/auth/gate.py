@@ -75,6 +75,11 @@ class Gate:
         self._public = public
         self._memo: dict[int, _Rights] = {}
 
+    @property
+    def areas(self) -> frozenset[str]:
+        """The tops of all issuers' areas: what no door removes or renames, whatever the rights (W9)."""
+        return frozenset(area for areas in self._prefixes.values() for area in areas)
+
     def decide(self, identity: Identity | None, verb: Verb, path: str, is_dir: bool = False) -> None:
         """Return if the identity may do this, raise if not. It does not look at ``identity.expires``.
 
