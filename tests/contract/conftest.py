@@ -152,6 +152,7 @@ class Door:
         endpoints = {
             "site": Endpoint("site", stores["site"], gate),
             "other": Endpoint("other", stores["other"], gate),
+            "vo": Endpoint("vo", stores["site"], Gate({self.issuer: ["/grid/vo", "/grid/lab"]})),
             "data": Endpoint("data", stores["site"], gate, writable=False),
             "open": Endpoint("open", stores["site"], public, writable=False),
         }

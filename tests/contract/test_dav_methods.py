@@ -80,6 +80,16 @@ async def test_the_top_of_an_endpoint_stays(door):
     assert await exists(door, "/f")
 
 
+async def test_the_top_of_an_issuers_area_stays(door):
+    await door.put("/grid/vo/d/f")
+    for method in ("DELETE", "MOVE"):
+        answer = await door.ask(method, "/vo/grid/vo", headers={"destination": "/vo/grid/lab/x"})
+        assert (answer.status, answer.headers["x-error-code"]) == (403, "refused"), method
+    assert (await door.ask("DELETE", "/vo/grid")).status == 403
+    assert await exists(door, "/grid/vo/d/f")
+    assert (await door.ask("DELETE", "/vo/grid/vo/d")).status == 204
+
+
 async def test_a_read_only_endpoint_says_so(door):
     await door.put("/f")
     for method, headers in [

@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 from doma.auth.model import Identity, Verb
-from doma.core.errors import BadRequest, LimitExceeded, NotAllowed, PreconditionFailed
+from doma.core.errors import BadRequest, LimitExceeded, NotAllowed, PreconditionFailed, Refused
 from doma.core.events import Event
-from doma.core.paths import encode
+from doma.core.paths import covers, encode
 from doma.doors.endpoint import Endpoint, Site
 from doma.net.problem import render
 from doma.store.protocol import Stat
@@ -66,6 +66,14 @@ class Call:
         place = endpoint or self.endpoint
         if not place.writable:
             raise NotAllowed(f"{self.shown}: {self.method} is not possible: {place.name!r} is read-only")
+
+    def must_not_hold_an_area(self) -> None:
+        """Raise Refused for the top of an endpoint or of an issuer's area, and for what lies above one."""
+        if self.path == "/" or any(covers(self.path, area) for area in self.endpoint.gate.areas):
+            raise Refused(
+                f"{self.shown}: {self.method} is not possible on the top of an endpoint or of an issuer's"
+                " area; name what is in it"
+            )
 
     async def found(self, verb: Verb) -> Stat:
         """What the path is, for an identity that may do ``verb`` on it; nobody else learns anything."""

@@ -54,6 +54,7 @@ async def move(call: Call) -> None:
         )
     call.allow(Verb.CREATE, target.path)
     _must_differ(call, target)
+    call.must_not_hold_an_area()
     store = call.endpoint.store
     stat = await store.stat(call.path)
     there = await _existing(store, target.path)

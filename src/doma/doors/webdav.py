@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
-from doma.core.errors import Conflict, DomaError, NotAllowed, Refused, Unsupported, UnsupportedType
+from doma.core.errors import Conflict, DomaError, NotAllowed, Unsupported, UnsupportedType
 from doma.core.paths import normalise
 from doma.doors import dav_move, files, listing, propfind
 from doma.doors.dav_call import (
@@ -131,8 +131,7 @@ async def _delete(call: Call) -> None:
     """A file, or a collection with all that is in it; ``If-Match`` names the only version to remove."""
     call.must_be_writable()
     call.allow(Verb.MODIFY)
-    if call.path == "/":
-        raise Refused(f"{call.shown}: the top of an endpoint cannot be deleted; delete what is in it")
+    call.must_not_hold_an_area()
     stat = await call.found(Verb.MODIFY)
     check_conditions(call, stat)
     only = stat.version if "if-match" in call.headers and not stat.is_dir else None
