@@ -143,7 +143,7 @@ class Catalogue:
             if entry is not None:
                 self._retire(entry)
             return None
-        return self._load(place, record, self._clock())
+        return self._load(place, record, self.shelf.accessed(place.key))
 
     async def adopt(self, place: Place, stat: Stat, answer: Answer, lifetime: float) -> Entry:
         """Begin a new version of an object; readers of the old one keep what they have (F9).

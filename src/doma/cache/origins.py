@@ -98,7 +98,8 @@ class Origins:
 
     Args:
         default: The store that plain paths mean.
-        name: What to call it; a part of every key, so a cache folder is not mixed between origins.
+        name: What to call it, without ``://``; a part of every key, so that a cache folder is not mixed
+            between origins.
         open: Makes the store of an origin ``https://host[:port]``; None: no forwarding.
         allow: Globs over ``https://host[:port]`` that clients may name (``cache.allow``).
     """
@@ -149,6 +150,16 @@ class Origins:
         for store in (self.default, *self._named.values()):
             await store.close()
         self._named.clear()
+
+
+def shown_as(origin: str, path: str) -> str:
+    """The path in the cache of an object from this origin.
+
+    >>> shown_as("default", "/a"), shown_as("https://h:8443", "/a")
+    ('/a', '/https:/h:8443/a')
+    """
+    scheme, mark, host = origin.partition("://")
+    return f"/{scheme}:/{host}{path}" if mark else path
 
 
 def caller() -> str:

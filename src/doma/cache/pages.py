@@ -34,6 +34,18 @@ _INLINE = 256 << 10
 """Writes up to this size are done on the event loop, longer ones in a thread (trap T21)."""
 
 
+def held_in(path: Path, size: int) -> int:
+    """How many pages of a version are there, without opening it for use.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    count = -(-size // PAGE)
+    with path.open("rb") as file:
+        file.seek(count * (PAGE + 4))
+        return file.read(count).count(1)
+
+
 class PageFile:
     """The pages of one version; all methods but the awaitable ones return at once.
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from doma.cache.pages import PageFile
+from doma.cache.pages import PageFile, held_in
 from doma.cache.record import LARGEST, Record, decode, encode
 from doma.core.errors import AlreadyRunning, StorageUnavailable
 
@@ -116,6 +116,20 @@ class Shelf:
         else:
             name.unlink()
         return PageFile(name, record.size)
+
+    def held(self, record: Record) -> int:
+        """How many pages of an object are here."""
+        try:
+            return held_in(self._pages(record.key, record.generation), record.size)
+        except OSError:
+            return 0
+
+    def accessed(self, key: str) -> float:
+        """When an object was last read, Unix seconds; 0 if it is first in line for the purge, or not here."""
+        try:
+            return os.stat(self._name(key)).st_mtime
+        except OSError:
+            return 0.0
 
     def touch(self, key: str, accessed: float) -> None:
         """Note the last access; an instant of 0 puts the object first in line for the purge."""

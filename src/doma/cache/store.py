@@ -1,8 +1,7 @@
 """The caching store: what an origin has, served from a local disk, never wrong and never too old.
 
-An open or a stat first settles which version is current (freshness, F1-F18), then hands out a reader bound to
-that version. Questions to the origin run once for any number of callers that wait for the same object, with
-the token of the first; its 401, 403 or 404 is the first caller's alone, and the others ask for themselves.
+An open or a stat first settles which version is current (``current``), then hands out a reader bound to that
+version (``reader``), which has missing pages fetched (``fetch``) and checks those that are here (``pages``).
 
 Source: cache contract §3-§10; RFC 9111; RFC 9211.
 """
@@ -11,54 +10,28 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import NoReturn
 
-from doma.cache.catalogue import Catalogue, Entry
+from doma.cache.catalogue import Catalogue, Entry, Victim
+from doma.cache.current import NEGATIVE, Unkept, Validator, granted
 from doma.cache.fetch import Budget, Connections, Context, Fetcher
-from doma.cache.freshness import Control, control, may_serve_stale, parse
-from doma.cache.origins import Answer, CanProbe, Origins, Place, caller
+from doma.cache.freshness import Control, control
+from doma.cache.origins import Origins, Place
 from doma.cache.reader import CachedReader, HotObject, PassReader, Seen
 from doma.cache.scrub import check_whole, digest
 from doma.cache.shelf import Shelf
 from doma.cache.stats import Counters, Stats, snapshot
+from doma.cache.upkeep import Evicted, Holding, Scrubbed, Upkeep
 from doma.core.config import Cache
-from doma.core.errors import (
-    Conflict,
-    DomaError,
-    Forbidden,
-    NotAllowed,
-    NotCached,
-    NotFound,
-    OriginFailed,
-    ServiceUnavailable,
-    Unauthenticated,
-)
+from doma.core.errors import Conflict, DomaError, NotAllowed, NotCached, OriginFailed
 from doma.core.events import Emit, Event
 from doma.store.protocol import Space, Stat, Upload
 
 log = logging.getLogger(__name__)
-
-NEGATIVE = 30.0
-"""Seconds that "there is no such file" is remembered, for the caller that was told so (R28)."""
-PAUSE = 15.0
-"""Seconds between questions to an origin that did not answer, while stale content is served."""
-FORCED = 1.0
-"""Seconds between validations of one object that clients force (F12)."""
-GRANT = 300.0
-"""Seconds that an origin's leave to read is believed, where the client named the origin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unkept:
-    """Something that is served but not stored: a directory, ``no-store``, larger than the cache."""
-
-    stat: Stat
-    answer: Answer
 
 
 class CacheStore:
@@ -93,7 +66,6 @@ class CacheStore:
         self._config = config
         self._clock = clock
         self._emit = emit
-        self._negative_time = negative
         self._shelf = Shelf(root)
         self._counters = Counters()
         self.catalogue = Catalogue(self._shelf, config, clock, emit)
@@ -107,8 +79,8 @@ class CacheStore:
             landed=self._landed,
             distrust=self._distrust,
         )
-        self._asking: dict[str, tuple[asyncio.Task[Entry | Unkept], str]] = {}
-        self._missing: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._validator = Validator(self.catalogue, config, clock, self._counters, negative)
+        self._upkeep = Upkeep(self.catalogue, origins, clock)
         self._checks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._counting = threading.Thread(target=self._count, name="cache-usage", daemon=True)
@@ -116,7 +88,7 @@ class CacheStore:
 
     async def stat(self, path: str) -> Stat:
         place = self._origins.place(path)
-        found, _ = await self._current(place, control.get())
+        found, _ = await self._validator.current(place, control.get())
         return found.stat if isinstance(found, Unkept) else found.record.stat(path)
 
     async def list(self, path: str) -> AsyncIterator[Stat]:
@@ -131,7 +103,7 @@ class CacheStore:
         place = self._origins.place(path)
         how = control.get()
         self._counters.opens += 1
-        found, validated = await self._current(place, how)
+        found, validated = await self._validator.current(place, how)
         if isinstance(found, Unkept):
             if found.stat.is_dir:
                 raise Conflict(f"{path}: this is a directory; list it instead")
@@ -156,7 +128,7 @@ class CacheStore:
             return None  # the slow road says why
         entry = self.catalogue.get(place.key)
         now = self._clock()
-        if entry is None or not entry.fresh(now) or not _granted(place, entry, now):
+        if entry is None or not entry.fresh(now) or not granted(place, entry, now):
             return None
         entry.accessed = now
         return HotObject(entry.fetcher, self._seen(entry, validated=False), self._context)
@@ -165,7 +137,7 @@ class CacheStore:
         """The checksum of the version that the cache serves: from its record, its pages, or the origin."""
         place = self._origins.place(path)
         for _ in range(2):
-            found, _ = await self._current(place, control.get())
+            found, _ = await self._validator.current(place, control.get())
             if isinstance(found, Unkept):
                 return await place.store.checksum(place.path, algorithm)
             if (known := found.record.checksums.get(algorithm)) is not None:
@@ -196,6 +168,30 @@ class CacheStore:
         """Where a path of the cache lives. Raises Forbidden for an origin that is not allowed."""
         return self._origins.place(path)
 
+    async def holdings(self, paths: Sequence[str]) -> Sequence[Holding]:
+        """What of these files is here, in their order; asks no origin."""
+        return await self._upkeep.holdings(paths)
+
+    async def evict(self, path: str, *, immediate: bool = False) -> Evicted:
+        """Give an object up, or all below a directory: at the next purge first, or ``immediate``ly.
+
+        Raises:
+            Conflict: it is being read. NotFound: nothing of it is here.
+        """
+        return await self._upkeep.evict(path, immediate=immediate)
+
+    async def verify(self, path: str) -> Scrubbed:
+        """Read an object's pages against their checksums and fetch the damaged ones again.
+
+        Raises:
+            NotFound: nothing of it is here.
+        """
+        return await self._upkeep.verify(path)
+
+    async def purge(self, *, dry_run: bool = False) -> Sequence[Victim]:
+        """Free disk down to the low mark; what went, or would go, in order, with the reason."""
+        return await self.catalogue.purge(dry_run=dry_run)
+
     async def create(
         self,
         path: str,
@@ -224,150 +220,20 @@ class CacheStore:
         if self._closed:
             return
         self._closed = True
-        tasks = [*self._checks, *(task for task, _ in self._asking.values())]
-        for task in tasks:
+        await self._validator.close()
+        for task in self._checks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._checks, return_exceptions=True)
         await self.catalogue.close()
         await self._connections.close()
         await self._origins.close()
         await asyncio.to_thread(self._counting.join)
         self._shelf.close()
 
-    async def _current(self, place: Place, how: Control) -> tuple[Entry | Unkept, bool]:
-        """The current version of an object, and whether the origin was asked for that."""
-        while not self._closed:
-            now = self._clock()
-            entry = self.catalogue.find(place)
-            force = how is Control.REFRESH and (entry is None or now - entry.asked >= FORCED)
-            if entry is not None and entry.fresh(now) and not force and _granted(place, entry, now):
-                return entry, False
-            if how is Control.ONLY_IF_CACHED:
-                why = "is not in the cache" if entry is None else "has to be validated at its origin"
-                raise NotCached(f"{place.shown}: {why}; ask without only-if-cached", path=place.shown)
-            if how is not Control.REFRESH:
-                self._refuse_known_missing(place, now)
-            if force and entry is not None:
-                entry.asked = now
-            found = await self._ask(place)
-            if isinstance(found, Unkept) or (found is not None and _granted(place, found, now)):
-                return found, True
-            # Another caller's answer: this one has to ask in its own name.
-        raise ServiceUnavailable(f"{place.shown}: the cache is closing; try again")
-
-    async def _ask(self, place: Place) -> Entry | Unkept | None:
-        """Ask the origin, or join who is asking; None: ask again, that caller's answer is not ours."""
-        me = caller()
-        task, by = self._asking.get(place.key, (None, ""))
-        if task is None:
-            task, by = asyncio.create_task(self._refresh(place)), me
-            self._asking[place.key] = (task, me)
-            task.add_done_callback(lambda done: self._answered(place.key, done))
-        try:
-            return await asyncio.shield(task)
-        except (Unauthenticated, Forbidden, NotFound):
-            if by == me:
-                raise
-            return None
-
-    def _answered(self, key: str, task: asyncio.Task[Entry | Unkept]) -> None:
-        self._asking.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # whoever waits gets it too; nobody may be left
-
-    async def _refresh(self, place: Place) -> Entry | Unkept:
-        """Ask the origin what it has, with the caller's own token, and act on it (F3-F6, F10, F11)."""
-        entry = self.catalogue.find(place)
-        usable = entry is not None and not entry.suspect and not entry.fetcher.broken
-        self._counters.validations += entry is not None
-        try:
-            answer = await place.ask(entry.record.version if entry is not None and usable else None)
-        except NotFound:
-            self._remember_missing(place)
-            if entry is not None:
-                self.catalogue.remove(entry)
-            raise
-        except (Unauthenticated, Forbidden):
-            raise  # this caller's answer; what others may read stays
-        except DomaError as e:
-            if entry is None or not usable or not self._excusable(place, entry, e):
-                self._counters.origin_errors += 1
-                raise
-            log.warning("%s: served stale, the origin is away: %s", place.shown, e.message)
-            self._counters.stale += 1
-            entry.excuse(self._clock() + PAUSE)
-            entry.grant(caller(), self._clock() + PAUSE)
-            return entry
-        return await self._settle(place, entry if usable else None, entry, answer)
-
-    async def _settle(
-        self, place: Place, usable: Entry | None, entry: Entry | None, answer: Answer
-    ) -> Entry | Unkept:
-        """Act on an origin's answer; ``usable`` is the entry if its content can be kept when unchanged."""
-        stat = answer.stat
-        if stat is None:
-            if usable is None:
-                raise OriginFailed(f"{place.shown}: the origin says 'not modified' to an open question")
-            stat = usable.record.stat(place.path)
-        kept = parse(answer.cache_control).store and not stat.is_dir and stat.size <= self._config.size
-        if not kept:
-            if entry is not None:
-                self.catalogue.remove(entry)
-            return Unkept(place.here(stat), answer)
-        if usable is not None and stat.version == usable.record.version:
-            if stat.size == usable.record.size:
-                self._counters.renewed += 1
-                await self.catalogue.renew(usable, answer)
-                usable.grant(caller(), self._clock() + GRANT)
-                return usable
-            self._counters.discarded += 1
-            log.warning(
-                "%s: the origin says %d bytes, before %d, for the same version; fetched again",
-                place.shown,
-                stat.size,
-                usable.record.size,
-            )
-        lifetime = self._config.lifetime if isinstance(place.store, CanProbe) else self._config.file_lifetime
-        try:
-            fresh = await self.catalogue.adopt(place, stat, answer, lifetime)
-        except OSError as e:
-            self._counters.disk_errors += 1
-            log.warning("%s: cannot be kept, the cache disk refused: %s", place.shown, e)
-            return Unkept(place.here(stat), answer)
-        fresh.grant(caller(), self._clock() + GRANT)
-        return fresh
-
-    def _excusable(self, place: Place, entry: Entry, error: DomaError) -> bool:
-        """Whether to serve stale: the origin is away, and it has let this caller read the object before."""
-        return (
-            error.retry != "no"
-            and (not place.named or caller() in entry.grants)
-            and may_serve_stale(entry.said, self._clock(), entry.expires, self._config.stale_if_error)
-        )
-
     def _seen(self, entry: Entry, *, validated: bool) -> Seen:
         now, record = self._clock(), entry.record
         age = max(0.0, now - record.validated) + record.age
         return Seen(age, entry.expires - now, stale=entry.stale, validated=validated and not entry.stale)
-
-    def _remember_missing(self, place: Place) -> None:
-        self._missing[place.key, caller()] = self._clock() + self._negative_time
-        while len(self._missing) > 4096:
-            self._missing.popitem(last=False)
-
-    def _refuse_known_missing(self, place: Place, now: float) -> None:
-        name = (place.key, caller())
-        until = self._missing.get(name)
-        if until is None:
-            return
-        if now >= until:
-            del self._missing[name]
-            return
-        raise NotFound(
-            f"{place.shown}: the origin had no such file a moment ago; "
-            "ask with Cache-Control: no-cache to look again",
-            path=place.shown,
-        )
 
     def _distrust(self, fetcher: Fetcher, error: DomaError) -> None:
         """The origin no longer has, or contradicts, a version: validate before the next open (F8, F16)."""
@@ -418,8 +284,3 @@ class CacheStore:
 
     def _refuse(self, path: str) -> NoReturn:
         raise NotAllowed(f"{path}: a cache is read-only; write to the origin {self._origins.name} instead")
-
-
-def _granted(place: Place, entry: Entry, now: float) -> bool:
-    # At the default origin this site's policy decides for both; elsewhere only the origin can.
-    return not place.named or entry.granted(caller(), now)
