@@ -95,10 +95,8 @@ class Gate:
             Forbidden: the rights do not cover it; ``detail["scope"]`` has the smallest scope that would.
         """
         if identity is not None:
-            rights = self._memo.get(id(identity))
             # The memo holds the identity itself, so its id cannot come to name another one.
-            if rights is None or rights.identity is not identity:
-                rights = self._work_out(identity)
+            rights = self._memo.get(id(identity)) or self._work_out(identity)
             for exact, below, also_file in rights.by_verb[verb]:
                 if path.startswith(below) or (path == exact and (also_file or is_dir)):
                     if log.isEnabledFor(logging.DEBUG):
@@ -116,9 +114,7 @@ class Gate:
             return True
         if identity is None:
             return False
-        rights = self._memo.get(id(identity))
-        if rights is None or rights.identity is not identity:
-            rights = self._work_out(identity)
+        rights = self._memo.get(id(identity)) or self._work_out(identity)
         return any(
             path.startswith(below) or (path == exact and (also_file or is_dir))
             for exact, below, also_file in rights.by_verb[verb]
