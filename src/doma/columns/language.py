@@ -44,7 +44,7 @@ class Node:
 
     kind: str
     args: tuple["Node", ...] = ()
-    value: str | float | bool | None = None
+    value: str | int | float | bool | None = None
     at: int = field(default=0, compare=False, repr=False)
     """Offset in the text, for messages."""
     depth: int = field(default=1, compare=False, repr=False)

@@ -20,7 +20,7 @@ from doma.core.errors import BadQuery, UnknownColumn
 class Const:
     """A constant."""
 
-    value: str | float | bool | None
+    value: str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)

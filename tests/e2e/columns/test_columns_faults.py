@@ -1,0 +1,172 @@
+"""Killed workers, a killed service, a broken store: everything is delivered once, nothing twice."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import func, select
+
+from doma.columns import repo
+from doma.columns.model import FileState, Grant, Outcome, Submission, Task
+from doma.columns.plan import compile_text
+from doma.columns.worker import WorkerPool
+from doma.core.errors import CorruptFile, LimitExceeded, TimedOut
+from doma.db.engine import Database
+
+COUNT = "(call Count (call Where (call EventDataset 'x' 'Events') (lambda (list e) (> (attr e 'nMuon') 2))))"
+
+pytestmark = pytest.mark.fault
+
+
+async def _only_once(house, client, id_):
+    found = await client.wait(id_)
+    assert (found["status"], found["files-completed"], found["files-failed"]) == ("Complete", 1, 0)
+    (result,) = await client.urls(id_)
+    assert (await client.read(result)).column(0).to_pylist() == [34367]
+    rows = await house.db.look(lambda tx: tx.execute(select(repo.files)).all())
+    assert [r.state for r in rows] == [FileState.DONE]
+    return rows[0]
+
+
+async def test_a_worker_killed_in_the_middle_of_a_file_is_replaced_and_the_file_is_done_once(
+    house, inputs, client
+):
+    await client.submit(COUNT, [])  # warm
+    inputs.hold_after = 0
+    inputs.open.clear()
+    submitted = asyncio.create_task(client.submit(COUNT, [inputs.url("muons.root")]))
+    assert await asyncio.to_thread(inputs.held.wait, 20)
+    id_ = await submitted
+    for pid in house.pool.pids:
+        os.kill(pid, signal.SIGKILL)
+    inputs.held.clear()
+    assert await asyncio.to_thread(inputs.held.wait, 20)
+    for pid in house.pool.pids:
+        os.kill(pid, signal.SIGKILL)
+    inputs.open.set()
+    row = await _only_once(house, client, id_)
+    assert row.attempt >= 2
+
+
+SERVICE = """
+import asyncio, sys
+from pathlib import Path
+from doma.columns.model import Grant, Submission
+from doma.columns.service import ColumnService
+from doma.columns.worker import WorkerPool
+from doma.core.config import Columns
+from doma.db.engine import Database
+from doma.store.file import FileStore
+
+home, url, origin, ca, issuer = sys.argv[1:]
+
+class Tokens:
+    async def token(self, owner, url):
+        return "input-token"
+
+async def main():
+    db = Database(f"sqlite:///{home}/columns.db")
+    db.migrate()
+    service = ColumnService(db, FileStore(Path(home) / "results", fsync=False), "https://results.test/results",
+        WorkerPool(1), Tokens(), lambda *a: "", Columns(workers=1), work_dir=Path(home) / "work",
+        ca_file=ca, allow=(origin,))
+    await service.start()
+    grant = Grant(issuer, "alice", ("storage.read:/",))
+    print(await service.submit(grant, Submission(sys.stdin.read(), (url,))), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_service_is_restarted_and_its_request_finishes_once(
+    tmp_path, house, inputs, client, issuer
+):
+    inputs.open.clear()
+    child = subprocess.Popen(
+        [sys.executable, "-c", SERVICE, str(tmp_path), inputs.url("muons.root"), inputs.origin,
+         str(inputs.ca), issuer.url],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    await house.service.stop()
+    assert child.stdin
+    assert child.stdout
+    child.stdin.write(COUNT)
+    child.stdin.close()
+    id_ = (await asyncio.to_thread(child.stdout.readline)).strip()
+
+    async def claimed() -> bool:
+        held = select(func.count()).select_from(repo.files).where(repo.files.c.state == FileState.RUNNING)
+        return bool(await house.db.look(lambda tx: tx.execute(held).scalar()))
+
+    async with asyncio.timeout(20):
+        while not await claimed():
+            await asyncio.sleep(0.02)
+    child.kill()
+    child.stdout.close()
+    await asyncio.to_thread(child.wait)
+    inputs.open.set()
+    await house.service.start()
+    row = await _only_once(house, client, id_)
+    assert row.attempt == 2
+    assert not list((tmp_path / "work").glob("*/*.parquet"))
+
+
+async def test_a_late_answer_of_an_earlier_attempt_changes_nothing(tmp_path):
+    db = Database(f"sqlite:///{tmp_path}/late.db")
+    db.migrate()
+    plan = compile_text(COUNT)
+    ask = Submission(COUNT, ("https://a/1", "https://a/2"))
+    db.run_sync(lambda tx: repo.add(tx, "r", Grant("i", "s"), ask, plan.digest, 1.0))
+    (first,) = db.run_sync(lambda tx: repo.take(tx, "one", 10.0, 30.0, 1))
+    again = db.run_sync(lambda tx: repo.take(tx, "two", 50.0, 30.0, 2))
+    assert {(j.file, j.attempt) for j in again} == {(first.file, 2), (first.file + 1, 1)}
+    assert not db.run_sync(lambda tx: repo.renew(tx, {first.file: first.attempt}, 51.0, 30.0))
+    outcome = Outcome("v", rows=1, bytes=1)
+    assert not db.run_sync(lambda tx: repo.done(tx, first, "n", "/r/n", "v", outcome, 52.0))
+    assert not db.run_sync(lambda tx: repo.failed(tx, first, "late", 52.0))
+    for job in again:
+        assert db.run_sync(lambda tx, job=job: repo.done(tx, job, f"n{job.file}", "/r/n", "v", outcome, 53.0))
+        assert not db.run_sync(lambda tx, job=job: repo.done(tx, job, "n", "/r/n", "v", outcome, 53.0))
+    found = db.look_sync(lambda tx: repo.get(tx, "r", "i#s"))
+    assert (found.completed, found.failed, found.state) == (2, 0, "Complete")
+    times = [r.visible for r in db.look_sync(lambda tx: repo.results(tx, "r"))]
+    assert times == sorted(set(times))
+    db.close()
+
+
+async def test_a_hung_worker_is_stopped_at_its_limit_and_the_pool_goes_on(inputs, tmp_path):
+    pool = WorkerPool(1, silence=10)
+    await pool.start()
+    path = tmp_path / "inputs" / "muons.root"
+    good = Task(f"file://{path}", COUNT, str(tmp_path / "out.parquet"), allow=("file://",))
+    assert (await pool.run(good)).rows == 1
+    (before,) = pool.pids
+    inputs.open.clear()
+    slow = Task(inputs.url("muons.root"), COUNT, str(tmp_path / "o2"), "t", ca_file=str(inputs.ca),
+                allow=(inputs.origin,), timeout=0.3)  # fmt: skip
+    with pytest.raises(TimedOut, match="not finished"):
+        await pool.run(slow)
+    (tmp_path / "out.parquet").unlink()
+    assert (await pool.run(good)).rows == 1
+    assert pool.pids != (before,)
+    await pool.stop()
+
+
+async def test_a_worker_that_takes_too_much_memory_says_so_and_lives_on(tmp_path, inputs):
+    pool = WorkerPool(1, memory=150 << 20)
+    await pool.start()
+    path = tmp_path / "inputs" / "muons.root"
+    greedy = (
+        "(call SelectMany (call EventDataset) 'lambda e: e.Muon_pt.Select(lambda a: e.Muon_pt.Select(lambda b: "
+        "e.Muon_pt.Select(lambda c: e.Muon_pt.Select(lambda d: a + b + c + d))))')"
+    )
+    task = Task(f"file://{path}", greedy, str(tmp_path / "out.parquet"), allow=("file://",))
+    with pytest.raises((LimitExceeded, CorruptFile), match=r"memory|allocate"):
+        await pool.run(task)
+    small = Task(f"file://{path}", COUNT, str(tmp_path / "out2.parquet"), allow=("file://",))
+    assert (await pool.run(small)).rows == 1
+    await pool.stop()
