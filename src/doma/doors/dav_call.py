@@ -67,12 +67,12 @@ class Call:
         if not place.writable:
             raise NotAllowed(f"{self.shown}: {self.method} is not possible: {place.name!r} is read-only")
 
-    def must_not_hold_an_area(self) -> None:
+    def must_not_hold_an_area(self, path: str) -> None:
         """Raise Refused for the top of an endpoint or of an issuer's area, and for what lies above one."""
-        if self.path == "/" or any(covers(self.path, area) for area in self.endpoint.gate.areas):
+        if path == "/" or any(covers(path, area) for area in self.endpoint.gate.areas):
             raise Refused(
-                f"{self.shown}: {self.method} is not possible on the top of an endpoint or of an issuer's"
-                " area; name what is in it"
+                f"{shown(self.endpoint, path)}: {self.method} is not possible on the top of an endpoint"
+                " or of an issuer's area; name what is in it"
             )
 
     async def found(self, verb: Verb) -> Stat:

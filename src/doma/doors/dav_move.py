@@ -54,7 +54,8 @@ async def move(call: Call) -> None:
         )
     call.allow(Verb.CREATE, target.path)
     _must_differ(call, target)
-    call.must_not_hold_an_area()
+    call.must_not_hold_an_area(call.path)
+    call.must_not_hold_an_area(target.path)
     store = call.endpoint.store
     stat = await store.stat(call.path)
     there = await _existing(store, target.path)

@@ -131,7 +131,7 @@ async def _delete(call: Call) -> None:
     """A file, or a collection with all that is in it; ``If-Match`` names the only version to remove."""
     call.must_be_writable()
     call.allow(Verb.MODIFY)
-    call.must_not_hold_an_area()
+    call.must_not_hold_an_area(call.path)
     stat = await call.found(Verb.MODIFY)
     check_conditions(call, stat)
     only = stat.version if "if-match" in call.headers and not stat.is_dir else None
