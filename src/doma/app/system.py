@@ -6,7 +6,6 @@ import os
 import random
 import socket
 import ssl
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +15,7 @@ from doma import __version__
 from doma.app.endpoints import build_endpoints
 from doma.app.home import Home
 from doma.app.identity import ADMIN_SCOPES, make_issuer
-from doma.app.services import Services, build_services
+from doma.app.services import Services
 from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
 from doma.core.config import Config, Issuer, Listen
@@ -61,11 +60,13 @@ class System:
         home, config = self._home, self._config
         listen = _placed(config.listen, home)
         host, port = listen.address.rsplit(":", 1)
-        shown = config.listen.name or (host if host not in {"0.0.0.0", "::", "[::]"} else socket.getfqdn())
+        everywhere = host.strip("[]") in {"", "::", "0.0.0.0"}  # noqa: S104 - asked for by the operator
+        shown = config.listen.name or (socket.getfqdn() if everywhere else host)
         base, plain = f"https://{shown}:{port}", f"http://{shown}:{port}"
 
         db = Database(config.database.url or f"sqlite:///{home / 'doma.db'}")
         self._stack.callback(db.close)
+        self._stack.push_async_callback(self._cancel)
         await asyncio.to_thread(db.migrate)
         files = tls.ensure(home / "tls", [shown])
         context = _server_context(listen, files)
@@ -88,14 +89,13 @@ class System:
         for endpoint in endpoints.values():
             self._stack.push_async_callback(endpoint.store.close)
         site = Site(verifier, endpoints, emit, shown)
-        services = await build_services(
-            Services(home, config, self._roles, base, files, site, db, bus, issuer, verifier, emit)
-        )
+        services = Services(home, config, self._roles, base, files, site, db, bus, issuer, verifier)
+        services.build()
         listener = Listener(services.app, fast=FastDoor(site), listen=listen, tls=context)
         await listener.start()
         home.write("port", f"{port}\n")
         self._stack.push_async_callback(listener.stop)
-        self._spawn(Relay(db, bus.publish).run())
+        self._spawn(Relay(db, bus.pass_on).run())
         await self._stack.enter_async_context(services)
         if issuer is not None:
             self._write_token(issuer.issue)
@@ -116,6 +116,9 @@ class System:
     async def stop(self) -> None:
         """Stop in the reverse order; running answers may finish."""
         await self._stack.aclose()
+
+    async def _cancel(self) -> None:
+        # after the doors are closed and before the database is: the event writer flushes what is left
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -147,7 +150,7 @@ def _placed(listen: Listen, home: Home) -> Listen:
         return listen
     kept = home.port()
     candidates = [kept] if kept else []
-    candidates += random.Random(f"{home.path}{time.time_ns()}").sample(PORTS, 32)
+    candidates += random.sample(PORTS, 32)
     for number in candidates:
         if _free(host.strip("[]"), number):
             if kept and number != kept:

@@ -8,7 +8,6 @@ scanned     filter and projection go to the scan service; Arrow comes back
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import uproot
 
 from doma.core.checksum import hasher
-from doma.core.errors import ChecksumMismatch, Inconsistent, OriginFailed
+from doma.core.errors import ChecksumMismatch, Inconsistent
 from doma.core.paths import encode
 from doma.facility.access import Access, received
 from doma.facility.dimuon import COLUMNS, TREE, Spectrum, spectrum
@@ -69,11 +68,13 @@ def upload(access: Access, files: Mapping[str, Path], done: Callable[[int], None
             answer = raise_for(http.put(url, content=pieces(), headers={"Content-Length": size}))
             stored = answer.headers.get("Digest", "")
             if f"adler32={adler.hexdigest()}" not in stored:
-                raise ChecksumMismatch(f"{url}: stored with {stored or 'no digest'}, sent adler32={adler.hexdigest()}")
+                raise ChecksumMismatch(
+                    f"{url}: stored with {stored or 'no digest'}, sent adler32={adler.hexdigest()}"
+                )
 
 
 def direct(access: Access, path: str, client: Any, chunk: int) -> Road:
-    """coffea's Runner on a Dask client, straight from ``site``."""
+    """Coffea's Runner on a Dask client, straight from ``site``."""
     from doma.facility.processor import run
 
     start = time.perf_counter()
@@ -90,6 +91,78 @@ def through_cache(access: Access, path: str, name: str) -> tuple[Road, dict[str,
     seconds, size = time.perf_counter() - start, received() - bytes_before
     moved = {key: value - before.get(key, 0) for key, value in cache_stats(access).items()}
     return Road(name, found, len(muons), size, moved["origin_bytes"], seconds), moved
+
+
+def delivered(access: Access, path: str) -> Road:
+    """A func_adl query to the column service; the muons of events with at least two come back."""
+    from doma.facility.delivered import Delivered
+
+    start = time.perf_counter()
+    source = Delivered(access, [access.endpoint("site") + encode(path)], TREE)
+    query = source.Where(lambda e: e.nMuon >= 2).Select(
+        lambda e: {
+            "Muon_pt": e.Muon_pt,
+            "Muon_eta": e.Muon_eta,
+            "Muon_phi": e.Muon_phi,
+            "Muon_mass": e.Muon_mass,
+            "Muon_charge": e.Muon_charge,
+        }
+    )
+    muons = query.value()
+    found = spectrum(muons)
+    return Road("delivered", found, len(muons), source.received, source.read, time.perf_counter() - start)
+
+
+def scanned(access: Access, path: str) -> Road:
+    """Filter and projection pushed to the scan service; Arrow comes back."""
+    import awkward as ak
+
+    from doma.scan.client import scan
+
+    start = time.perf_counter()
+    dataset = scan(access.services["flight"], f"/site{path}", access.token(), access.ca_file)
+    table = dataset.to_table(columns=list(COLUMNS), filter="nMuon >= 2")
+    muons = ak.from_arrow(table)
+    found = spectrum(muons)
+    stats = dataset.stats()
+    return Road("scanned", found, len(muons), stats.sent, stats.read, time.perf_counter() - start)
+
+
+def travel(
+    access: Access, path: str, scratch: Path, step: Callable[[str], None]
+) -> tuple[list[Road], dict[str, dict[str, int]]]:
+    """All roads, one after the other.
+
+    Args:
+        access: The running system.
+        path: The file in ``site``.
+        scratch: Folder for Dask's own files.
+        step: Told what begins.
+
+    Returns:
+        The roads, and for each read through the cache the counters that it moved.
+    """
+    from distributed import Client, LocalCluster
+
+    step("direct: coffea on Dask")
+    # two processes, as coffea runs on a facility; no dashboard, so no port is taken
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(scratch)
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        roads = [direct(access, path, client, chunk=50_000)]
+    cache = {}
+    for name in ("cached", "warm"):
+        step(f"{name}: uproot through the cache")
+        road, cache[name] = through_cache(access, path, name)
+        roads.append(road)
+    step("delivered: func_adl to the column service")
+    roads.append(delivered(access, path))
+    step("scanned: filter and projection at the storage")
+    roads.append(scanned(access, path))
+    return roads, cache
 
 
 def cache_stats(access: Access) -> dict[str, int]:
@@ -115,6 +188,3 @@ def check(roads: list[Road], expected: Spectrum) -> None:
                 f"{road.name}: bin {at} holds {road.found.counts[at]}, expected {expected.counts[at]}"
                 f" ({len(different)} bins differ)"
             )
-
-
-__all__ = ["Road", "cache_stats", "check", "direct", "through_cache", "upload"]

@@ -8,11 +8,14 @@ import logging
 from collections.abc import Mapping
 
 import httpx
+from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from doma.core.errors import (
+    BadRequest,
     DomaError,
     Forbidden,
     InvalidToken,
@@ -83,7 +86,23 @@ def install(app: Starlette, realm: str = "localhost", *, json_by_default: bool =
             DomaError(f"{request.method} {request.url.path}: internal error; the server's log has the cause"),
         )
 
+    async def routing(request: Request, error: Exception) -> Response:
+        # the framework's own refusals: no such route, method not offered on it
+        assert isinstance(error, HTTPException)
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        return await known(request, from_problem({"detail": text}, error.status_code))
+
+    async def malformed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return await known(
+            request, BadRequest(f"{request.method} {request.url.path}: {place}: {first['msg']}")
+        )
+
     app.add_exception_handler(DomaError, known)
+    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(Exception, unknown)
 
 

@@ -1,0 +1,228 @@
+"""The services of one process: their apps under one root, and their life."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from doma import __version__
+from doma.app.endpoints import RESERVED, caches
+from doma.app.home import Home
+from doma.auth.issuer import Issuer
+from doma.auth.routes import issuer_app, metadata_route
+from doma.auth.verifier import Verifier
+from doma.bus.local import Bus
+from doma.columns.model import Grant
+from doma.core.config import Config
+from doma.core.errors import ConfigError
+from doma.core.paths import encode
+from doma.db.engine import Database
+from doma.doors import webdav
+from doma.doors.endpoint import Site
+from doma.monitor.counted import counted
+from doma.monitor.metrics import Metrics
+from doma.net.tls import Files
+from doma.web import app as web
+from doma.web.stream import Streams
+
+
+class Minter:
+    """Tokens that the system makes on somebody's behalf, never wider than what they had."""
+
+    def __init__(self, issuer: Issuer, base: str) -> None:
+        self._issuer, self._base = issuer, base
+
+    async def token(self, owner: Grant, url: str) -> str:
+        """A read token of a grant for an input of this server; empty for any other host or issuer."""
+        if owner.issuer != self._issuer.url or _origin(url) != self._base or not owner.scopes:
+            return ""
+        return self._issuer.issue(
+            subject=owner.subject, scopes=" ".join(owner.scopes), audience=(self._base,)
+        )
+
+    def sign(self, owner: str, path: str, expires: float) -> str:
+        """A token that reads one path of the results and nothing else."""
+        return self._issuer.issue(
+            subject=owner.rpartition("#")[2],
+            scopes=f"storage.read:{encode(path)}",
+            audience=(self._base,),
+            lifetime=max(1.0, expires - time.time()),
+            alg="ES256",
+        )
+
+
+@dataclass
+class Services:
+    """What the services of a process are made from; a context that starts and stops them."""
+
+    home: Home
+    config: Config
+    roles: frozenset[str]
+    base: str
+    files: Files
+    site: Site
+    db: Database
+    bus: Bus
+    issuer: Issuer | None
+    verifier: Verifier
+    metrics: Metrics = field(default_factory=Metrics)
+    urls: dict[str, str] = field(default_factory=dict)
+    app: ASGIApp = field(init=False)
+    flight: str = ""
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def build(self) -> None:
+        """Make the root application; nothing runs yet.
+
+        Raises:
+            ConfigError: a role needs what the configuration does not give.
+        """
+        started = time.time()
+        streams = Streams(self.db, self.bus)
+        root = web.app(
+            self.verifier,
+            self.bus,
+            self.db,
+            self.metrics,
+            lambda: self._snapshot(started),
+            realm=self.site.name,
+            streams=streams,
+        )
+        self._stack.callback(streams.close)
+        if self.issuer is not None and "issuer" in self.roles:
+            root.routes.append(metadata_route(self.issuer))
+            root.mount(self.issuer.path, issuer_app(self.issuer))
+            self.urls["issuer"] = self.issuer.url
+        if "web" in self.roles:
+            self.urls |= {"dashboard": self.base + "/", "metrics": self.base + "/metrics"}
+            self.urls["events"] = self.base + "/events"
+        self._caches(root)
+        if "columns" in self.roles:
+            self._columns(root)
+        doors = counted(webdav.app(self.site), self.metrics, endpoints=self.site.endpoints)
+        self.app = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
+
+    def addresses(self, name: str, plain: str) -> dict[str, str]:
+        """The doors of an endpoint, for ``run.json``."""
+        doors = {"http": f"{plain}/{name}", "https": f"{self.base}/{name}"}
+        return doors | ({"flight": f"{self.flight}/{name}"} if self.flight and name != "results" else {})
+
+    async def __aenter__(self) -> Self:
+        """Start the column service's workers and the flight door."""
+        if "columns" in self.roles:
+            await self._service.start()
+            self._stack.push_async_callback(self._service.stop)
+        if "scan" in self.roles:
+            await self._scan()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop them in reverse order."""
+        await self._stack.aclose()
+
+    def _caches(self, root: Any) -> None:
+        from doma.cache.routes import router
+
+        found = caches(self.site.endpoints)
+        for name, cache in found.items():
+            root.include_router(router(cache, self.verifier, self.site.endpoints[name].gate))
+            for metric in cache.stats().metrics():
+                self.metrics.watch(
+                    metric if len(found) == 1 else f"{metric}_{name}",
+                    "see the cache's statistics",
+                    lambda cache=cache, metric=metric: cache.stats().metrics()[metric],
+                    kind="counter" if metric.endswith("_total") else "gauge",
+                )
+
+    def _columns(self, root: Any) -> None:
+        from doma.columns.routes import router
+        from doma.columns.service import ColumnService
+        from doma.columns.worker import WorkerPool
+
+        if self.issuer is None:
+            raise ConfigError(
+                "auth.embedded = false: the role 'columns' needs the embedded issuer to renew tokens"
+            )
+        mint, section = Minter(self.issuer, self.base), self.config.columns
+        self._service = ColumnService(
+            self.db,
+            self.site.endpoints["results"].store,
+            f"{self.base}/results",
+            WorkerPool(section.workers, section.worker_memory, section.lease),
+            mint,
+            mint.sign,
+            section,
+            work_dir=self.home / "work",
+            ca_file=str(self.files.ca),
+            allow=(self.base,),
+        )
+        root.include_router(
+            router(
+                self._service,
+                self.verifier,
+                log_url=f"{self.base}/servicex",
+                results_url=f"{self.base}/results",
+            )
+        )
+        self.urls["servicex"] = self.base
+
+    async def _scan(self) -> None:
+        from doma.scan.flight import FlightDoor
+        from doma.scan.opener import StoreOpener
+        from doma.scan.service import ScanService
+
+        loop = asyncio.get_running_loop()
+        served = {name: e for name, e in self.site.endpoints.items() if name != "results"}
+        service = ScanService(
+            {name: StoreOpener(e.store, loop) for name, e in served.items()},
+            self.verifier,
+            {name: e.gate for name, e in served.items()},
+            self.config.scan,
+        )
+        host = str(urlsplit(self.base).hostname)
+        door = FlightDoor(
+            service, host, 0, self.files.certificate.read_bytes(), self.files.key.read_bytes(), loop=loop
+        )
+        self.flight = await asyncio.to_thread(door.start)
+        self._stack.push_async_callback(asyncio.to_thread, door.stop)
+        self.urls["flight"] = self.flight
+
+    def _snapshot(self, started: float) -> web.Snapshot:
+        return {
+            "version": __version__,
+            "started": started,
+            "url": self.base,
+            "endpoints": [
+                {
+                    "name": name,
+                    "store": type(endpoint.store).__name__,
+                    "writable": endpoint.writable,
+                    "https": f"{self.base}/{name}",
+                }
+                for name, endpoint in self.site.endpoints.items()
+            ],
+            "services": self.urls,
+            "cache": {name: cache.stats().metrics() for name, cache in caches(self.site.endpoints).items()},
+        }
+
+
+def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIApp:
+    """Paths of services go to the root app, all others to the doors, which know the endpoints."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        first = scope["path"].lstrip("/").partition("/")[0] if scope["type"] == "http" else ""
+        await (root if first in services else doors)(scope, receive, send)
+
+    return app
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
