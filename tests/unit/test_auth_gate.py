@@ -84,20 +84,45 @@ def test_a_trailing_slash_denies_a_file_of_that_name(gate):
     assert allowed(gate, identity, STAT, "/foo/bar")
 
 
-def test_ancestors_may_be_looked_at_and_made_but_not_listed_or_written(gate):
-    identity = who("storage.create:/foo/bar/baz")
+def makeable(gate, identity, path):
+    try:
+        gate.decide_directory(identity, path)
+    except (Forbidden, Unauthenticated):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("right", ["create", "modify"])
+def test_ancestors_may_be_looked_at_and_made_but_nothing_else(gate, right):
+    identity = who(f"storage.{right}:/foo/bar/baz")
     for ancestor in ("/", "/foo", "/foo/bar"):
         assert allowed(gate, identity, STAT, ancestor)
-        assert allowed(gate, identity, CREATE, ancestor, is_dir=True)
-        assert not allowed(gate, identity, CREATE, ancestor)
-        assert not allowed(gate, identity, READ, ancestor, is_dir=True)
-        assert not allowed(gate, identity, MODIFY, ancestor, is_dir=True)
-    assert not allowed(gate, identity, STAT, "/fo")
-    assert not allowed(gate, identity, STAT, "/foo/ba")
+        assert makeable(gate, identity, ancestor)
+        for verb in (READ, CREATE, MODIFY, STAGE):
+            for is_dir in (False, True):
+                assert not allowed(gate, identity, verb, ancestor, is_dir)
+    for other in ("/fo", "/foo/ba", "/x"):
+        assert not allowed(gate, identity, STAT, other)
+        assert not makeable(gate, identity, other)
+    assert makeable(gate, identity, "/foo/bar/baz/x")
+    assert makeable(gate, who(f"storage.{right}:/foo/"), "/foo")
+    assert not makeable(gate, None, "/foo")
+
+
+def test_readers_may_look_at_ancestors_and_make_none(gate):
     reader = who("storage.read:/foo/bar")
     assert allowed(gate, reader, STAT, "/foo")
-    assert not allowed(gate, reader, CREATE, "/foo", is_dir=True)
+    assert not makeable(gate, reader, "/foo")
     assert not allowed(gate, who("storage.poll:/foo/bar"), STAT, "/foo")
+
+
+def test_where_only_narrow_scopes_count_a_wide_one_adds_nothing():
+    gate = Gate({ISSUER: ["/"]}, wide=False)
+    assert not allowed(gate, who("storage.read:/"), READ, "/r1/x")
+    identity = who("storage.read:/ storage.read:/r2")
+    assert allowed(gate, identity, READ, "/r2/x")
+    assert not allowed(gate, identity, READ, "/r1/x")
+    assert not allowed(gate, identity, STAT, "/r1")
 
 
 def test_scopes_are_relative_to_the_issuers_area():
@@ -111,6 +136,7 @@ def test_scopes_are_relative_to_the_issuers_area():
         assert not allowed(gate, identity, READ, path)
         assert not allowed(gate, identity, MODIFY, path)
         assert not allowed(gate, identity, STAT, path)
+        assert not makeable(gate, identity, path)
 
 
 def test_an_issuer_without_an_area_here_has_no_rights():

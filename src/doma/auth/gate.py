@@ -47,6 +47,8 @@ class Gate:
         prefixes: Issuer to the areas of the endpoint that its scopes are relative to; an issuer that is
             not listed gives no right here.
         public: Whether reading needs no token.
+        wide: Whether a scope for a whole area (``storage.read:/``) counts; False where every path has its own
+            owner, who hands out narrow tokens.
         groups: Group name to what its members may do, for tokens without any capability scope; the paths
             are relative to the issuer's area.
 
@@ -59,6 +61,7 @@ class Gate:
         prefixes: Mapping[str, Sequence[str]],
         *,
         public: bool = False,
+        wide: bool = True,
         groups: Mapping[str, Sequence[Capability]] | None = None,
     ) -> None:
         try:
@@ -73,6 +76,7 @@ class Gate:
         except BadRequest as e:
             raise ConfigError(f"policy: {e.message}") from e
         self._public = public
+        self._wide = wide
         self._memo: dict[int, _Rights] = {}
 
     @property
@@ -87,8 +91,7 @@ class Gate:
             identity: Who asks; None: nobody.
             verb: What is wanted.
             path: Canonical, relative to the endpoint.
-            is_dir: The path is, or is to become, a directory: a scope with a trailing slash covers it
-                then, and directories that lead to a granted path may be made.
+            is_dir: The path is, or is to become, a directory: a scope with a trailing slash covers it then.
 
         Raises:
             Unauthenticated: nobody asks, and the path is not public.
@@ -102,7 +105,7 @@ class Gate:
                     if log.isEnabledFor(logging.DEBUG):
                         log.debug("%s may %s %s: granted below %s", identity, verb, encode(path), exact)
                     return
-            if _leads_to_grant(rights, verb, path, is_dir):
+            if verb is Verb.STAT and _leads_to_grant(rights, verb, path):
                 return
         if self._public and verb in _OPEN:
             return
@@ -118,17 +121,33 @@ class Gate:
         return any(
             path.startswith(below) or (path == exact and (also_file or is_dir))
             for exact, below, also_file in rights.by_verb[verb]
-        ) or _leads_to_grant(rights, verb, path, is_dir)
+        ) or (verb is Verb.STAT and _leads_to_grant(rights, verb, path))
+
+    def decide_directory(self, identity: Identity | None, path: str) -> None:
+        """Return if the identity may make this directory, empty: for MKCOL and missing parents only.
+
+        Besides what :meth:`decide` allows for CREATE, these are the directories that lead to a path on which
+        it may create (T14). They are not its own: nothing may be moved or copied there, or away from there.
+
+        Raises:
+            Unauthenticated, Forbidden: as :meth:`decide`.
+        """
+        if identity is not None:
+            rights = self._memo.get(id(identity)) or self._work_out(identity)
+            if _leads_to_grant(rights, Verb.CREATE, path):
+                return
+        self.decide(identity, Verb.CREATE, path, True)
 
     def _work_out(self, identity: Identity) -> _Rights:
         area = self._prefixes.get(identity.issuer.removesuffix("/"), ())
         held: Sequence[Capability] = identity.capabilities
         if not held and not decides_alone(identity.scopes):
             held = [right for group in identity.groups for right in self._groups.get(group, ())]
+        counted = [right for right in held if self._wide or right.path != "/"]
         by_verb = {
             verb: tuple(
                 dict.fromkeys(
-                    _grant(prefix, right.path) for right in held if right.verb in enough for prefix in area
+                    _grant(prefix, right.path) for right in counted if right.verb in enough for prefix in area
                 )
             )
             for verb, enough in SATISFIED_BY.items()
@@ -164,13 +183,11 @@ def _grant(prefix: str, path: str) -> _Grant:
     return _Grant(base or "/", base + "/", not path.endswith("/") or path == "/")
 
 
-def _leads_to_grant(rights: _Rights, verb: Verb, path: str, is_dir: bool) -> bool:
-    """Whether the path is a directory above a granted one, inside the issuer's area (T14).
+def _leads_to_grant(rights: _Rights, verb: Verb, path: str) -> bool:
+    """Whether the path is a directory above one granted for the verb, inside the issuer's area (T14).
 
     Clients look at the parents before they write, and make them when they are missing.
     """
-    if verb is not Verb.STAT and not (verb is Verb.CREATE and is_dir):
-        return False
     lead = path if path == "/" else path + "/"
     return any(g.exact.startswith(lead) or g.below == lead for g in rights.by_verb[verb]) and any(
         covers(prefix, path) for prefix in rights.area
