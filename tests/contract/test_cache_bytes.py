@@ -136,7 +136,9 @@ async def test_a_herd_of_16_costs_the_origin_one_copy(cache, origin):
     assert origin.sent == len(data)
     assert origin.opened == 1
     stats = cache.stats()
-    assert stats.bytes["hit"] + stats.bytes["miss"] == 16 * len(data)
+    assert sum(stats.bytes[kind] for kind in ("hit", "prefetched", "miss")) == 16 * len(data)
+    new = stats.bytes["prefetched"] + stats.bytes["miss"]
+    assert 0.9 * len(data) < new <= len(data), "each page was new to one reader only"
     assert stats.bytes["origin"] == len(data)
     assert 0.9 < stats.hit_ratio < 1
     json.dumps(asdict(stats))
@@ -153,7 +155,9 @@ async def test_every_delivered_byte_is_counted_once(cache, origin):
     await asyncio.gather(*(reader.read(a, b) for a, b in spans))
     await reader.close()
     stats = cache.stats()
-    assert stats.bytes["hit"] + stats.bytes["miss"] == 2 * sum(b - a for a, b in spans)
+    assert sum(stats.bytes[kind] for kind in ("hit", "prefetched", "miss")) == 2 * sum(
+        b - a for a, b in spans
+    )
     assert stats.bytes["miss"] <= origin.sent == MIB
 
 
@@ -193,6 +197,9 @@ async def test_a_sequential_reader_is_read_ahead_of_and_what_it_leaves_is_stoppe
     for at in range(0, 4 * MIB, MIB):
         await reader.read(at, at + MIB)
     await until(lambda: max(stop for _, stop in origin.requests) > 5 * MIB)
+    stats = cache.stats()
+    assert stats.bytes["hit"] == 0, "what was fetched ahead is no hit the first time it is read"
+    assert stats.bytes["miss"] + stats.bytes["prefetched"] == 4 * MIB
     assert max(stop for _, stop in origin.requests) <= 4 * MIB + EXTENT
     origin.gate = asyncio.Event()
     stuck = asyncio.create_task(reader.read(16 * MIB, 17 * MIB))
@@ -201,6 +208,16 @@ async def test_a_sequential_reader_is_read_ahead_of_and_what_it_leaves_is_stoppe
     await reader.close()
     await until(lambda: origin.running == 0 and cache.stats().fetching == 0)
     assert origin.cancelled > 0
+
+
+async def test_nothing_is_fetched_beyond_the_end_that_a_reader_announced(cache, origin):
+    await put(origin, "/f", bytes(32 * MIB))
+    reader = await cache.open("/f")
+    reader.expect(6 * MIB)
+    for at in range(0, 6 * MIB, MIB):
+        await reader.read(at, at + MIB)
+    await reader.close()
+    assert origin.sent == 6 * MIB
 
 
 async def test_nobody_waits_so_the_fetch_stops_but_one_who_waits_still_gets_it(cache, origin):

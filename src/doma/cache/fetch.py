@@ -169,6 +169,15 @@ class Flight:
             if a < b:
                 self.claims[a:b] = bytes(b - a)
 
+    def unasked(self) -> list[Run]:
+        """The runs that nobody has asked for yet."""
+        out, base, at = [], self.run[0], 0
+        while (first := self.claims.find(1, at)) >= 0:
+            at = self.claims.find(0, first)
+            at = len(self.claims) if at < 0 else at
+            out.append((base + first, base + at))
+        return out
+
     def claim(self, run: Run) -> int:
         """How many pages of this run nobody counted yet."""
         a, b = max(run[0], self.run[0]) - self.run[0], min(run[1], self.run[1]) - self.run[0]
@@ -306,9 +315,11 @@ class Fetcher:
     async def _fly(self, flight: Flight) -> Buffer:
         counters = self._context.counters
         start, stop = flight.run[0] * PAGE, min(flight.run[1] * PAGE, self.record.size)
-        unasked = flight.claims.count(1)
+        ahead = flight.unasked()
         data = await self._read(start, stop)
-        counters.prefetch += min(unasked * PAGE, stop - start)
+        counters.prefetch += min(sum(last - first for first, last in ahead) * PAGE, stop - start)
+        for run in ahead:
+            self.pages.mark_ahead(run)
         if not self.broken and await self._context.room(len(data)):
             try:
                 await self.pages.save(flight.run[0], data)

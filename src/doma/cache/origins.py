@@ -23,6 +23,8 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
 _PORTS = {"http": ":80", "https": ":443"}
 MOST = 256
 """Origins that clients may have named at one time."""
+_PLACES = 4096
+"""Paths whose place is kept worked out."""
 
 
 class Probed(Protocol):
@@ -68,11 +70,8 @@ class Place:
     """Path at the origin."""
     named: bool
     """Whether the client named the origin: then this site's policy knows nothing of what is there."""
-
-    @property
-    def key(self) -> str:
-        """The object's name on disk."""
-        return key_of(self.origin, self.path)
+    key: str
+    """The object's name on disk."""
 
     def here(self, stat: Stat) -> Stat:
         """What the origin says, under the cache's own path."""
@@ -117,6 +116,7 @@ class Origins:
         self._open = open
         self._allow = tuple(glob.lower().rstrip("/") for glob in allow)
         self._named: dict[str, Store] = {}
+        self._places: dict[str, Place] = {}
 
     def place(self, path: str) -> Place:
         """Where a path of the cache lives.
@@ -125,9 +125,18 @@ class Origins:
             Forbidden: the path names an origin that ``cache.allow`` does not.
             TooManyRequests: clients have named too many origins.
         """
+        place = self._places.get(path)
+        if place is None:
+            place = self._find(path)
+            if len(self._places) >= _PLACES:
+                self._places.clear()
+            self._places[path] = place
+        return place
+
+    def _find(self, path: str) -> Place:
         match = _FORWARD.fullmatch(path) if path.startswith(("/http", "/HTTP")) else None
         if match is None:
-            return Place(path, self.name, self.default, path, named=False)
+            return Place(path, self.name, self.default, path, named=False, key=key_of(self.name, path))
         scheme, host, rest = match.group(1).lower(), match.group(2).lower(), match.group(3) or "/"
         base = f"{scheme}://{host.removesuffix(_PORTS[scheme])}"
         # Only a bare host and port get as far as the globs: no user part, no fragment, no brackets.
@@ -143,13 +152,15 @@ class Origins:
             if len(self._named) >= MOST:
                 raise TooManyRequests(f"{base}: more than {MOST} origins in use; try later", retry_after=60)
             store = self._named[base] = self._open(base)
-        return Place(path, base, store, checked(rest), named=True)
+        inner = checked(rest)
+        return Place(path, base, store, inner, named=True, key=key_of(base, inner))
 
     async def close(self) -> None:
         """Close every origin's store."""
         for store in (self.default, *self._named.values()):
             await store.close()
         self._named.clear()
+        self._places.clear()
 
 
 def shown_as(origin: str, path: str) -> str:

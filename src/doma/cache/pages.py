@@ -66,6 +66,8 @@ class PageFile:
         self._crcs = bytearray(os.pread(self._fd, 4 * self.count, self._crcs_at))
         self._present = bytearray(os.pread(self._fd, self.count, self._present_at).translate(_ONES))
         self._checked = bytearray(self.count)
+        self._ahead = bytearray(self.count)
+        self._ahead_left = 0
         self._map: mmap.mmap | None = None
         self._seen = 0
         self._trusted_since = time.monotonic_ns()
@@ -108,6 +110,19 @@ class PageFile:
                 at = end
             out.append((first, at))
         return out
+
+    def mark_ahead(self, run: Run) -> None:
+        """Note that the pages of a run were fetched before anybody asked for them."""
+        self._ahead[run[0] : run[1]] = b"\1" * (run[1] - run[0])
+        self._ahead_left = self._ahead.count(1)
+
+    def take_ahead(self, run: Run) -> int:
+        """How many pages of a run are read for the first time after they were fetched ahead."""
+        if not self._ahead_left or not (found := self._ahead.count(1, *run)):
+            return 0
+        self._ahead[run[0] : run[1]] = bytes(run[1] - run[0])
+        self._ahead_left -= found
+        return found
 
     def view(self, start: int, stop: int) -> memoryview | None:
         """The bytes ``[start, stop)`` from memory if all their pages were checked and nobody wrote since."""

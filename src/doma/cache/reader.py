@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from doma.cache.extents import PAGE, Run, Stride, pages_of, without
 from doma.cache.fetch import AHEAD_SHARE, Context, Fetcher, Flight
 from doma.cache.origins import caller
+from doma.cache.pages import PageFile
 from doma.core.errors import Forbidden, NotCached, NotFound, RangeNotSatisfiable, Unauthenticated
 from doma.store.protocol import Buffer, Reader, Stat
 
@@ -82,6 +83,7 @@ class CachedReader:
         self._stride = Stride()
         self._ahead: list[Flight] = []
         self._ahead_to = 0
+        self._end = self._stat.size
 
     @property
     def stat(self) -> Stat:
@@ -113,6 +115,10 @@ class CachedReader:
                 path=self._stat.path,
             )
 
+    def expect(self, stop: int) -> None:
+        """Say where this reader will end (the end of a client's range): nothing is fetched ahead beyond."""
+        self._end = min(stop, self._stat.size)
+
     async def read(self, start: int, stop: int) -> Buffer:
         """Exactly the bytes ``[start, stop)`` of this version.
 
@@ -128,7 +134,7 @@ class CachedReader:
             )
         ahead = self._stride.ahead(start, stop, int(self._context.budget.limit * AHEAD_SHARE))
         if (view := self._pages.view(start, stop)) is not None:
-            self._context.counters.hit += stop - start
+            _count_hit(self._context, self._pages, start, stop)
             self._read_ahead(stop, ahead)
             return view
         for turn in range(_TURNS):
@@ -154,7 +160,7 @@ class CachedReader:
                 self._fetcher.damaged(bad)
         missing = self._pages.missing(run)
         if buffer is not None and not missing:
-            self._context.counters.hit += stop - start
+            _count_hit(self._context, self._pages, start, stop)
             self._read_ahead(stop, ahead)
             return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
         self.require(start, stop)
@@ -198,7 +204,7 @@ class CachedReader:
             out[a - base : b - base] = await self._fetcher.direct(a, b)
             direct += b - a
         self._context.counters.miss += missed
-        self._context.counters.hit += stop - start - missed - direct
+        _count_hit(self._context, self._pages, start, stop, less=missed + direct)
         return out[start - base : stop - base]
 
     def _missed(self, flight: Flight, missing: list[Run], start: int, stop: int) -> int:
@@ -221,7 +227,7 @@ class CachedReader:
         # By halves of the window: one that slides with every read would become a request per read.
         if stop + window // 2 <= self._ahead_to:
             return
-        end = min(self._stat.size, stop + window)
+        end = min(self._end, stop + window)
         first, last = -(-max(stop, self._ahead_to) // PAGE), -(-end // PAGE)
         if first < last:
             self._ahead += self._fetcher.ahead((first, last))
@@ -285,7 +291,7 @@ class HotObject:
     def view(self, start: int, stop: int) -> memoryview | None:
         view = self._pages.view(start, stop) if 0 <= start <= stop <= self._stat.size else None
         if view is not None:
-            self._context.counters.hit += stop - start
+            _count_hit(self._context, self._pages, start, stop)
         return view
 
     def fileno(self, start: int, stop: int) -> int | None:
@@ -293,8 +299,16 @@ class HotObject:
             return None
         found = self._pages.fileno(start, stop)
         if found is not None:
-            self._context.counters.hit += stop - start
+            _count_hit(self._context, self._pages, start, stop)
         return found
+
+
+def _count_hit(context: Context, pages: PageFile, start: int, stop: int, less: int = 0) -> None:
+    """Count delivered bytes, less those that were counted otherwise, as hit or as fetched ahead."""
+    here = stop - start - less
+    ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE)
+    context.counters.prefetched += ahead
+    context.counters.hit += here - ahead
 
 
 class _Again(Exception):

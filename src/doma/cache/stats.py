@@ -1,4 +1,4 @@
-"""What the cache counted: every delivered byte once, as hit, miss or bypass.
+"""What the cache counted: every delivered byte once, as hit, prefetched, miss or bypass.
 
 Source: cache contract §9 (classes of bytes), §10.
 """
@@ -11,11 +11,13 @@ class Counters:
     """Running sums since the start of the process."""
 
     hit: int = 0
-    """Bytes delivered from disk or memory."""
+    """Bytes delivered from disk or memory that somebody had asked for before."""
+    prefetched: int = 0
+    """Bytes delivered that had been fetched ahead, the first time they are read; no hits."""
     miss: int = 0
     """Bytes delivered that were fetched because they were asked for."""
     prefetch: int = 0
-    """Bytes fetched unasked; when they are read later they count as hits."""
+    """Bytes fetched unasked."""
     bypass: int = 0
     """Bytes streamed through and not kept (no room, no memory, ``no-store``)."""
     origin: int = 0
@@ -51,11 +53,11 @@ class Stats:
     """A snapshot for people, JSON and Prometheus."""
 
     bytes: dict[str, int]
-    """hit, miss, prefetch, bypass, origin, repair, stored, purged."""
+    """hit, prefetched, miss, prefetch, bypass, origin, repair, stored, purged."""
     counts: dict[str, int]
     """opens, validations, renewed, replaced, stale, discarded, retries, origin_errors, disk_errors."""
     hit_ratio: float | None
-    """hit / (hit + miss + bypass); None before the first byte."""
+    """hit / (hit + prefetched + miss + bypass); None before the first byte."""
     used: int
     """Disk bytes in allocated blocks."""
     size: int
@@ -76,7 +78,7 @@ class Stats:
         return out
 
 
-BYTES = ("hit", "miss", "prefetch", "bypass", "origin", "repair", "stored", "purged")
+BYTES = ("hit", "prefetched", "miss", "prefetch", "bypass", "origin", "repair", "stored", "purged")
 
 
 def snapshot(
@@ -84,7 +86,7 @@ def snapshot(
 ) -> Stats:
     """The counters and gauges as one value."""
     everything = {f.name: getattr(counted, f.name) for f in fields(counted)}
-    delivered = counted.hit + counted.miss + counted.bypass
+    delivered = counted.hit + counted.prefetched + counted.miss + counted.bypass
     return Stats(
         bytes={name: everything[name] for name in BYTES},
         counts={name: n for name, n in everything.items() if name not in BYTES},
