@@ -48,6 +48,7 @@ from doma.columns.values import (
     levels,
     listed,
     opened,
+    scope_of,
 )
 from doma.core.errors import BadQuery, UnknownColumn
 
@@ -234,6 +235,11 @@ def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value
 
     if isinstance(source.data, Rows_):
         return _over_events(op, source, body, root)
+    if op.by is not None:
+        # The members' scope must lie below that of every outer variable which the lambda uses.
+        outer = deepest([source, *(env[slot] for slot in op.by.free)])
+        if outer is not None and outer is not scope_of(source):
+            source = Value(outer, array(source, outer))
     if op.name == "SelectMany":
         return _select_many(op, source, body)
     if op.by is None:

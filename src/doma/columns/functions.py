@@ -21,8 +21,8 @@ WRAPPERS = frozenset(
 """Terminal wrappers of some clients: source, column names, tree, file."""
 
 _ONE = (
-    "absolute fabs sqrt cbrt square exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh "
-    "cosh tanh arcsinh arccosh arctanh degrees radians deg2rad rad2deg floor ceil rint trunc sign isnan "
+    "absolute fabs sqrt cbrt square exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan "
+    "sinh cosh tanh arcsinh arccosh arctanh degrees radians deg2rad rad2deg floor ceil rint trunc sign isnan "
     "isfinite isinf negative positive reciprocal logical_not signbit invert"
 )
 _TWO = (

@@ -33,7 +33,7 @@ _ATOM = re.compile(
       | (?P<text>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""",
     re.VERBOSE | re.DOTALL,
 )
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U00(?:0[0-9a-fA-F]|10)[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\", "'": "'", '"': '"'}
 _WORDS: dict[str, bool | None] = {"True": True, "False": False, "None": None}
 
@@ -219,6 +219,10 @@ def _from_python(tree: ast.expr, level: int) -> Node:
             return composite("call", sub(func, *args), 0)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return composite(_BINARY[type(op)], sub(left, right), 0)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return Node("const", value=-value)
+        case ast.UnaryOp(op=ast.UAdd(), operand=ast.Constant(value=int() | float() as value)):
+            return Node("const", value=value)
         case ast.UnaryOp(op=op, operand=operand):
             return composite(_BINARY[type(op)], sub(operand), 0)
         case ast.BoolOp(op=op, values=values):

@@ -91,6 +91,8 @@ class Lambda:
 
     slot: int
     body: "Expr"
+    free: tuple[int, ...] = ()
+    """Arguments of enclosing lambdas that the body uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class _Compiler:
     branches: set[str] = field(default_factory=set)
     first: set[str] = field(default_factory=set)
     slots: int = 0
+    used: set[int] = field(default_factory=set)
     filtering: bool = False
 
     def expr(self, node: Node, env: Env) -> tuple[Expr, Shape]:
@@ -284,6 +287,7 @@ class _Compiler:
     def _name(self, node: Node, env: Env) -> tuple[Expr, Shape]:
         name = str(node.value)
         if name in env:
+            self.used.add(env[name][0].slot)
             return env[name]
         names = {*env, *known.OPERATORS, *known.FOLDS, *known.UFUNCS, *known.ALIASES, "np"}
         raise BadQuery(f"query, at {node.at}: unknown name {name!r}; {did_you_mean(name, names)}")
@@ -479,8 +483,11 @@ class _Compiler:
             raise BadQuery(f"query, at {node.at}: the lambda of {name} must have one argument")
         self.slots += 1
         slot = self.slots
+        around, self.used = self.used, set()
         body, shape = self.expr(node.args[1], {**env, str(names[0].value): (Var(slot), item)})
-        return Lambda(slot, body), shape
+        free = self.used - {slot}
+        self.used = around | free
+        return Lambda(slot, body, tuple(sorted(free))), shape
 
     def _arity(self, node: Node, name: str, low: int, high: int) -> None:
         self._count(name, node.args, low, high, node)

@@ -61,7 +61,8 @@ def _answer(fields: dict[str, Any]) -> dict[str, Any]:
         text = (
             f"{task.url}: it needs more memory than a worker may take; select fewer columns or lower the step"
         )
-        return {"problem": problem(LimitExceeded(text))}
+        # The heap is in pieces now, the next file would fail as well: the parent replaces a spent worker.
+        return {"problem": problem(LimitExceeded(text)), "spent": True}
     except Exception as e:  # noqa: BLE001 - outermost loop: a broken file can raise anything in its decoder
         last = traceback.format_exception(e)[-3:]
         text = f"{task.url}: reading failed: {type(e).__name__}: {str(e)[:300]}".splitlines()[0]

@@ -153,7 +153,7 @@ class _Worker:
             ) from e
         except OSError as e:
             raise ServiceUnavailable(f"{task.url}: the worker process died; trying again") from e
-        self.idle = True
+        self.idle = not answer.get("spent")
         if "problem" in answer:
             raise from_problem(answer["problem"], int(answer["problem"].get("status", 500)))
         fields: dict[str, Any] = answer["outcome"]

@@ -161,8 +161,8 @@ async def test_a_worker_that_takes_too_much_memory_says_so_and_lives_on(tmp_path
     await pool.start()
     path = tmp_path / "inputs" / "muons.root"
     greedy = (
-        "(call SelectMany (call EventDataset) 'lambda e: e.Muon_pt.Select(lambda a: e.Muon_pt.Select(lambda b: "
-        "e.Muon_pt.Select(lambda c: e.Muon_pt.Select(lambda d: a + b + c + d))))')"
+        "(call SelectMany (call EventDataset) 'lambda e: e.Muon_pt.Select(lambda a: "
+        "e.Muon_pt.Select(lambda b: e.Muon_pt.Select(lambda c: e.Muon_pt.Select(lambda d: a + b + c + d))))')"
     )
     task = Task(f"file://{path}", greedy, str(tmp_path / "out.parquet"), allow=("file://",))
     with pytest.raises((LimitExceeded, CorruptFile), match=r"memory|allocate"):
