@@ -15,7 +15,7 @@ value = st.text(st.characters(min_codepoint=1, max_codepoint=255), max_size=40)
 header = st.dictionaries(
     st.sampled_from(
         ["depth", "destination", "overwrite", "if-match", "if-none-match", "source", "accept", "range",
-         "host", "content-length", "credential", "authorization"]
+         "host", "credential", "authorization"]
     ),
     value | st.sampled_from(["0", "1", "/site/d", "/site/a/f", "T", "F", "*", "https://[::1", "//x"]),
     max_size=4,
@@ -31,7 +31,7 @@ def test_no_request_is_answered_with_an_internal_error(door):
     with asyncio.Runner() as runner:
         runner.run(door.put("/d/f"))
 
-        @settings(max_examples=300, deadline=None, database=None)
+        @settings(max_examples=150, deadline=None, database=None)
         @given(method, target, header, body)
         def ask(verb, path, headers, data):
             answer = runner.run(door.ask(verb, path, door.everything, headers, data))

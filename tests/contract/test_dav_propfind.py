@@ -194,9 +194,9 @@ class Endless:
 
 
 @pytest.mark.parametrize("door", ["memory"], indirect=True)
-async def test_a_hundred_thousand_entries_are_sent_as_they_are_listed(door):
+async def test_a_long_listing_is_sent_as_it_is_made(door):
     await door.put("/d/f")
-    count = 100_000
+    count = 20_000
     made = Endless(door.stores["site"], count)
     object.__setattr__(door.site.endpoints["site"], "store", made)
     largest = sent = held = 0

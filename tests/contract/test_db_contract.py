@@ -248,12 +248,15 @@ async def test_a_commit_wakes_the_relay(database):
     assert database.after_commit == []
 
 
-async def test_events_of_the_loop_are_written_in_order_and_flushed_at_the_end(database):
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 8])
+async def test_events_of_the_loop_are_written_in_order_and_flushed_at_the_end(database, turns):
+    """Also when the writer is cancelled with a batch on its way."""
     writer = outbox.EventWriter(database, capacity=1000, clock=lambda: 5.0)
     task = asyncio.create_task(writer.run())
     for i in range(1010):
         writer(Event("file.landed", str(i)))
-    await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     rows = database.look_sync(lambda tx: outbox.after(tx, 0, limit=2000))

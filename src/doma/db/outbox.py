@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
@@ -227,14 +228,23 @@ class EventWriter:
                 log.exception("%d events are lost", len(self._waiting))
 
     async def flush(self) -> None:
-        """Write everything that waits. If it fails, nothing of the failed batch is lost."""
+        """Write everything that waits, in order. What could not be written waits on."""
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            batch = list(islice(self._waiting, BATCH))
+            write = asyncio.ensure_future(self._db.run(partial(_write, batch)))
             try:
-                await self._db.run(partial(_write, batch))
-            except DomaError:
-                self._waiting.extendleft(reversed(batch))
+                # Shielded, since a cancelled write may or may not happen: its rows would be lost or doubled.
+                await asyncio.shield(write)
+            except asyncio.CancelledError:
+                await asyncio.wait((write,))
+                if write.exception() is None:
+                    self._forget(batch)
                 raise
+            self._forget(batch)
+
+    def _forget(self, batch: Sequence[tuple[Event, float]]) -> None:
+        for _ in batch:
+            self._waiting.popleft()
 
 
 def _write(batch: Sequence[tuple[Event, float]], tx: Connection) -> None:
