@@ -228,6 +228,23 @@ async def test_a_collection_is_copied_deep_or_empty(door):
     assert into.status == 403
 
 
+async def test_a_copy_into_itself_through_another_endpoint_ends(door):
+    await door.put("/a/x", b"X")
+    answer = await door.ask("COPY", "/data/a", headers={"destination": "/site/a/b"})
+    assert answer.status == 201
+    assert await door.content("/a/b/x") == b"X"
+    assert not await exists(door, "/a/b/b")
+
+
+async def test_a_copy_of_too_much_is_refused_before_it_begins(door, monkeypatch):
+    monkeypatch.setattr("doma.doors.dav_move.MOST", 2)
+    for name in "xyz":
+        await door.put(f"/a/{name}")
+    answer = await door.ask("COPY", "/site/a", headers={"destination": "/site/b"})
+    assert (answer.status, answer.headers["x-error-code"]) == (413, "limit")
+    assert not await exists(door, "/b")
+
+
 async def test_a_copy_does_not_replace_a_collection(door):
     await door.put("/a", b"A")
     await door.put("/d/x", b"X")

@@ -13,6 +13,7 @@ from doma.auth.model import Verb
 from doma.core.errors import (
     BadRequest,
     Conflict,
+    LimitExceeded,
     NotFound,
     OriginFailed,
     PreconditionFailed,
@@ -23,6 +24,9 @@ from doma.core.paths import covers, encode, normalise, parent
 from doma.doors.dav_call import Call, check_conditions, shown
 from doma.doors.endpoint import Endpoint
 from doma.store.protocol import PIECE, Stat, Store
+
+MOST = 100_000
+"""Entries of a collection that one COPY takes along."""
 
 _SCHEMES = {"http", "https", "dav", "davs"}
 _THIRD_PARTY = ("transferheader", "credential", "x-number-of-streams", "secure-redirection")
@@ -218,19 +222,34 @@ async def _copy_file(call: Call, source: str, target: Target, path: str, *, fres
 
 
 async def _copy_tree(call: Call, target: Target, *, deep: bool) -> None:
-    """Copy a directory; with ``deep`` all below it. What is copied before an error stays."""
-    top = call.path.rstrip("/")
+    """Copy a directory; with ``deep`` all below it. What is copied before an error stays.
+
+    Everything is listed before anything is made: two endpoints may show the same folder, and a copy into
+    itself through the other would never end.
+    """
+    top = len(call.path.rstrip("/"))
+    below = await _below(call) if deep else []
+    await target.endpoint.store.make_dir(target.path)
+    for path, is_dir in below:
+        place = target.path + path[top:]
+        if is_dir:
+            await target.endpoint.store.make_dir(place)
+        else:
+            await _copy_file(call, path, target, place, fresh=True)
+
+
+async def _below(call: Call) -> list[tuple[str, bool]]:
+    """Path, and whether it is a directory, of everything below the source; parents come first."""
+    found: list[tuple[str, bool]] = []
     waiting = [call.path]
     while waiting:
-        source = waiting.pop()
-        await target.endpoint.store.make_dir((target.path + source[len(top) :]).rstrip("/"))
-        if not deep:
-            return
-        async for entry in call.endpoint.store.list(source):
+        async for entry in call.endpoint.store.list(waiting.pop()):
+            found.append((entry.path, entry.is_dir))
+            if len(found) > MOST:
+                raise LimitExceeded(f"{call.shown}: has more than {MOST} entries; copy it in parts")
             if entry.is_dir:
                 waiting.append(entry.path)
-            else:
-                await _copy_file(call, entry.path, target, target.path + entry.path[len(top) :], fresh=True)
+    return found
 
 
 async def _done(call: Call, target: Target, replaced: bool) -> None:
