@@ -92,7 +92,8 @@ def members(scope: Scope, schema: pa.Schema, *, every: bool = False) -> dict[str
             missing = next((f for f in scope.fields if f not in have), None)
             if missing is not None:
                 raise unknown(missing, have, f"collection {scope.collection}", "field")
-            return {name: (scope.collection, name) for name in (have if every else scope.fields or have[:1])}
+            chosen = have if every else scope.fields or have[:1]
+            return {name: (str(scope.collection), name) for name in chosen}
     lists = [f.name for f in schema if f.name.startswith(head) and is_list(f.type)]
     fields = [name[len(head) :] for name in lists] if every else scope.fields
     if not fields and lists:
@@ -112,15 +113,22 @@ class Evaluator:
         program: What to compute.
         schema: Columns of the batches; types are checked at once, on no rows.
         budget: Bytes of intermediate results.
+        more: Columns that are read besides those named in the program.
 
     Raises:
         UnknownColumn, BadQuery: the program does not fit the schema; ``detail["pointer"]`` says where.
     """
 
-    def __init__(self, program: Program, schema: pa.Schema, budget: int = BUDGET) -> None:
+    def __init__(
+        self,
+        program: Program,
+        schema: pa.Schema,
+        budget: int = BUDGET,
+        more: Iterable[str] = (),
+    ) -> None:
         self.program = program
         self.schema = schema
-        self.columns = needs(program, schema)
+        self.columns = needs(program, schema) | set(more)
         self._last = last_uses(program.steps)
         self._widest = max(budget // _CELL, 1)
         self._slice = max(budget // (_CELL * max(program.live(), 1)), 16)
@@ -147,11 +155,12 @@ class Evaluator:
         while work:
             start, stop = work.pop()
             try:
-                done.append(self._once(batch.slice(start, stop - start), lambda n, s=start: row(s + n)))
+                done.append(self._once(batch.slice(start, stop - start), _shifted(row, start)))
             except _TooWide as e:
                 if stop - start <= 1:
-                    text = f"row {row(start)}: {e} objects in one scope, the limit is {self._widest}; cut earlier"
-                    raise LimitExceeded(text) from None
+                    raise LimitExceeded(
+                        f"row {row(start)}: {e} objects in one scope, at most {self._widest} fit; cut earlier"
+                    ) from None
                 middle = (start + stop) // 2
                 work += [(middle, stop), (start, middle)]
         return done[0] if len(done) == 1 else pa.concat_arrays(done)
@@ -259,7 +268,7 @@ class Evaluator:
         for cell in args:
             if _is_array(cell):
                 operands.append(lift(cell.data, cell.frame, frame))
-            elif plain or (step.op in ("if",) and not operands):
+            elif plain or (step.op == "if" and not operands):
                 operands.append(_array(cell, size, frame))
             else:
                 beside = known if step.op != "if" else next((k for k in kinds[1:] if k is not None), None)
@@ -380,6 +389,10 @@ def _array(cell: _Cell, size: int, frame: Frame | None) -> pa.Array:
     if not isinstance(cell.data, Literal):
         return cell.data
     return pa.repeat(kernels.scalar_of(cell.data), size)
+
+
+def _shifted(row: Callable[[int], int], start: int) -> Callable[[int], int]:
+    return lambda n: row(start + n)
 
 
 def _row_of(frame: Frame | None, place: int) -> int:

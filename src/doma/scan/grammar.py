@@ -20,33 +20,10 @@ MAX_SCOPES = 8
 
 COMPARE = frozenset({"<", "<=", ">", ">=", "==", "!="})
 AGGREGATE = frozenset({"any", "all", "count", "sum", "min", "max", "mean"})
-_ONE = [
-    "not",
-    "is_nan",
-    "is_finite",
-    "neg",
-    "abs",
-    "sqrt",
-    "exp",
-    "log",
-    "log10",
-    "sin",
-    "cos",
-    "tan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "asin",
-    "acos",
-    "atan",
-    "floor",
-    "ceil",
-    "round",
-    "len",
-    "str_len",
-    "lower",
-    "upper",
-]
+_ONE = (
+    *("not", "is_nan", "is_finite", "neg", "abs", "sqrt", "exp", "log", "log10", "sin", "cos", "tan", "sinh"),
+    *("cosh", "tanh", "asin", "acos", "atan", "floor", "ceil", "round", "len", "str_len", "lower", "upper"),
+)
 _TWO = ["<", "<=", ">", ">=", "==", "!=", "-", "/", "//", "%", "**", "atan2", "min2", "max2"]
 _MANY = ["and", "or", "+", "*", "coalesce"]
 _TEXT = frozenset({"starts_with", "ends_with", "contains", "like", "regex"})
@@ -393,7 +370,7 @@ def _operator(node: Any, place: Place | None) -> str:
     surplus = set(node) - {found[0]} - _EXTRA.get(found[0], set())
     if surplus:
         raise wrong(f"{found[0]!r} does not know the key {min(surplus)[:50]!r}", place)
-    return found[0]
+    return str(found[0])
 
 
 def _flag(node: Mapping[str, Any], key: str, default: bool, here: Place) -> bool:

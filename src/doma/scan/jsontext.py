@@ -9,7 +9,7 @@ Source: RFC 8259; limits of scan.md §3.
 import json
 import math
 import re
-from json.decoder import scanstring
+from json.decoder import scanstring  # type: ignore[attr-defined]  # not in the stubs, in every CPython
 from typing import Any
 
 from doma.core.errors import BadQuery, LimitExceeded
@@ -120,7 +120,7 @@ class _Reader:
             raise self._wrong(e.msg) from e
         if not value.isascii() and any("\ud800" <= c < "\ue000" for c in value):
             raise self._wrong("half a character (a lone surrogate)")
-        return value
+        return str(value)
 
     def _value(self) -> Any:
         sign = self._skip()

@@ -10,6 +10,7 @@ Source: the table "Semantics" of scan.md §3.
 """
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.types as pt
 
 from doma.scan.literal import Literal
 
-_COMPARE = {
+_COMPARE: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "<": (pc.less, lambda s: s < 0),
     "<=": (pc.less_equal, lambda s: s <= 0),
     ">": (pc.greater, lambda s: s > 0),
@@ -56,7 +57,7 @@ def scalar_of(literal: Literal, other: pa.DataType | None = None) -> pa.Scalar:
         return pa.scalar(value, arrow_type(literal.type))
     if value is None:
         return pa.scalar(None, other or pa.null())
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, bool | str):
         return pa.scalar(value)
     if other is not None and fits(value, other):
         return pa.scalar(float(value) if pt.is_floating(other) else int(value), other)
@@ -90,6 +91,8 @@ def compare(op: str, a: Any, b: Any) -> pa.Array:
     a, b = _null_typed(a, b), _null_typed(b, a)
     kernel, decide = _COMPARE[op]
     ta, tb = a.type, b.type
+    if pt.is_null(ta):
+        return pa.nulls(len(a) if isinstance(a, pa.Array) else len(b), pa.bool_())
     if pt.is_boolean(ta) and pt.is_boolean(tb):
         return kernel(a.cast(pa.uint8()), b.cast(pa.uint8()))
     if _numeric(ta) and _numeric(tb):
@@ -193,7 +196,7 @@ def unary(op: str, a: pa.Array) -> pa.Array:
 
 def among(a: pa.Array, members: tuple[Literal, ...], null: bool, nan: bool) -> pa.Array:
     """Membership by value; a null value gives ``true`` if asked, else null (false for no members)."""
-    kept = []
+    kept: list[Any] = []
     for member in members:
         scalar = scalar_of(member, a.type)
         if scalar.as_py() is None:
@@ -316,7 +319,7 @@ def _null_typed(a: Any, other: Any) -> Any:
 
 
 def _numeric(kind: pa.DataType) -> bool:
-    return pt.is_integer(kind) or pt.is_floating(kind)
+    return bool(pt.is_integer(kind) or pt.is_floating(kind))
 
 
 def _small(kind: pa.DataType) -> bool:
@@ -325,8 +328,8 @@ def _small(kind: pa.DataType) -> bool:
 
 
 def _text(kind: pa.DataType) -> bool:
-    return pt.is_string(kind) or pt.is_large_string(kind)
+    return bool(pt.is_string(kind) or pt.is_large_string(kind))
 
 
 def _bytes(kind: pa.DataType) -> bool:
-    return pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind)
+    return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind))

@@ -155,7 +155,7 @@ def _options(body: Any) -> Options:
         raise wrong(
             f"the option {min(unknown)[:50]!r} is not known; options: {', '.join(sorted(known))}", here
         )
-    compression = body.get("compression") or "none"
+    compression: Any = body.get("compression") or "none"
     checks = {
         "compression": compression in ("none", "lz4", "zstd"),
         "ordered": isinstance(body.get("ordered", True), bool),

@@ -168,7 +168,7 @@ class TreeSource(RootSource):
         mean = int(branch.uncompressed_bytes) // max(int(branch.num_baskets), 1)
         if mean > _MAX_BASKET:
             raise LimitExceeded(
-                f"{self.name}: baskets of {column!r} have {mean} bytes, the limit is {_MAX_BASKET}; rewrite the file"
+                f"{self.name}: baskets of {column!r} have {mean} bytes, at most {_MAX_BASKET} fit; rewrite it"
             )
         # Without the cache of the file: it would keep what was read beyond the bound of the query.
         return branch.array(entry_start=start, entry_stop=stop, array_cache=None, library="ak").layout
