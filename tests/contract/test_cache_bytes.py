@@ -325,11 +325,14 @@ async def test_warm_ranges_are_views_of_the_file_and_say_so(cache, origin):
     await read_all(cache, "/f")
     await settled(cache, "/f")
     hot = cache.peek("/f")
-    assert hot.view(7, MIB + 5) == data[7:]
+    before = cache.stats().bytes["hit"]
+    assert hot.view(7, 300_000) == data[7:300_000]
+    assert hot.view(100_000, MIB + 5) == data[100_000:]
     assert hot.headers["X-Cache"] == "HIT"
     fd = hot.fileno(0, MIB)
     assert os.pread(fd, 100, 5000) == data[5000:5100]
     assert hot.view(0, MIB + 6) is None
+    assert cache.stats().bytes["hit"] - before == MIB + 5 - 7 + MIB, "asked again is not delivered again"
 
 
 async def test_content_stays_warm_over_a_restart(make, origin):

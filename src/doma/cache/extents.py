@@ -64,7 +64,7 @@ def without(run: Run, taken: Iterable[Run]) -> list[Run]:
     """
     left, (at, end) = [], run
     for first, last in sorted(taken):
-        if last <= at or first >= end:
+        if last <= at or first >= end or first >= last:
             continue
         if first > at:
             left.append((at, first))

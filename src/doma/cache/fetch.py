@@ -155,12 +155,14 @@ class Context:
 class Flight:
     """Pages on their way; ``task`` gives their bytes."""
 
-    __slots__ = ("by", "claims", "run", "task", "wanted")
+    __slots__ = ("by", "claims", "landing", "run", "task", "wanted")
 
     def __init__(self, run: Run, by: str, asked: Iterable[Run]) -> None:
         self.run = run
         self.by = by
         self.wanted = 0
+        self.landing = False
+        """The bytes are here and only have to be written: no use in stopping any more."""
         self.task: asyncio.Task[Buffer]
         # A page that somebody asked for is claimed as a miss once; all later readers of it had a hit.
         self.claims = bytearray(b"\1" * (run[1] - run[0]))
@@ -250,7 +252,7 @@ class Fetcher:
     def release(self, flight: Flight) -> None:
         """Want a flight no longer."""
         flight.wanted -= 1
-        if flight.wanted <= 0 and not flight.task.done():
+        if flight.wanted <= 0 and not flight.landing and not flight.task.done():
             if flight in self._flights:
                 self._flights.remove(flight)
             flight.task.cancel()
@@ -317,6 +319,7 @@ class Fetcher:
         start, stop = flight.run[0] * PAGE, min(flight.run[1] * PAGE, self.record.size)
         ahead = flight.unasked()
         data = await self._read(start, stop)
+        flight.landing = True
         counters.prefetch += min(sum(last - first for first, last in ahead) * PAGE, stop - start)
         for run in ahead:
             self.pages.mark_ahead(run)

@@ -97,8 +97,7 @@ class Origins:
 
     Args:
         default: The store that plain paths mean.
-        name: What to call it, without ``://``; a part of every key, so that a cache folder is not mixed
-            between origins.
+        name: What to call it; a part of every key, so that a cache folder is not mixed between origins.
         open: Makes the store of an origin ``https://host[:port]``; None: no forwarding.
         allow: Globs over ``https://host[:port]`` that clients may name (``cache.allow``).
     """
@@ -155,22 +154,19 @@ class Origins:
         inner = checked(rest)
         return Place(path, base, store, inner, named=True, key=key_of(base, inner))
 
+    def shown(self, origin: str, path: str) -> str:
+        """The path in the cache of what lies under a path at one of the origins."""
+        if origin == self.name:
+            return path
+        scheme, _, host = origin.partition("://")
+        return f"/{scheme}:/{host}{path}"
+
     async def close(self) -> None:
         """Close every origin's store."""
         for store in (self.default, *self._named.values()):
             await store.close()
         self._named.clear()
         self._places.clear()
-
-
-def shown_as(origin: str, path: str) -> str:
-    """The path in the cache of an object from this origin.
-
-    >>> shown_as("default", "/a"), shown_as("https://h:8443", "/a")
-    ('/a', '/https:/h:8443/a')
-    """
-    scheme, mark, host = origin.partition("://")
-    return f"/{scheme}:/{host}{path}" if mark else path
 
 
 def caller() -> str:

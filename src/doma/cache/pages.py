@@ -103,13 +103,7 @@ class PageFile:
 
     def missing(self, run: Run) -> list[Run]:
         """The runs within a run that are not there."""
-        out, (at, end) = [], run
-        while (first := self._present.find(0, at, end)) >= 0:
-            at = self._present.find(1, first, end)
-            if at < 0:
-                at = end
-            out.append((first, at))
-        return out
+        return _gaps(self._present, run)
 
     def mark_ahead(self, run: Run) -> None:
         """Note that the pages of a run were fetched before anybody asked for them."""
@@ -141,21 +135,24 @@ class PageFile:
         """The descriptor for ``sendfile`` of ``[start, stop)``, under the same conditions as :meth:`view`."""
         return self._fd if self._sure(start, stop) else None
 
-    async def load(self, run: Run) -> tuple[bytearray, list[int]]:
-        """The bytes of a run, and which of its pages turned out to be damaged; those are forgotten.
+    async def load(self, run: Run) -> tuple[bytearray, list[Run], list[int]]:
+        """The bytes of a run from disk, the runs of it that they lack, and which pages were damaged.
 
-        Pages that are not there come as whatever the file holds; the caller lays other bytes over them.
+        Damaged pages are forgotten. What is lacking holds anything; the caller lays other bytes over it.
         """
         buffer = bytearray(min(run[1] * PAGE, self.size) - run[0] * PAGE)
         self._unchanged()
         settled = time.time_ns() - self._seen > _TICK
+        # What lands while this reads may or may not be in the buffer: only what was there before counts.
+        there = self._present[run[0] : run[1]]
         try:
             got = os.preadv(self._fd, [buffer], run[0] * PAGE, os.RWF_NOWAIT)
         except OSError:
             got = 0  # not in memory, or a file system without this flag
         if got < len(buffer):
             await asyncio.to_thread(self._read, buffer, run[0] * PAGE)
-        return buffer, self._check(buffer, run, settled)
+        bad = self._check(buffer, run[0], there, settled)
+        return buffer, [(run[0] + a, run[0] + b) for a, b in _gaps(there, (0, len(there)))], bad
 
     async def save(self, first: int, data: Buffer) -> None:
         """Write whole pages from page ``first`` on (the last page of the file may be shorter).
@@ -210,16 +207,18 @@ class PageFile:
             log.warning("cache disk: read of %d bytes at %d failed: %s", len(buffer), offset, e)
         view[at:] = bytes(len(buffer) - at)  # cut files and bad sectors: zeros that fit no checksum
 
-    def _check(self, buffer: bytearray, run: Run, settled: bool) -> list[int]:
-        bad, view, present, checked = [], memoryview(buffer), self._present, self._checked
+    def _check(self, buffer: bytearray, base: int, there: bytearray, settled: bool) -> list[int]:
+        """Compare pages with their checksums; what does not fit is struck from ``there`` and forgotten."""
+        bad, view, checked = [], memoryview(buffer), self._checked
         sums = memoryview(self._crcs).cast("I")
-        for at, page in enumerate(range(*run)):
-            if not present[page]:
+        for at, present in enumerate(there):
+            if not present:
                 continue
-            if crc32c(view[at * PAGE : (at + 1) * PAGE]) != sums[page]:
-                bad.append(page)
+            if crc32c(view[at * PAGE : (at + 1) * PAGE]) != sums[base + at]:
+                there[at] = 0
+                bad.append(base + at)
             elif settled:
-                checked[page] = 1
+                checked[base + at] = 1
         for page in bad:
             self.forget(page)
         return bad
@@ -242,6 +241,17 @@ class PageFile:
         os.pwrite(self._fd, ones, self._present_at + first)
         self._present[first:last] = ones
         self._settle()
+
+
+def _gaps(present: bytearray, run: Run) -> list[Run]:
+    """The runs of zeros within a run."""
+    out, (at, end) = [], run
+    while (first := present.find(0, at, end)) >= 0:
+        at = present.find(1, first, end)
+        if at < 0:
+            at = end
+        out.append((first, at))
+    return out
 
 
 _ONES = bytes(int(i == 1) for i in range(256))

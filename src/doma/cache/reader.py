@@ -11,9 +11,9 @@ from doma.cache.fetch import AHEAD_SHARE, Context, Fetcher, Flight
 from doma.cache.origins import caller
 from doma.cache.pages import PageFile
 from doma.core.errors import Forbidden, NotCached, NotFound, RangeNotSatisfiable, Unauthenticated
-from doma.store.protocol import Buffer, Reader, Stat
+from doma.store.protocol import PIECE, Buffer, Reader, Stat
 
-_TURNS = 4
+_TURNS = 16
 """How often a read looks again before it goes straight to the origin."""
 
 
@@ -154,11 +154,11 @@ class CachedReader:
     async def _read(self, start: int, stop: int, ahead: int) -> Buffer:
         run = pages_of(start, stop)
         buffer: bytearray | None = None
-        if self._pages.missing(run) != [run]:
-            buffer, bad = await self._pages.load(run)
+        missing = self._pages.missing(run)
+        if missing != [run]:
+            buffer, missing, bad = await self._pages.load(run)
             if bad:
                 self._fetcher.damaged(bad)
-        missing = self._pages.missing(run)
         if buffer is not None and not missing:
             _count_hit(self._context, self._pages, start, stop)
             self._read_ahead(stop, ahead)
@@ -271,13 +271,14 @@ class PassReader:
 class HotObject:
     """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
 
-    __slots__ = ("_context", "_pages", "_seen", "_stat")
+    __slots__ = ("_context", "_from", "_pages", "_seen", "_stat", "_to")
 
     def __init__(self, fetcher: Fetcher, seen: Seen, context: Context) -> None:
         self._pages = fetcher.pages
         self._stat = fetcher.stat
         self._seen = seen
         self._context = context
+        self._from = self._to = 0
 
     @property
     def stat(self) -> Stat:
@@ -289,9 +290,13 @@ class HotObject:
         return self._seen.headers("HIT")
 
     def view(self, start: int, stop: int) -> memoryview | None:
-        view = self._pages.view(start, stop) if 0 <= start <= stop <= self._stat.size else None
+        # A door may ask for the span of many small ranges at once; what it then takes of it is not known, so
+        # long spans are refused here and its ranges are counted one by one.
+        if not 0 <= start <= stop <= self._stat.size or stop - start > PIECE:
+            return None
+        view = self._pages.view(start, stop)
         if view is not None:
-            _count_hit(self._context, self._pages, start, stop)
+            self._count(start, stop)
         return view
 
     def fileno(self, start: int, stop: int) -> int | None:
@@ -299,8 +304,16 @@ class HotObject:
             return None
         found = self._pages.fileno(start, stop)
         if found is not None:
-            _count_hit(self._context, self._pages, start, stop)
+            self._count(start, stop)
         return found
+
+    def _count(self, start: int, stop: int) -> None:
+        """Count each byte of one answer once, though a door asks again after a short write."""
+        if not self._from <= start <= self._to:
+            self._from, self._to = start, start
+        if stop > self._to:
+            _count_hit(self._context, self._pages, self._to, stop)
+            self._to = stop
 
 
 def _count_hit(context: Context, pages: PageFile, start: int, stop: int, less: int = 0) -> None:

@@ -5,7 +5,7 @@ A megabyte at a time, so that neither memory nor the event loop notices.
 
 import asyncio
 
-from doma.cache.extents import PAGE, pieces
+from doma.cache.extents import pieces
 from doma.cache.fetch import Fetcher
 from doma.core.checksum import hasher
 from doma.core.errors import Unsupported
@@ -18,7 +18,7 @@ async def damaged(fetcher: Fetcher) -> list[int]:
     """The pages that were there and did not fit their checksum; they are missing now."""
     bad: list[int] = []
     for run in pieces((0, fetcher.pages.count)):
-        _, found = await fetcher.pages.load(run)
+        _, _, found = await fetcher.pages.load(run)
         bad += found
     if bad:
         fetcher.damaged(bad)
@@ -33,11 +33,10 @@ async def digest(fetcher: Fetcher, algorithm: str) -> str | None:
     """
     sums = hasher(algorithm)
     for run in pieces((0, fetcher.pages.count)):
-        if not fetcher.pages.present(run[0] * PAGE, min(run[1] * PAGE, fetcher.record.size)):
-            return None
-        data, bad = await fetcher.pages.load(run)
+        data, missing, bad = await fetcher.pages.load(run)
         if bad:
             fetcher.damaged(bad)
+        if missing:
             return None
         await asyncio.to_thread(sums.update, data)
     return sums.hexdigest()

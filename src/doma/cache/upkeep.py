@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from doma.cache.catalogue import Catalogue, Entry
 from doma.cache.extents import PAGE
-from doma.cache.origins import Origins, shown_as
+from doma.cache.origins import Origins
 from doma.cache.scrub import damaged
 from doma.core.errors import Conflict, DomaError, NotFound
 from doma.core.paths import covers
@@ -131,7 +131,7 @@ class Upkeep:
         shelf, out = self._catalogue.shelf, []
         for item in shelf.walk():
             record = shelf.record(item.key)
-            if record and covers(top, shown_as(record.origin, record.path)):
+            if record and covers(top, self._origins.shown(record.origin, record.path)):
                 out.append(item.key)
         return out
 
