@@ -15,9 +15,8 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from doma.columns import momenta, sequences
-from doma.columns.functions import VECTOR_PROPERTIES
-from doma.columns.plan import (
+from doma.columns import arithmetic, momenta, sequences
+from doma.columns.expressions import (
     Cast,
     Const,
     Events,
@@ -28,13 +27,12 @@ from doma.columns.plan import (
     Lambda,
     Method,
     Op,
-    Plan,
     Record,
     Ufunc,
     Var,
-    did_you_mean,
-    near,
 )
+from doma.columns.functions import VECTOR_PROPERTIES
+from doma.columns.plan import Plan, did_you_mean, near
 from doma.columns.values import (
     Fields,
     Opened,
@@ -126,11 +124,11 @@ def _eval(expr: Expr, env: Env, root: Scope, rows: Rows) -> Value:
         case Item(source=source, index=index):
             return sequences.item(sub(source), sub(index))
         case Ufunc(name=name, args=args):
-            return _ufunc(name, [sub(a) for a in args])
+            return arithmetic.ufunc(name, [sub(a) for a in args])
         case Cast(dtype=dtype, source=source):
-            return _cast(dtype, sub(source))
+            return arithmetic.cast(dtype, sub(source))
         case If(test=test, yes=yes, no=no):
-            return _choice(sub(test), sub(yes), sub(no))
+            return arithmetic.choice(sub(test), sub(yes), sub(no))
         case Record(names=names, values=values, is_tuple=is_tuple):
             parts = dict(zip(names, map(sub, values), strict=True))
             return Value(deepest(list(parts.values())), Fields(parts, is_tuple))
@@ -160,73 +158,6 @@ def _field(value: Value, name: str) -> Value:
         name=name,
         near=near(name, names),
     )
-
-
-def _ufunc(name: str, values: list[Value]) -> Value:
-    scope = deepest(values)
-    parts: list[Any] = [
-        # Constants stay scalars, so that they promote weakly; among themselves they are NumPy's, so that
-        # 10**10**10 costs nothing.
-        (v.data if scope is not None else _scalar(v.data, name)) if v.scope is None else operand(v, scope)
-        for v in values
-    ]
-    if scope is not None and any(p is None for p in parts):
-        raise BadQuery(f"query: {name} with None is not offered")
-    function = getattr(np, name)
-    try:
-        result = function(*parts[: max(1, min(2, len(parts)))])
-        for part in parts[2:]:
-            result = function(result, part)
-    except (TypeError, ValueError, OverflowError, AttributeError) as e:
-        kinds = ", ".join(str(p.type.content) if isinstance(p, ak.Array) else repr(p) for p in parts)
-        raise BadQuery(f"query: {name} does not work on {kinds}{_why(e)}") from e
-    return Value(scope, result if scope is not None else result.item())
-
-
-def _why(error: Exception) -> str:
-    text = str(error)
-    if "cannot broadcast nested list" in text or "cannot broadcast RegularArray" in text:
-        return ": the sequences have different lengths within an event; use a lambda over one of them"
-    return ""
-
-
-def _scalar(value: Any, name: str) -> Any:
-    if not isinstance(value, bool | int | float):
-        raise BadQuery(f"query: {name} does not work on {value!r}")
-    try:
-        return np.asarray(value)[()]
-    except OverflowError as e:  # pragma: no cover - integers are checked when they are read
-        raise BadQuery(f"query: {value!r} does not fit in 64 bits") from e
-
-
-def operand(value: Value, scope: Scope | None) -> ak.Array:
-    """A value as an operand: fixed-size lists are lists, so that they pair by event."""
-    assert scope is not None
-    return ak.from_regular(array(value, scope), axis=None)
-
-
-def _cast(dtype: str, value: Value) -> Value:
-    if value.scope is None:
-        return Value(None, np.asarray(_scalar(value.data, dtype)).astype(dtype)[()])
-    data = operand(value, value.scope)
-    if element(data) != "numbers":
-        raise BadQuery(f"query: {dtype} needs numbers, this has {element(data)}")
-    return Value(value.scope, ak.values_astype(data, dtype, including_unknown=True))
-
-
-def _choice(test: Value, yes: Value, no: Value) -> Value:
-    scope = deepest([test, yes, no])
-    if scope is None or test.scope is None:
-        return yes if test.data else no
-    condition = ak.fill_none(operand(test, scope), False, axis=-1)
-    sides = [v.data if v.scope is None and v.data is not None else operand(v, scope) for v in (yes, no)]
-    try:
-        result = ak.where(condition != 0, *sides)
-    except (TypeError, ValueError) as e:
-        raise BadQuery(f"query: if … else: the parts do not fit each other{_why(e)}") from e
-    if result.layout.is_union:
-        raise BadQuery("query: if … else: both parts must have the same type")
-    return Value(scope, result)
 
 
 def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value:

@@ -7,12 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from doma.columns import momenta
+from doma.columns.arithmetic import ufunc
 from doma.columns.values import (
     Fields,
     Opened,
     Scope,
     Value,
     array,
+    check_element,
     deepest,
     element,
     levels,
@@ -119,6 +121,7 @@ def reduced(name: str, source: Value) -> Value:
 
 def picked(source: Value, index: Value, what: str) -> Value:
     """One member of each sequence; missing where the sequence is too short. Negative counts from the end."""
+    check_element(index, what)
     scope = deepest([source, index])
     if scope is None:
         raise BadQuery(f"query: {what} needs a sequence, this is a constant")
@@ -147,6 +150,7 @@ def picked(source: Value, index: Value, what: str) -> Value:
 
 def item(source: Value, index: Value) -> Value:
     """``source[index]``: a member, a field of a tuple, members by mask or by list of positions."""
+    check_element(index, "[]")
     if index.scope is None:
         if isinstance(source.data, ak.Array) and levels(source.data) == 0 and ak.is_tuple(source.data):
             names = ak.fields(source.data)
@@ -227,17 +231,17 @@ def _concatenated(first: Value, second: Value) -> Value:
 
 
 def _contains(source: Value, wanted: Value) -> Value:
+    check_element(wanted, "Contains")
     if isinstance(source.data, Fields) and scope_of(source) is None:
         constants = [v.data for v in source.data.values.values()]
         if wanted.scope is None:
             return Value(None, wanted.data in constants)
-        data = array(wanted, wanted.scope)
-        hits = np.zeros(len(data), dtype=bool)
+        hits = np.zeros(wanted.scope.size, dtype=bool)
         for constant in constants:
-            hits |= np.asarray(ak.fill_none(data == constant, False))
+            hits |= condition(ufunc("equal", [wanted, Value(None, constant)]), wanted.scope, "Contains")
         return Value(wanted.scope, ak.Array(hits))
     scope = deepest([source, wanted])
-    assert scope is not None
+    if scope is None:
+        raise BadQuery("query: Contains needs a sequence, this is a constant")
     took = opened(source if scope_of(source) is scope else Value(scope, array(source, scope)), "Contains")
-    same = took.flat == (wanted.data if wanted.scope is None else array(wanted, took.inner))
-    return by_key("Any", took, Value(took.inner, same))
+    return by_key("Any", took, ufunc("equal", [Value(took.inner, took.flat), wanted]))

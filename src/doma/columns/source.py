@@ -137,9 +137,10 @@ class RootSource:
     def __init__(self, data: Bytes, name: str, tree: Any) -> None:
         self.place, self._tree = f"{data.url}, tree {name!r}", tree
         self._is_tree = hasattr(tree, "branches")
-        # Listing the keys of an ntuple of 2,000 fields takes uproot seconds; the top fields are at hand.
-        keys = tree.keys(full_paths=False) if self._is_tree else [f.name for f in tree.fields]
-        self.names = tuple(dict.fromkeys(keys))
+        # Listing the keys of an ntuple of 2,000 fields, and reading by name, takes uproot seconds; its top
+        # fields are at hand, and each can be read by itself.
+        self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
+        self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
         self.entries = int(tree.num_entries)
 
     def read(self, names: tuple[str, ...], start: int, stop: int) -> Columns:
@@ -161,10 +162,11 @@ class RootSource:
             )
             by_name = {str(k).rpartition("/")[2]: a for k, a in arrays.items()}
         else:
-            record = self._tree.arrays(
-                filter_name=list(map(_literal, names)), entry_start=start, entry_stop=stop
-            )
-            by_name = {n: record[n] for n in record.fields}
+            by_name = {
+                n: self._fields[n].array(entry_start=start, entry_stop=stop)
+                for n in names
+                if n in self._fields
+            }
         lost = wanted - set(by_name)
         if lost:
             raise BadQuery(
@@ -184,11 +186,6 @@ class RootSource:
             )
         # An ntuple's page sizes are not summed by uproot: eight bytes for each of eight members is generous.
         return 64.0 * self.entries * len(names)
-
-
-def _literal(name: str) -> str:
-    """A name that uproot's glob matching takes as it stands."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 class ParquetSource:

@@ -100,6 +100,12 @@ def scope_of(value: Value) -> Scope | None:
     return value.scope
 
 
+def check_element(value: Value, what: str) -> None:
+    """Raises BadQuery for a record or tuple where one value per element is needed."""
+    if isinstance(value.data, Fields | Row):
+        raise BadQuery(f"query: {what} does not work on a list, tuple or record; name one of its fields")
+
+
 def array(value: Value, scope: Scope) -> ak.Array:
     """The value as (scope.size,) array."""
     if isinstance(value.data, Fields):

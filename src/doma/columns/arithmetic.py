@@ -1,0 +1,84 @@
+"""Arithmetic, comparison, logic, conversion and choice: element by element, with NumPy's promotion."""
+
+from typing import Any
+
+import awkward as ak
+import numpy as np
+
+from doma.columns.values import Scope, Value, array, check_element, deepest, element
+from doma.core.errors import BadQuery
+
+
+def ufunc(name: str, values: list[Value]) -> Value:
+    """An allow-listed NumPy ufunc; raises BadQuery where the operands do not fit."""
+    scope = deepest(values)
+    for value in values:
+        check_element(value, name)
+    parts: list[Any] = [
+        # Constants stay scalars, so that they promote weakly; among themselves they are NumPy's, so that
+        # 10**10**10 costs nothing.
+        (v.data if scope is not None else _scalar(v.data, name)) if v.scope is None else operand(v, scope)
+        for v in values
+    ]
+    if scope is not None and any(p is None for p in parts):
+        raise BadQuery(f"query: {name} with None is not offered")
+    function = getattr(np, name)
+    try:
+        result = function(*parts[: max(1, min(2, len(parts)))])
+        for part in parts[2:]:
+            result = function(result, part)
+    except (TypeError, ValueError, OverflowError, AttributeError) as e:
+        kinds = ", ".join(str(p.type.content) if isinstance(p, ak.Array) else repr(p) for p in parts)
+        raise BadQuery(f"query: {name} does not work on {kinds}{_why(e)}") from e
+    return Value(scope, result if scope is not None else result.item())
+
+
+def _why(error: Exception) -> str:
+    text = str(error)
+    if "cannot broadcast nested list" in text or "cannot broadcast RegularArray" in text:
+        return ": the sequences have different lengths within an event; use a lambda over one of them"
+    return ""
+
+
+def _scalar(value: Any, name: str) -> Any:
+    if not isinstance(value, bool | int | float):
+        raise BadQuery(f"query: {name} does not work on {value!r}")
+    try:
+        return np.asarray(value)[()]
+    except OverflowError as e:  # pragma: no cover - integers are checked when they are read
+        raise BadQuery(f"query: {value!r} does not fit in 64 bits") from e
+
+
+def operand(value: Value, scope: Scope | None) -> ak.Array:
+    """A value as an operand: fixed-size lists are lists, so that they pair by event."""
+    assert scope is not None
+    return ak.from_regular(array(value, scope), axis=None)
+
+
+def cast(dtype: str, value: Value) -> Value:
+    """Numbers as another dtype."""
+    check_element(value, dtype)
+    if value.scope is None:
+        return Value(None, np.asarray(_scalar(value.data, dtype)).astype(dtype)[()])
+    data = operand(value, value.scope)
+    if element(data) != "numbers":
+        raise BadQuery(f"query: {dtype} needs numbers, this has {element(data)}")
+    return Value(value.scope, ak.values_astype(data, dtype, including_unknown=True))
+
+
+def choice(test: Value, yes: Value, no: Value) -> Value:
+    """Element-wise choice; a missing condition is false."""
+    for value in (test, yes, no):
+        check_element(value, "if … else")
+    scope = deepest([test, yes, no])
+    if scope is None or test.scope is None:
+        return yes if test.data else no
+    condition = ak.fill_none(operand(test, scope), False, axis=-1)
+    sides = [v.data if v.scope is None and v.data is not None else operand(v, scope) for v in (yes, no)]
+    try:
+        result = ak.where(condition != 0, *sides)
+    except (TypeError, ValueError) as e:
+        raise BadQuery(f"query: if … else: the parts do not fit each other{_why(e)}") from e
+    if result.layout.is_union:
+        raise BadQuery("query: if … else: both parts must have the same type")
+    return Value(scope, result)
