@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
+from operator import ge
 
 from doma.core.errors import BadRequest, PreconditionFailed, RangeNotSatisfiable
 
@@ -20,6 +21,8 @@ GENEROUS = 1 << 20
 Span = tuple[int, int]
 """Bytes ``[start, stop)``."""
 
+_PLAIN = re.compile(r"bytes=\d{1,18}-\d{1,18}(?:, ?\d{1,18}-\d{1,18})*", re.ASCII)
+_SINGLE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 _ONE = re.compile(r"[ \t]*(\d*)-(\d*)[ \t]*", re.ASCII)
 _ETAG = re.compile(r'[ \t]*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*(?:,|$)')
 _HUGE = 1 << 62
@@ -42,12 +45,45 @@ def parse(header: str, size: int) -> list[Span] | None:
     >>> parse("bytes=0-0,-1", 10), parse("bytes=5-", 10), parse("bytes=9-5", 10)
     ([(0, 1), (9, 10)], [(5, 10)], None)
     """
+    one = _SINGLE.fullmatch(header)
+    if one is not None:
+        start, stop = int(one[1]), int(one[2]) + 1
+        if stop <= start:
+            return None
+        spans = [(start, min(stop, size))] if start < size else []
+    elif _PLAIN.fullmatch(header) is not None:
+        # Nearly every vector read: no open ends, so the numbers alone say it all, at a third of the cost.
+        numbers = list(map(int, header[6:].replace("-", ",").split(",")))
+        starts, stops = numbers[::2], [last + 1 for last in numbers[1::2]]
+        _check_count(len(starts))
+        if any(map(ge, starts, stops)):
+            return None
+        spans = list(zip(starts, stops, strict=True))
+        if max(stops) > size:
+            spans = [(start, min(stop, size)) for start, stop in spans if start < size]
+    else:
+        found = _parse_any(header, size)
+        if found is None:
+            return None
+        spans = found
+    if not spans:
+        raise RangeNotSatisfiable(
+            f"Range {header[:80]}: the file has {size} bytes; ask within them", size=size
+        )
+    if len(spans) > 1:
+        total = sum(stop - start for start, stop in spans)
+        if total > max(2 * size, GENEROUS):
+            return None
+    return spans
+
+
+def _parse_any(header: str, size: int) -> list[Span] | None:
+    """The satisfiable ranges in any syntax; None to ignore the header."""
     unit, sign, rest = header.partition("=")
     if not sign or unit.strip().lower() != "bytes":
         return None
     items = [item for item in rest.split(",") if item.strip(" \t")]
-    if len(items) > LIMIT:
-        raise BadRequest(f"Range: {len(items)} ranges in one request; ask for at most {LIMIT}")
+    _check_count(len(items))
     spans: list[Span] = []
     unsayable = not items
     for item in items:
@@ -66,17 +102,12 @@ def parse(header: str, size: int) -> list[Span] | None:
             return None
         if start < size:
             spans.append((start, min(stop, size)))
-    if unsayable:
-        return None
-    if not spans:
-        raise RangeNotSatisfiable(
-            f"Range {header[:80]}: the file has {size} bytes; ask within them", size=size
-        )
-    if len(spans) > 1:
-        total = sum(stop - start for start, stop in spans)
-        if total > max(2 * size, GENEROUS):
-            return None
-    return spans
+    return None if unsayable else spans
+
+
+def _check_count(count: int) -> None:
+    if count > LIMIT:
+        raise BadRequest(f"Range: {count} ranges in one request; ask for at most {LIMIT}")
 
 
 def _number(digits: str) -> int:

@@ -160,10 +160,12 @@ class FastDoor:
     def _multipart(self, place: _Place, hot: Hot, spans: list[ranges.Span], fixed: bytes) -> Answer | None:
         mark = secrets.token_hex(16)
         frames, tail, total = ranges.parts(spans, hot.stat.size, place.kind.decode(), mark)
+        low = min(start for start, _ in spans)
+        # One question for all between the first and the last byte is cheapest, if the answer is yes.
+        whole = hot.view(low, max(stop for _, stop in spans))
         parts: list[Buffer] = []
-        view = hot.view
         for frame, (start, stop) in zip(frames, spans, strict=True):
-            data = view(start, stop)
+            data = hot.view(start, stop) if whole is None else whole[start - low : stop - low]
             if data is None:
                 return None
             parts += (frame, data)
