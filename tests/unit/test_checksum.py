@@ -131,3 +131,8 @@ def test_values_compare_as_numbers():
 @given(st.integers(0, 2**32 - 1))
 def test_unpadded_hex_means_the_number(number):
     assert int(parse_checksum("adler32", f"{number:x}"), 16) == number
+
+
+def test_a_short_stated_value_is_padded_on_the_wire():
+    assert digest_header({"adler32": "A"}) == "adler32=0000000a"
+    assert repr_digest_header({"crc32c": "a"}) == "crc32c=:AAAACg==:"

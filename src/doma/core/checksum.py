@@ -199,7 +199,7 @@ def digest_header(checksums: Mapping[str, str], want: Iterable[str] | None = Non
     """
     items = []
     for name in _chosen(checksums, want):
-        text = checksums[name]
+        text = _padded(checksums, name)
         if name == "cksum":
             text = str(int(text, 16))
         elif name != "adler32":
@@ -215,7 +215,7 @@ def repr_digest_header(checksums: Mapping[str, str], want: Iterable[str] | None 
     'adler=:ChssPQ==:'
     """
     names = (name for name in _chosen(checksums, want) if name in _REPR)
-    return ", ".join(f"{_REPR[name]}=:{_b64(checksums[name])}:" for name in names) or None
+    return ", ".join(f"{_REPR[name]}=:{_b64(_padded(checksums, name))}:" for name in names) or None
 
 
 def _items(header: str, value: str) -> list[tuple[str, str]]:
@@ -250,6 +250,10 @@ def _weigh(weights: dict[str, float], name: str, weight: str, top: float) -> Non
 
 def _chosen(checksums: Mapping[str, str], want: Iterable[str] | None) -> list[str]:
     return [name for name in (tuple(want or ()) or ALGORITHMS) if name in checksums]
+
+
+def _padded(checksums: Mapping[str, str], name: str) -> str:
+    return checksums[name].lower().rjust(2 * ALGORITHMS[name], "0")
 
 
 def _b64(text: str) -> str:

@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from doma.core.errors import BadRequest, DomaError, OriginFailed
+from doma.core.url import Origin, https, origin_of, redacted
 from doma.net.byteranges import collect, content_range
-from doma.net.pool import Allow, Limits, Origin, Pool
+from doma.net.pool import Allow, Limits, Pool
 from doma.net.sinks import Fill, Head, Sink
 from doma.net.wire import NEVER, Connection, OnHead, Queue
 
@@ -144,12 +145,13 @@ class RangeClient:
             BadRequest: the URL or a header cannot be sent.
             Forbidden: the address is not allowed.
         """
-        home, fields = origin_of(url), dict(headers or {})
+        url, fields = https(url), dict(headers or {})
+        home = _server(url)
         stream = _Stream(body, fields)
         judge = _only_final(on_head) if follow else on_head
         how = _How(expect, self._limits.first_byte if first_byte is None else first_byte, judge)
         for _ in range(self._limits.redirects + 1):
-            if origin_of(url) != home:  # A credential is for the origin it was meant for, and for no other.
+            if _server(url) != home:  # A credential is for the origin it was meant for, and for no other.
                 fields = {k: v for k, v in fields.items() if k.lower() not in {"authorization", "cookie"}}
             response = await self._once(method, url, fields, stream, how)
             place = response.get("location")
@@ -229,7 +231,7 @@ class RangeClient:
         self, method: str, url: str, fields: Mapping[str, str], stream: "_Stream", how: "_How"
     ) -> Response:
         """One request without redirects, sent again if a kept connection was dead already."""
-        origin = origin_of(url)
+        origin = _server(url)
         repeatable = method in _REPEATABLE
         head = _request_head(method, url, origin, fields, stream, how.expect)
         while True:
@@ -262,7 +264,7 @@ class RangeClient:
             if answer is not None:
                 return Response(connection, *answer, done, url)
             if not (connection.stale and repeatable):
-                raise connection.error or OriginFailed(f"{origin.name}: gave no answer")
+                raise connection.error or OriginFailed(f"{origin}: gave no answer")
 
     async def _send(self, connection: Connection, stream: "_Stream", how: "_How") -> None:
         """Send an iterator's pieces, once the server is ready; its clock runs only while we wait."""
@@ -324,16 +326,11 @@ class _Stream:
                 yield piece
 
 
-def origin_of(url: str) -> Origin:
-    """Scheme, host and port of a URL. Raises BadRequest for anything but clean http(s)."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as e:
-        raise BadRequest(f"{url[:200]!r}: not a URL ({e})") from e
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
-        raise BadRequest(f"{url[:200]!r}: give http://host or https://host, without user name")
-    return Origin(parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80))
+def _server(url: str) -> Origin:
+    origin = origin_of(url)
+    if origin.scheme not in {"http", "https"}:
+        raise BadRequest(f"{redacted(url)}: this client speaks http and https only")
+    return origin
 
 
 def _request_head(
@@ -343,14 +340,19 @@ def _request_head(
     target = quote(parts.path or "/", safe=_KEPT) + (
         f"?{quote(parts.query, safe=_KEPT)}" if parts.query else ""
     )
-    every = {"Host": origin.authority, "User-Agent": "doma", "Accept-Encoding": "identity", **fields}
+    every = {
+        "Host": str(origin).partition("://")[2],
+        "User-Agent": "doma",
+        "Accept-Encoding": "identity",
+        **fields,
+    }
     every |= stream.framing
     if expect and stream.is_iterator:
         every["Expect"] = "100-continue"
     lines = [f"{method} {target} HTTP/1.1"]
     for name, value in every.items():
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-            raise BadRequest(f"{origin.name}: the header {name[:50]!r} holds characters that cannot be sent")
+            raise BadRequest(f"{origin}: the header {name[:50]!r} holds characters that cannot be sent")
         lines.append(f"{name}: {value}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
@@ -359,17 +361,15 @@ def _next(method: str, url: str, place: str, status: int, stream: _Stream) -> tu
     """Method and URL after a redirect."""
     try:
         new = urljoin(url, place)
-        target, old = origin_of(new), origin_of(url)
+        target, old = _server(new), _server(url)
     except (BadRequest, ValueError) as e:
         raise OriginFailed(
             f"{url}: redirects to something that is no http(s) URL; its set-up is wrong"
         ) from e
     if old.scheme == "https" and target.scheme == "http":
-        raise OriginFailed(f"{url}: redirects from https to {target.name}; that is refused")
+        raise OriginFailed(f"{url}: redirects from https to {target}; that is refused")
     if stream.begun or (status == 303 and stream.body is not None):
-        raise OriginFailed(
-            f"{url}: redirects after it took the body (status {status}); send to {target.name}"
-        )
+        raise OriginFailed(f"{url}: redirects after it took the body (status {status}); send to {target}")
     return ("GET" if status == 303 and method != "HEAD" else method), new
 
 

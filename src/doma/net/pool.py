@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from doma.core.errors import DomaError, Forbidden, StorageUnavailable, TimedOut
+from doma.core.url import Origin
 from doma.net.wire import Connection
 
 BUFFER = 256 << 10
@@ -32,25 +32,6 @@ class Limits:
     connections: int = 16
     """To one origin."""
     redirects: int = 8
-
-
-class Origin(NamedTuple):
-    """Whom a connection leads to."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @property
-    def name(self) -> str:
-        """``https://host:port``, for messages and the ``Host`` header."""
-        return f"{self.scheme}://{self.authority}"
-
-    @property
-    def authority(self) -> str:
-        """``host``, with the port where it is not the scheme's own."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
 
 
 Allow = Callable[[str, str], bool]
@@ -85,7 +66,7 @@ class Pool:
             repeatable: The request can be sent again if the connection turns out to be dead.
         """
         if self._closed:
-            raise StorageUnavailable(f"{origin.name}: the client is closed")
+            raise StorageUnavailable(f"{origin}: the client is closed")
         slot = self._slots.setdefault(origin, asyncio.Semaphore(self._limits.connections))
         await slot.acquire()
         try:
@@ -131,15 +112,15 @@ class Pool:
                 return await self._reach(origin)
         except TimeoutError as e:
             raise StorageUnavailable(
-                f"{origin.name}: no connection within {self._limits.connect:g} s; is the server up?"
+                f"{origin}: no connection within {self._limits.connect:g} s; is the server up?"
             ) from e
         except tls.SSLCertVerificationError as e:
             raise StorageUnavailable(
-                f"{origin.name}: its certificate is not trusted ({e.verify_message}); give the right CA file"
+                f"{origin}: its certificate is not trusted ({e.verify_message}); give the right CA file"
             ) from e
         except (OSError, tls.SSLError) as e:
             why = e.strerror or str(e) or type(e).__name__
-            raise StorageUnavailable(f"{origin.name}: cannot be connected ({why}); is the server up?") from e
+            raise StorageUnavailable(f"{origin}: cannot be connected ({why}); is the server up?") from e
 
     async def _reach(self, origin: Origin) -> Connection:
         """Connect to the first address that answers. Resolved once: what was judged is what is connected."""
@@ -148,12 +129,12 @@ class Pool:
         addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
         good = [a for a in addresses if self._allow is None or self._allow(origin.host, a)]
         if not good:
-            raise Forbidden(f"{origin.name}: its address is not allowed here; the operator can allow it")
+            raise Forbidden(f"{origin}: its address is not allowed here; the operator can allow it")
         problem: OSError | None = None
         for address in good:
             try:
                 _, connection = await loop.create_connection(
-                    lambda: Connection(origin.name, self._buffer, self._limits.idle),
+                    lambda: Connection(str(origin), self._buffer, self._limits.idle),
                     address,
                     origin.port,
                     ssl=self._context() if origin.scheme == "https" else None,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from doma.core.checksum import Hasher, hasher
-from doma.core.errors import Conflict, Forbidden
+from doma.core.errors import Conflict, Refused
 from doma.core.events import Emit, Event
 from doma.core.paths import checked
 from doma.store.content import Content
@@ -225,7 +225,7 @@ class FileStore:
     def _writable(self, path: str) -> str:
         path = checked(path)
         if self._read_only:
-            raise Forbidden(f"{path}: this store is read-only; write to another endpoint")
+            raise Refused(f"{path}: this store is read-only; write to another endpoint")
         return path
 
 

@@ -16,9 +16,9 @@ from doma.core.errors import (
     AlreadyExists,
     ConfigError,
     Conflict,
-    Forbidden,
     NotFound,
     PreconditionFailed,
+    Refused,
     StorageFull,
 )
 from doma.core.paths import RESERVED
@@ -197,7 +197,7 @@ class Folder:
                 self._marks.forget(found)
                 return
             if path == "/":
-                raise Forbidden("/: the top of a store cannot be deleted; delete what lies below")
+                raise Refused("/: the top of a store cannot be deleted; delete what lies below")
             if not recursive:
                 try:
                     os.rmdir(name, dir_fd=above)

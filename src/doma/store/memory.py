@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from doma.core.checksum import hasher
-from doma.core.errors import AlreadyExists, Conflict, Forbidden, NotFound, StorageFull
+from doma.core.errors import AlreadyExists, Conflict, NotFound, Refused, StorageFull
 from doma.core.paths import checked, parent
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
@@ -113,7 +113,7 @@ class MemoryStore:
             del self._files[path]
             return
         if path == "/":
-            raise Forbidden("/: the top of a store cannot be deleted; delete what lies below")
+            raise Refused("/: the top of a store cannot be deleted; delete what lies below")
         if not recursive and any(self._children(path)):
             raise Conflict(f"{path}: the directory is not empty; delete recursively or empty it first")
         for name in [f for f in self._files if f.startswith(path + "/")]:

@@ -10,6 +10,7 @@ from doma.core.errors import (
     DomaError,
     Forbidden,
     NotFound,
+    Refused,
     StorageFull,
     StorageUnavailable,
     Unsupported,
@@ -37,7 +38,7 @@ def translate(error: OSError, path: str) -> DomaError:
             f"{path}: the server's own user may not do this; the operator must change the permissions"
         )
     if code == errno.EROFS:
-        return Forbidden(f"{path}: the file system is read-only")
+        return Refused(f"{path}: the file system is read-only; write to another endpoint")
     if code in {errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:
         return Conflict(f"{path}: {why.lower()}")
     if code in {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}:
