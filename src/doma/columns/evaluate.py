@@ -32,7 +32,8 @@ from doma.columns.expressions import (
     Var,
 )
 from doma.columns.functions import VECTOR_PROPERTIES
-from doma.columns.plan import Plan, did_you_mean, near
+from doma.columns.near import did_you_mean, near
+from doma.columns.plan import Plan
 from doma.columns.values import (
     Fields,
     Opened,

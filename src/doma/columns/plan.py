@@ -6,9 +6,7 @@ follows the shape of every value as far as it is known without the file: an oper
 error here; on a branch only the file can tell.
 """
 
-import difflib
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from doma.columns import functions as known
@@ -32,6 +30,7 @@ from doma.columns.expressions import (
     Var,
 )
 from doma.columns.language import Node, parse, parse_python
+from doma.columns.near import did_you_mean, near
 from doma.core.errors import BadQuery, UnknownColumn
 
 
@@ -82,24 +81,6 @@ def compile_text(text: str) -> Plan:
         tuple(sorted(compiler.first)),
         columns,
     )
-
-
-def near(name: str, names: Iterable[str], most: int = 4) -> list[str]:
-    """The known names that look most like one that is not known."""
-    pool = list(names)
-    folded = {n.lower(): n for n in pool}
-    close = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.6)
-    return [folded[c] for c in close]
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The tail of a message: near matches, or the first known names."""
-    pool = sorted(set(names))
-    close = near(name, pool)
-    if close:
-        return f"did you mean {', '.join(close)}?"
-    shown = ", ".join(pool[:8]) + (f", … ({len(pool)} in all)" if len(pool) > 8 else "")
-    return f"there are: {shown}" if pool else "there are none"
 
 
 def _unwrapped(node: Node) -> tuple[Node, tuple[str, ...] | None]:

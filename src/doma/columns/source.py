@@ -20,7 +20,7 @@ from uproot.source.chunk import Chunk
 from uproot.source.chunk import Source as UprootSource
 from uproot.source.futures import TrivialFuture
 
-from doma.columns.plan import did_you_mean, near
+from doma.columns.near import did_you_mean, near
 from doma.columns.remote import Bytes
 from doma.core.errors import BadQuery, CorruptFile, UnknownColumn
 
