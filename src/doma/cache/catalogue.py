@@ -47,6 +47,7 @@ class Entry:
         "fetcher",
         "fresh_until",
         "grants",
+        "noted",
         "readers",
         "record",
         "said",
@@ -69,6 +70,8 @@ class Entry:
         self.grants: OrderedDict[str, float] = OrderedDict()
         """Callers that the origin has let read it, and until when that is believed."""
         self.used = 0
+        self.noted = record.validated
+        """The last validation that the record on disk knows of."""
         self.renew(record)
 
     def renew(self, record: Record) -> None:
@@ -114,7 +117,8 @@ class Catalogue:
 
     def __init__(self, shelf: Shelf, config: Cache, clock: Callable[[], float], emit: Emit) -> None:
         self.shelf = shelf
-        self.used = 0
+        self._change = 0
+        self._counted: int | None = None
         self._config = config
         self._clock = clock
         self._emit = emit
@@ -123,6 +127,16 @@ class Catalogue:
         self._purging: asyncio.Task[list[Victim]] | None = None
         self._hopeless = float("-inf")
         self.context: Context
+
+    @property
+    def used(self) -> int:
+        """Allocated bytes on disk: what a walk counted, and the changes since."""
+        return max(0, (self._counted or 0) + self._change)
+
+    def count(self, total: int) -> None:
+        """Take the result of the first walk, from its thread; one of a purge knows better."""
+        if self._counted is None:
+            self._counted = total
 
     @property
     def open_objects(self) -> int:
@@ -168,7 +182,7 @@ class Catalogue:
         old = self.find(place)
         await asyncio.to_thread(self.shelf.write, record, now)
         if old is None:
-            self.used += PAGE
+            self._change += PAGE
         else:
             self._retire(old)
             self.context.counters.replaced += 1
@@ -185,12 +199,16 @@ class Catalogue:
         record = replace(
             entry.record, validated=self._clock(), age=answer.age, cache_control=control, checksums=checksums
         )
+        said, noted = entry.record, entry.noted
         entry.renew(record)
-        await self.note(entry, record)
+        same = (said.checksums, said.cache_control) == (record.checksums, record.cache_control)
+        # An instant of validation that is a little old costs one question after a restart, no more.
+        if not same or record.validated - noted >= min(_TOUCH, (entry.expires - record.validated) / 10):
+            await self.note(entry, record)
 
     async def note(self, entry: Entry, record: Record) -> None:
         """Write down what is known of an object; if the disk refuses, it holds until the restart only."""
-        entry.record = record
+        entry.record, entry.noted = record, record.validated
         try:
             await asyncio.to_thread(self.shelf.write, record, entry.accessed)
         except OSError as e:
@@ -201,7 +219,7 @@ class Catalogue:
         """Forget an object; gives the disk bytes freed. Open readers keep what is in memory of it."""
         self.shelf.forget(entry.record.key)
         self._retire(entry)
-        self.used -= PAGE
+        self._change -= PAGE
         return entry.used + PAGE
 
     def acquire(self, entry: Entry) -> Callable[[], None]:
@@ -258,7 +276,7 @@ class Catalogue:
     async def purge(self, *, dry_run: bool = False) -> list[Victim]:
         """Free disk down to the low mark; gives the objects that went, in order, with the reason."""
         oldest, total = await asyncio.to_thread(self._survey)
-        self.used = total
+        self._counted = total - self._change
         excess = total - int(self._config.size * self._config.low)
         gone: list[Victim] = []
         for item in sorted(oldest, key=lambda item: self._last(item)):
@@ -292,7 +310,7 @@ class Catalogue:
             self._retire(entry)
         self.shelf.forget(record.key)
         await asyncio.to_thread(self.shelf.drop, record.key, record.generation)
-        self.used = max(0, self.used - (used if entry is None else PAGE))
+        self._change -= used if entry is None else PAGE
         self.context.counters.purged += used
         self._emit(Event("object.evicted", record.path, {"origin": record.origin, "bytes": used}))
 
@@ -350,7 +368,7 @@ class Catalogue:
         entry.used = pages.used
         former = self._entries.pop(record.key, None)
         if former is not None:  # its files were deleted by another hand
-            self.used -= former.used
+            self._change -= former.used
         self._entries[record.key] = entry
         self._trim(entry)
         return entry
@@ -362,11 +380,11 @@ class Catalogue:
             del self._entries[key]
         self.context.connections.drop(key, entry.record.generation)
         self.shelf.drop(key, entry.record.generation)
-        self.used -= entry.used
+        self._change -= entry.used
 
     def _weigh(self, entry: Entry) -> None:
         used = entry.fetcher.pages.used
-        self.used += used - entry.used
+        self._change += used - entry.used
         entry.used = used
 
     def _touch(self, entry: Entry, *, now: bool = False) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from doma.cache.catalogue import Catalogue, Entry
 from doma.cache.freshness import Control, may_serve_stale, parse
@@ -119,6 +119,10 @@ class Validator:
             if by == me:
                 raise
             return None
+        except asyncio.CancelledError:
+            if task.cancelled() and self._closed:
+                raise ServiceUnavailable(f"{place.shown}: the cache is closing; try again") from None
+            raise
 
     def _answered(self, key: str, task: asyncio.Task[Entry | Unkept]) -> None:
         self._asking.pop(key, None)
@@ -128,7 +132,7 @@ class Validator:
     async def _refresh(self, place: Place) -> Entry | Unkept:
         """Ask the origin what it has, with the caller's own token, and act on it (F3-F6, F10, F11)."""
         entry = self._catalogue.find(place)
-        usable = entry is not None and not entry.suspect and not entry.fetcher.broken
+        usable = entry is not None and entry.record.comparable and not (entry.suspect or entry.fetcher.broken)
         self._counters.validations += entry is not None
         try:
             answer = await place.ask(entry.record.version if entry is not None and usable else None)
@@ -140,7 +144,7 @@ class Validator:
         except (Unauthenticated, Forbidden):
             raise  # this caller's answer; what others may read stays
         except DomaError as e:
-            if entry is None or not usable or not self._excusable(place, entry, e):
+            if entry is None or entry.suspect or not self._excusable(place, entry, e):
                 self._counters.origin_errors += 1
                 raise
             log.warning("%s: served stale, the origin is away: %s", place.shown, e.message)
@@ -158,7 +162,7 @@ class Validator:
         if stat is None:
             if usable is None:
                 raise OriginFailed(f"{place.shown}: the origin says 'not modified' to an open question")
-            stat = usable.record.stat(place.path)
+            stat = replace(usable.record.stat(place.path), version=usable.record.version)
         kept = parse(answer.cache_control).store and not stat.is_dir and stat.size <= self._config.size
         if not kept:
             if entry is not None:

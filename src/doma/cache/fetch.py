@@ -198,6 +198,7 @@ class Fetcher:
         self.record = record
         self.pages = pages
         self.stat = record.stat(place.shown)
+        """What clients are told of it."""
         self.broken = False
         """Set when the origin has contradicted this version: nothing more of it is fetched or stored."""
         self._context = context

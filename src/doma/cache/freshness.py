@@ -5,6 +5,7 @@ cache contract.
 """
 
 import re
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,7 +31,22 @@ class Control(StrEnum):
 
 
 control: ContextVar[Control] = ContextVar("cache_control", default=Control.NORMAL)
-"""Set by a door before it calls the store; read once, when a file is opened or asked about."""
+"""Set by a door (see :func:`requested`) before it calls the store; read once, at open or stat."""
+
+
+def requested(headers: Mapping[str, str]) -> Control:
+    """What a client's request headers (names in lower case) allow; for doors, to set :data:`control`.
+
+    >>> requested({"cache-control": "Only-If-Cached"}).value, requested({"pragma": "no-cache"}).value
+    ('only-if-cached', 'refresh')
+    """
+    words = {part.partition("=")[0].strip().lower() for part in headers.get("cache-control", "").split(",")}
+    if "only-if-cached" in words or headers.get("x-pelican-nodownload", "").lower() == "true":
+        return Control.ONLY_IF_CACHED
+    forced = "no-cache" in words or (
+        "cache-control" not in headers and "no-cache" in headers.get("pragma", "")
+    )
+    return Control.REFRESH if forced else Control.NORMAL
 
 
 @dataclass(frozen=True, slots=True)

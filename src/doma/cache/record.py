@@ -11,6 +11,7 @@ from hashlib import sha256
 
 from crc32c import crc32c
 
+from doma.store.http_status import is_strong
 from doma.store.protocol import Stat
 
 _MAGIC = b"doma-cache-1 "
@@ -47,7 +48,17 @@ class Record:
 
     def stat(self, path: str) -> Stat:
         """What the store tells of it under the cache's own path."""
-        return Stat(path, self.size, self.version, self.modified, checksums=self.checksums)
+        return Stat(path, self.size, self.shown_version, self.modified, checksums=self.checksums)
+
+    @property
+    def shown_version(self) -> str:
+        """The strong validator that clients get; where the origin has none, that of our copy (F15, F18)."""
+        return self.version if is_strong(self.version) else f"{self.version}.{self.generation}"
+
+    @property
+    def comparable(self) -> bool:
+        """Whether an equal version at the origin means equal content; not if it has no validator at all."""
+        return not self.version.startswith("weak.none.")
 
 
 def key_of(origin: str, path: str) -> str:

@@ -280,7 +280,7 @@ class CacheStore:
             if self._closed:
                 return
             total += item.used
-        self.catalogue.used += total
+        self.catalogue.count(total)
 
     def _refuse(self, path: str) -> NoReturn:
         raise NotAllowed(f"{path}: a cache is read-only; write to the origin {self._origins.name} instead")

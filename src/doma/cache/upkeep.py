@@ -123,7 +123,7 @@ class Upkeep:
         held = entry.fetcher.pages.held if entry is not None else shelf.held(record)
         accessed = entry.accessed if entry is not None else shelf.accessed(key)
         cached = min(record.size, held * PAGE)
-        return Holding(path, record.size, cached, cached == record.size, record.version, accessed)
+        return Holding(path, record.size, cached, cached == record.size, record.shown_version, accessed)
 
     def _below(self, path: str) -> list[str]:
         """Keys of all objects below a directory of the cache's name space. Blocks."""

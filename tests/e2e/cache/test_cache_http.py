@@ -1,0 +1,175 @@
+"""The cache behind the real door, in front of a real origin over HTTP, with the client's own token."""
+
+import asyncio
+import http.client
+import random
+import threading
+import time
+
+import pytest
+import uvloop
+from joserfc.jwk import ECKey
+
+from doma.auth.gate import Gate
+from doma.auth.keys import KeySet
+from doma.auth.verifier import Verifier
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core.config import Cache, Issuer, Listen
+from doma.doors.endpoint import Endpoint, Site
+from doma.doors.fast import FastDoor
+from doma.doors.webdav import app
+from doma.net.listener import Listener
+from doma.store.file import FileStore
+from doma.store.http import HttpStore
+
+ISSUER, AUDIENCE = "https://issuer.example/cache", "https://se.example"
+SIZE = 2_500_000
+
+
+class Server:
+    """A site and two caches of it on a thread: ``warm`` trusts for an hour, ``wary`` asks every time."""
+
+    def __init__(self, home):
+        self._home, self._ready = home, threading.Event()
+        self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+
+    async def _main(self):
+        verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self._keys.jwks()})
+        gate = Gate({ISSUER: ["/"]})
+        endpoints = {"site": Endpoint("site", FileStore(self._home / "site"), gate)}
+        site = Site(verifier, endpoints)
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        listen = Listen(address="127.0.0.1:0", drain=5)
+        listener = Listener(app(site), fast=FastDoor(site), listen=listen, tls=None)
+        self.address = await listener.start()
+        self.caches = {}
+        for name, lifetime in (("warm", 3600), ("wary", 0)):
+            origin = HttpStore(f"http://{self.address[0]}:{self.address[1]}/site")
+            config = Cache(lifetime=lifetime)
+            self.caches[name] = CacheStore(self._home / name, Origins(origin, name="site"), config)
+            endpoints[name] = Endpoint(name, self.caches[name], gate, writable=False)
+        self._ready.set()
+        await self._end.wait()
+        await listener.stop()
+        for endpoint in endpoints.values():
+            await endpoint.store.close()
+
+    def token(self, scope="storage.read:/ storage.modify:/"):
+        now = int(time.time())
+        claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
+        return self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": scope}, "ES256")
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+class Client:
+    """One kept connection."""
+
+    def __init__(self, server):
+        self._connection = http.client.HTTPConnection(*server.address, timeout=20)
+        self.token = server.token()
+
+    def ask(self, method, target, body=None, **headers):
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.token:
+            fields["Authorization"] = f"Bearer {self.token}"
+        self._connection.request(method, target, body, fields)
+        answer = self._connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+    def close(self):
+        self._connection.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with Server(tmp_path_factory.mktemp("home")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    client = Client(server)
+    yield client
+    client.close()
+
+
+def put(client, name, data):
+    status, _, text = client.ask("PUT", f"/site{name}", data)
+    assert status in (201, 204), text
+
+
+def test_the_second_read_costs_the_origin_nothing(server, client):
+    data = random.Random(1).randbytes(SIZE)
+    put(client, "/d/f.root", data)
+    cache = server.caches["warm"]
+    before = cache.stats().bytes["origin"]
+    status, cold, body = client.ask("GET", "/warm/d/f.root")
+    assert (status, body == data, cold["X-Cache"]) == (200, True, "MISS")
+    for _ in range(2):
+        status, warm, body = client.ask("GET", "/warm/d/f.root")
+        assert (status, body == data, warm["X-Cache"]) == (200, True, "HIT")
+    assert cache.stats().bytes["origin"] - before == SIZE
+    assert warm["ETag"] == client.ask("HEAD", "/site/d/f.root")[1]["ETag"]
+    assert int(warm["Age"]) < 60
+    assert warm["Cache-Status"].startswith("doma; hit; ttl=")
+
+
+def test_any_range_cold_or_warm_is_the_origins(server, client):
+    data = random.Random(2).randbytes(SIZE)
+    put(client, "/r", data)
+    rng = random.Random(3)
+    spans = [tuple(sorted(rng.sample(range(SIZE), 2))) for _ in range(12)]
+    for _ in range(3):
+        for a, b in spans:
+            status, headers, body = client.ask("GET", "/warm/r", Range=f"bytes={a}-{b}")
+            assert (status, body == data[a : b + 1]) == (206, True)
+            assert headers["Content-Range"] == f"bytes {a}-{b}/{SIZE}"
+    many = ",".join(f"{a}-{a + 9}" for a, _ in spans)
+    ours = client.ask("GET", "/warm/r", Range=f"bytes={many}")
+    assert ours[0] == 206
+    assert all(data[a : a + 10] in ours[2] for a, _ in spans)
+    assert client.ask("GET", "/warm/r", Range=f"bytes={SIZE}-")[0] == 416
+
+
+def test_a_replaced_file_is_seen_after_its_lifetime_and_validated_without_bytes(server, client):
+    cache = server.caches["wary"]
+    put(client, "/f", b"one")
+    before = cache.stats()
+    for _ in range(3):
+        assert client.ask("GET", "/wary/f")[2] == b"one"
+    after = cache.stats()
+    assert after.bytes["origin"] - before.bytes["origin"] == 3
+    assert after.counts["renewed"] - before.counts["renewed"] == 2
+    put(client, "/f", b"two!")
+    assert client.ask("GET", "/wary/f")[2] == b"two!"
+    assert client.ask("DELETE", "/site/f")[0] == 204
+    assert client.ask("GET", "/wary/f")[0] == 404
+
+
+def test_nobody_reads_from_the_cache_what_the_token_does_not_cover(server, client):
+    put(client, "/secret/f", b"hidden")
+    assert client.ask("GET", "/warm/secret/f")[2] == b"hidden"
+    client.token = server.token("storage.read:/open")
+    assert client.ask("GET", "/warm/secret/f")[0] == 403
+    client.token = None
+    assert client.ask("GET", "/warm/secret/f")[0] == 401
+
+
+def test_a_cache_refuses_writes_and_foreign_origins_clearly(server, client):
+    for target, status, word in (
+        ("/warm/new", 405, b"read-only"),
+        ("/warm/https://x.org/f", 403, b"cache.allow"),
+    ):
+        got, _, text = client.ask("PUT" if status == 405 else "GET", target, b"x" if status == 405 else None)
+        assert (got, word in text) == (status, True), text
