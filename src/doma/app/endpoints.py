@@ -6,11 +6,10 @@ from urllib.parse import unquote, urlsplit
 
 from doma.app.home import Home
 from doma.auth.gate import Gate
-from doma.auth.model import Identity, Verb
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core import config
-from doma.core.errors import ConfigError, Forbidden
+from doma.core.errors import ConfigError
 from doma.core.events import Emit
 from doma.doors.endpoint import Endpoint
 from doma.store.file import FileStore
@@ -34,20 +33,6 @@ RESERVED = frozenset(
     | {"redoc", "static", "transformation-request"}
 )
 """First path components that belong to services."""
-
-
-class ResultGate(Gate):
-    """The policy of the column service's results: readable only with a token for that request's folder.
-
-    A wide ``storage.read:/`` opens nothing here: results belong to whoever asked, and the service hands out
-    narrow tokens for them.
-    """
-
-    def decide(self, identity: Identity | None, verb: Verb, path: str, is_dir: bool = False) -> None:
-        super().decide(identity, verb, path, is_dir)
-        if identity is not None and any(c.path.strip("/") for c in identity.capabilities):
-            return
-        raise Forbidden(f"{path}: results are private; ask the column service for their addresses")
 
 
 def build_endpoints(
@@ -96,9 +81,9 @@ def build_endpoints(
             "data", FileStore(data.absolute(), read_only=True), Gate(prefixes), writable=False
         )
     if "columns" in roles:
-        built["results"] = Endpoint(
-            "results", FileStore(home / "results"), ResultGate(prefixes), writable=False
-        )
+        # results belong to whoever asked: a wide "storage.read:/" opens nothing here
+        private = Gate(prefixes, wide=False)
+        built["results"] = Endpoint("results", FileStore(home / "results"), private, writable=False)
     return built
 
 

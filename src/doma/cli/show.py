@@ -10,7 +10,8 @@ from doma.core.errors import DomaError, problem
 
 def fail(error: DomaError) -> None:
     """The error on standard error: one line, or a problem object when ``--json`` was asked for."""
-    if "--json" in sys.argv and not sys.stderr.isatty():
+    # of the demo, --json names a file
+    if "--json" in sys.argv and "demo" not in sys.argv and not sys.stderr.isatty():
         print(json.dumps(problem(error)), file=sys.stderr)
     else:
         print(f"doma: {error.message}", file=sys.stderr)

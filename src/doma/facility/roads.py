@@ -90,7 +90,7 @@ def through_cache(access: Access, path: str, name: str) -> tuple[Road, dict[str,
     found = spectrum(muons)
     seconds, size = time.perf_counter() - start, received() - bytes_before
     moved = {key: value - before.get(key, 0) for key, value in cache_stats(access).items()}
-    return Road(name, found, len(muons), size, moved["origin_bytes"], seconds), moved
+    return Road(name, found, len(muons), size, moved["origin"], seconds), moved
 
 
 def delivered(access: Access, path: str) -> Road:
@@ -125,7 +125,9 @@ def scanned(access: Access, path: str) -> Road:
     muons = ak.from_arrow(table)
     found = spectrum(muons)
     stats = dataset.stats()
-    return Road("scanned", found, len(muons), stats.sent, stats.read, time.perf_counter() - start)
+    return Road(
+        "scanned", found, len(muons), stats["bytes_sent"], stats["bytes_read"], time.perf_counter() - start
+    )
 
 
 def travel(
@@ -166,10 +168,10 @@ def travel(
 
 
 def cache_stats(access: Access) -> dict[str, int]:
-    """The integer counters of the cache, ``origin_bytes`` among them."""
+    """The byte counters of the cache: ``hit``, ``miss``, ``origin`` and so on."""
     with access.http() as http:
-        body = raise_for(http.get("/api/v1/cache/stats")).json()
-    return {key: value for key, value in body.items() if isinstance(value, int)}
+        found: dict[str, int] = raise_for(http.get("/api/v1/cache/stats")).json()["bytes"]
+    return found
 
 
 def check(roads: list[Road], expected: Spectrum) -> None:
