@@ -117,14 +117,21 @@ class RemoteDataset(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no
     meets a missing column and no null pointer.
     """
 
-    def __init__(self, remote: Remote, query: Mapping[str, Any], schema: pa.Schema | None = None) -> None:
+    def __init__(
+        self,
+        remote: Remote,
+        query: Mapping[str, Any],
+        schema: pa.Schema | None = None,
+        part: int | None = None,
+    ) -> None:
         super().__init__(_POISON)
         self.remote = remote
+        self.part = part
         self.query: dict[str, Any] = dict(query)
         self._known = schema
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteDataset, (self.remote, self.query, self._known)
+        return RemoteDataset, (self.remote, self.query, self._known, self.part)
 
     def __repr__(self) -> str:
         return f"<RemoteDataset {self.query['from']} at {self.remote.url}>"
@@ -152,9 +159,10 @@ class RemoteDataset(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no
 
     def get_fragments(self, filter: Any = None) -> Iterator["RemoteFragment"]:
         """One fragment for each base file."""
-        for name in self.files:
-            query = self.query | {"from": name}
-            yield RemoteFragment(RemoteDataset(self.remote, _cut(query, filter), self.schema))
+        query = _cut(self.query, filter)
+        parts = range(len(self.files)) if self.part is None else (self.part,)
+        for part in parts:
+            yield RemoteFragment(RemoteDataset(self.remote, query, self.schema, part))
 
     @property
     def files(self) -> list[str]:
@@ -189,7 +197,7 @@ class RemoteDataset(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no
 
     def filter(self, expression: Any) -> "RemoteDataset":
         """The dataset cut to rows that pass; cuts add up."""
-        return RemoteDataset(self.remote, _cut(self.query, expression), self._known)
+        return RemoteDataset(self.remote, _cut(self.query, expression), self._known, self.part)
 
     def replace_schema(self, schema: pa.Schema) -> "RemoteDataset":
         """The same columns in the order of a schema; types stay as they are stored."""
@@ -197,7 +205,7 @@ class RemoteDataset(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no
         for field in schema:
             if field.name not in mine.names or mine.field(field.name).type != field.type:
                 raise BadQuery(f"schema: {field.name!r} is not a {field.type} here; cast the result")
-        return RemoteDataset(self.remote, self.query, pa.schema(list(schema)))
+        return RemoteDataset(self.remote, self.query, pa.schema(list(schema)), self.part)
 
     def sort_by(self, sorting: Any, **kwargs: Any) -> Any:
         return _local(self).sort_by(sorting, **kwargs)
@@ -253,7 +261,10 @@ class RemoteScanner(ds.Scanner):  # type: ignore[misc]  # pyarrow has no types
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         # A ticket that was only looked at (projected_schema) is used up here; later runs plan anew.
         info, self._info = self._info or self._dataset.remote.info(self._named()), None
-        return self._dataset.remote.stream(info.endpoints)
+        part = self._dataset.part
+        return self._dataset.remote.stream(
+            info.endpoints if part is None else info.endpoints[part : part + 1]
+        )
 
     def scan_batches(self) -> Iterator[Any]:
         raise NotAllowed("scan_batches: tagged batches are not offered over the network; use to_batches")
@@ -277,9 +288,17 @@ class RemoteScanner(ds.Scanner):  # type: ignore[misc]  # pyarrow has no types
         return sum(batch.num_rows for batch in RemoteScanner(self._dataset, query).to_batches())
 
     def head(self, num_rows: int) -> pa.Table:
-        held = self._query.get("limit")
-        limit = num_rows if held is None else min(num_rows, held)
-        return RemoteScanner(self._dataset, self._query | {"limit": max(limit, 0)}).to_table()
+        count = max(num_rows, 0)
+        if self._dataset.part is None:
+            return RemoteScanner(self._dataset, self._query | {"limit": count}).to_table()
+        # The service counts a limit over all files; one file is stopped here.
+        schema, batches, rows = self.projected_schema, [], 0
+        for batch in self.to_batches():
+            batches.append(batch)
+            rows += batch.num_rows
+            if rows >= count:
+                break
+        return pa.Table.from_batches(batches, schema).slice(0, count)
 
     def take(self, indices: Any) -> pa.Table:
         """Rows by number in the result; streams and keeps only those."""

@@ -33,7 +33,6 @@ _TEXT: dict[str, Callable[[Any, str], pa.Array]] = {
     "ends_with": lambda a, s: pc.ends_with(a, pattern=s),
     "contains": lambda a, s: pc.match_substring(a, pattern=s),
     "like": lambda a, s: pc.match_like(a, pattern=s),
-    "regex": lambda a, s: pc.match_substring_regex(a, pattern=s),
 }
 
 
@@ -222,7 +221,7 @@ class Evaluator:
         outer = frames[scope.outer] if scope.outer is not None else None
         if scope.collection is not None:
             every = self.program.steps[-1].op == "keep" and position == self.program.steps[-1].args[0]
-            found = members(scope, batch.schema, every=every)
+            found = members(scope, self.schema, every=every)
             lists = {f: _Cell(batch.column(batch.schema.get_field_index(c))) for f, (c, _) in found.items()}
         else:
             found = {}
@@ -231,7 +230,11 @@ class Evaluator:
         for name, cell in lists.items():
             array = _array(cell, batch.num_rows if outer is None else outer.size, outer)
             arrays[name] = lift(array, cell.frame if _is_array(cell) else outer, outer)
-        counts, valid = _parallel(arrays, step, outer, row)
+        labels = {name: column for name, (column, _) in found.items()}
+        for name, arg in zip(scope.fields, step.args, strict=False):
+            named = self.program.steps[arg]
+            labels.setdefault(name, ".".join(named.value) if named.op == "col" else name)
+        counts, valid = _parallel([(labels.get(n, n), a) for n, a in arrays.items()], step, outer, row)
         if int(counts.sum()) > self._widest:
             raise _TooWide(int(counts.sum()))
         frame = frames[position] = frame_of(counts, valid, outer)
@@ -315,6 +318,8 @@ def _compute(step: Step, args: list[Any]) -> pa.Array:
         return _element(a, *step.value)
     if not (pt.is_string(a.type) or pt.is_large_string(a.type)):
         raise TypeMismatch(f"{op!r} needs text, here is {a.type}")
+    if op == "regex":
+        return _regex(a, step)
     if op in _TEXT:
         return _TEXT[op](a, step.value)
     return {"str_len": pc.utf8_length, "lower": pc.utf8_lower, "upper": pc.utf8_upper}[op](a)
@@ -333,6 +338,14 @@ def _cast(a: Any, step: Step) -> pa.Array:
     if name not in NAMES:
         raise wrong(f"{name[:50]!r} is not a type; types: {', '.join(NAMES)}", step.place)
     return a.cast(kernels.arrow_type(name), safe=safe)
+
+
+def _regex(a: Any, step: Step) -> pa.Array:
+    try:
+        pc.match_substring_regex(pa.array([""]), pattern=step.value)  # also where there are no rows
+    except pa.ArrowInvalid as e:
+        raise wrong(f"the pattern {step.value[:80]!r} is not RE2: {str(e)[:200]}", step.place) from e
+    return pc.match_substring_regex(a, pattern=step.value)
 
 
 def _element(lists: pa.Array, index: int, strict: bool) -> pa.Array:
@@ -356,12 +369,14 @@ def _column(batch: pa.RecordBatch, step: Step) -> pa.Array:
     return array
 
 
-def _parallel(arrays: dict[str, pa.Array], step: Step, outer: Frame | None, row: Any) -> tuple[Any, Any]:
+def _parallel(
+    arrays: list[tuple[str, pa.Array]], step: Step, outer: Frame | None, row: Any
+) -> tuple[Any, Any]:
     """Lengths and validity that the lists of a scope share."""
-    names = list(arrays)
-    counts, valid = lengths_of(arrays[names[0]])
-    for name in names[1:]:
-        others, there = lengths_of(arrays[name])
+    first, lists = arrays[0]
+    counts, valid = lengths_of(lists)
+    for name, lists in arrays[1:]:
+        others, there = lengths_of(lists)
         differ = counts != others
         shared = kernels.both(valid, there)
         if shared is not None:
@@ -370,7 +385,7 @@ def _parallel(arrays: dict[str, pa.Array], step: Step, outer: Frame | None, row:
             at = int(np.flatnonzero(differ)[0])
             place = row(_row_of(outer, at))
             raise BadQuery(
-                f"row {place}: {names[0]!r} has {counts[at]} objects and {name!r} {others[at]};"
+                f"row {place}: {first!r} has {counts[at]} objects and {name!r} {others[at]};"
                 " lists of one scope must run in parallel",
                 pointer=pointer(step.place),
                 row=place,
