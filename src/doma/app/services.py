@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from doma.auth.issuer import Issuer
 from doma.auth.routes import issuer_app, metadata_route
 from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
+from doma.cache.store import CacheStore
 from doma.columns.model import Grant
 from doma.core.config import Config
 from doma.core.errors import ConfigError
@@ -137,7 +139,7 @@ class Services:
                 self.metrics.watch(
                     metric if len(found) == 1 else f"{metric}_{name}",
                     "see the cache's statistics",
-                    lambda cache=cache, metric=metric: cache.stats().metrics()[metric],
+                    partial(_number, cache, metric),
                     kind="counter" if metric.endswith("_total") else "gauge",
                 )
 
@@ -221,6 +223,10 @@ def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIAp
         await (root if first in services else doors)(scope, receive, send)
 
     return app
+
+
+def _number(cache: CacheStore, metric: str) -> float:
+    return cache.stats().metrics()[metric]
 
 
 def _origin(url: str) -> str:

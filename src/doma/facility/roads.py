@@ -154,7 +154,7 @@ def travel(
         ) as cluster,
         Client(cluster) as client,
     ):
-        roads = [direct(access, path, client, chunk=50_000)]
+        roads = [direct(access, path, client, chunk=100_000)]
     cache = {}
     for name in ("cached", "warm"):
         step(f"{name}: uproot through the cache")
