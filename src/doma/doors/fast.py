@@ -152,7 +152,7 @@ class FastDoor:
                 return Answer(head)
             view = hot.view(start, stop)
             return None if view is None else Answer(head, (view,))
-        first = min(stop, start + SMALL)
+        first = min(stop, (start // SMALL + 1) * SMALL)
         if (tls or hot.fileno(start, first) is None) and hot.view(start, first) is None:
             return None
         return Answer(head, span=Span(hot, start, stop, _Cold(place, stat.version).read))

@@ -525,7 +525,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if answer.span is None:
             parts = answer.parts
             if len(parts) <= 1 or not self.tls:
-                self.transport.writelines((answer.head, tail, *parts))
+                # Over TLS each buffer is a record of its own: one for the whole head.
+                self.transport.writelines((answer.head + tail, *parts))
                 if not keep:
                     self.close_softly()
                 return

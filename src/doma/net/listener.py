@@ -24,6 +24,7 @@ from doma.core.ranges import http_date
 from doma.net.bridge import App
 from doma.net.exchange import Address, Answer, Fast, text_answer
 from doma.net.http1 import HttpProtocol, Hub
+from doma.net.memory import keep_heap
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Listener:
                 "the listener needs the event loop of uvloop >= 0.23; start it with uvloop.run()"
             )
         self._socket = self._bind()
+        keep_heap()
         self._spare = os.open(os.devnull, os.O_RDONLY)
         host, port = self._socket.getsockname()[:2]
         self._server: Address = (str(host), int(port))

@@ -133,7 +133,8 @@ class Outflow:
             if self._at >= span.stop:
                 pipe.sent()
                 return
-            stop = min(self._at + SMALL, span.stop)
+            # Up to the next multiple: a store that knows its bytes by blocks is then asked for whole ones.
+            stop = min((self._at // SMALL + 1) * SMALL, span.stop)
             view = span.source.view(self._at, stop)
             if view is None:
                 self._fetch(span)
@@ -159,7 +160,7 @@ class Outflow:
             if self._pending is not None and not self._send_pending(sock, span):
                 return
             if self._at < span.stop:
-                stop = min(self._at + PIECE, span.stop)
+                stop = min((self._at // PIECE + 1) * PIECE, span.stop)
                 fd = span.source.fileno(self._at, stop)
                 if fd is None:
                     self._fetch(span)
@@ -214,7 +215,8 @@ class Outflow:
         self._pipe.spawn(self._read(span))
 
     async def _read(self, span: Span) -> None:
-        stop = min(self._at + (PIECE if self._sock else SMALL), span.stop)
+        piece = PIECE if self._sock else SMALL
+        stop = min((self._at // piece + 1) * piece, span.stop)
         try:
             data = await span.cold(self._at, stop)
         except DomaError as e:
