@@ -309,7 +309,7 @@ def test_objects_are_cut_out_of_all_lists_of_a_collection_at_once():
         {"Mu_pt": pa.array([[5.0, 30.0], [], None, [40.0]]), "Mu_q": pa.array([[1, -1], [], None, [1]])}
     )
     cut = {"keep": [{"each": "Mu"}, {">": [{"var": "Mu.pt"}, {"lit": 20}]}]}
-    program = compile_expression(cut, (None, "columns"))
+    program = compile_expression(cut, ((None, "columns"), 0))
     found = Evaluator(program, batch.schema, more=["Mu_q"]).run(batch)
     assert found.flatten()[0].to_pylist() == [[30.0], [], None, [40.0]]
     assert found.flatten()[1].to_pylist() == [[-1], [], None, [1]]

@@ -4,6 +4,7 @@ Source: scan.md §3 (missing columns, widening between files).
 """
 
 import fnmatch
+import logging
 from collections.abc import Mapping
 
 import pyarrow as pa
@@ -11,10 +12,12 @@ import pyarrow.types as pt
 
 from doma.auth.gate import Gate
 from doma.auth.model import Identity, Verb
-from doma.core.errors import BadPath, BadQuery, Conflict, LimitExceeded, NotFound
+from doma.core.errors import BadPath, BadQuery, Conflict, DomaError, LimitExceeded, NotFound
 from doma.core.paths import checked
 from doma.scan.opener import Opener
 from doma.scan.plan import FileRef
+
+log = logging.getLogger(__name__)
 
 MAX_FILES = 1000
 MAX_LISTED = 10_000
@@ -76,9 +79,14 @@ class Catalog:
         out: list[str] = []
         for endpoint, opener in sorted(self.openers.items()):
             gate = self.gates[endpoint]
+            try:
+                children = opener.list("/")[:MAX_LISTED]
+            except DomaError as e:  # an endpoint that cannot list, or is away: the others are not blamed
+                log.info("endpoint %s is not listed: %s", endpoint, e.message)
+                continue
             out.extend(
                 f"/{endpoint}{stat.path}"
-                for stat in opener.list("/")[:MAX_LISTED]
+                for stat in children
                 if stat.path.endswith(SUFFIXES)
                 and not stat.is_dir
                 and gate.may(identity, Verb.READ, stat.path)

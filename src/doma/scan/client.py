@@ -9,8 +9,10 @@ Source: scan.md §1.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -31,7 +33,7 @@ def scan(
     url: str,
     dataset: str,
     token: Token = None,
-    ca: str | bytes | None = None,
+    ca: str | os.PathLike[str] | bytes | None = None,
     *,
     tree: str | None = None,
     compression: str | None = None,
@@ -54,7 +56,9 @@ def scan(
 class Remote:
     """The way to a scan service: address, credential, trust. Connects when it is first used."""
 
-    def __init__(self, url: str, token: Token = None, ca: str | bytes | None = None) -> None:
+    def __init__(
+        self, url: str, token: Token = None, ca: str | os.PathLike[str] | bytes | None = None
+    ) -> None:
         self.url = url
         self._token = token
         self._ca = ca
@@ -97,9 +101,8 @@ class Remote:
         try:
             if self._client is None:
                 ca = self._ca
-                if isinstance(ca, str) and "-----BEGIN" not in ca:
-                    with open(ca, "rb") as file:
-                        ca = file.read()
+                if isinstance(ca, os.PathLike) or (isinstance(ca, str) and "-----BEGIN" not in ca):
+                    ca = Path(ca).read_bytes()
                 self._client = (
                     fl.FlightClient(self.url, tls_root_certs=ca) if ca else fl.FlightClient(self.url)
                 )

@@ -5,7 +5,6 @@ any case, because the details of an error in the middle of a stream are lost.
 """
 
 import json
-import re
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +25,6 @@ from doma.core.errors import (
 MAX_TEXT = 1500
 """Characters of a message: gRPC limits all metadata of an answer to 8 KiB."""
 _MARK = "doma-error:"
-_PATTERN = re.compile(re.escape(_MARK) + r"(\{.*?\})(?=:end)", re.DOTALL)
 
 
 def to_flight(error: DomaError) -> fl.FlightError:
@@ -38,7 +36,9 @@ def to_flight(error: DomaError) -> fl.FlightError:
     facts = {k: v for k, v in error.detail.items() if len(repr(v)) <= 300}
     if facts and len(repr(facts)) <= MAX_TEXT:
         brief["facts"] = facts
-    text = f"{error.code}: {message} [{_MARK}{json.dumps(brief)}:end]"
+    # The mark stands once after the message, whatever the message holds.
+    packed = json.dumps(brief).replace(_MARK, _MARK.replace("-", "\\u002d"))
+    text = f"{error.code}: {message} [{_MARK}{packed}]"
     kinds: tuple[tuple[type[DomaError], type[fl.FlightError]], ...] = (
         (Unauthenticated, fl.FlightUnauthenticatedError),
         (Forbidden, fl.FlightUnauthorizedError),
@@ -53,10 +53,10 @@ def to_flight(error: DomaError) -> fl.FlightError:
 
 def from_flight(error: Exception) -> DomaError:
     """The DomaError that an error of the Flight client stands for."""
-    match = _PATTERN.search(str(error))
-    if match:
+    _, mark, packed = str(error).rpartition(_MARK)
+    if mark:
         try:
-            body = json.loads(match[1])
+            body, _ = json.JSONDecoder().raw_decode(packed)
         except ValueError:
             body = None
         if isinstance(body, dict):

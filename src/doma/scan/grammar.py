@@ -34,7 +34,7 @@ _LATER = frozenset(
 ARITY: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(_ONE, (1, 1)),
     **dict.fromkeys(_TWO, (2, 2)),
-    **dict.fromkeys(_MANY, (1, MAX_NODES)),
+    **dict.fromkeys(_MANY, (1, 1 << 62)),  # bounded by the nodes of the request
     "if": (3, 3),
 }
 KNOWN = frozenset(ARITY) | _TEXT | _SPECIAL | AGGREGATE
@@ -263,7 +263,7 @@ class _Compiler:
         self, op: str, body: Any, place: Place | None, names: "_Names | None", depth: int
     ) -> None:
         here: Place = (place, op)
-        if op == "keep" and (place is None or place[1] == op or depth > 1):
+        if op == "keep" and (place is None or not isinstance(place[1], int) or depth > 1):
             raise wrong("'keep' is a column, not part of an expression", here)
         if not isinstance(body, list) or not (len(body) == 2 or (op == "count" and len(body) == 1)):
             raise wrong(f"{op!r} takes [scope, expression]", here)
