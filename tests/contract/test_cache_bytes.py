@@ -426,6 +426,25 @@ async def test_a_cache_is_read_only_lists_its_origin_and_knows_checksums(cache, 
     assert await cache.checksum("/d/f", "sha-256") == await origin.checksum("/d/f", "sha-256")
 
 
+async def test_what_happens_to_objects_is_told_once(tmp_path, origin):
+    events, clock = [], [0.0]
+    config = Cache(file_lifetime=10)
+    cache = CacheStore(
+        tmp_path / "c", Origins(origin), config, clock=lambda: clock[0], emit=lambda e: events.append(e)
+    )
+    await put(origin, "/f", b"x" * 9000)
+    await read_all(cache, "/f", 1000)
+    await until(lambda: events)
+    await put(origin, "/f", b"y" * 9000)
+    clock[0] += 12
+    await read_all(cache, "/f")
+    await until(lambda: len(events) == 3)
+    await cache.evict("/f", immediate=True)
+    assert [e.kind for e in events] == ["object.cached", "object.replaced", "object.cached", "object.evicted"]
+    assert {e.subject for e in events} == {"/f"}
+    await cache.close()
+
+
 async def test_one_process_holds_a_folder(make, tmp_path, origin):
     make()
     with pytest.raises(AlreadyRunning, match=str(tmp_path / "cache")):
@@ -441,7 +460,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEP, min_size=4, max_size=25))
 def test_any_reads_under_replacement_give_one_version_or_fail(tmp_path_factory, steps):
     asyncio.run(_walk(tmp_path_factory.mktemp("walk"), steps))

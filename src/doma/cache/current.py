@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from doma.cache.catalogue import Catalogue, Entry
+from doma.cache.catalogue import Catalogue
+from doma.cache.entry import Entry
 from doma.cache.freshness import Control, may_serve_stale, parse
 from doma.cache.origins import Answer, CanProbe, Place, caller
 from doma.cache.stats import Counters
@@ -109,12 +110,13 @@ class Validator:
         """Ask the origin, or join who is asking; None: ask again, that caller's answer is not ours."""
         me = caller()
         task, by = self._asking.get(place.key, (None, ""))
-        if task is None:
+        # A finished task may still stand there for a moment; to wait for it again would be to spin.
+        if task is None or task.done():
             task, by = asyncio.create_task(self._refresh(place)), me
             self._asking[place.key] = (task, me)
             task.add_done_callback(lambda done: self._answered(place.key, done))
         try:
-            return await asyncio.shield(task)
+            found = await asyncio.shield(task)
         except (Unauthenticated, Forbidden, NotFound):
             if by == me:
                 raise
@@ -123,9 +125,12 @@ class Validator:
             if task.cancelled() and self._closed:
                 raise ServiceUnavailable(f"{place.shown}: the cache is closing; try again") from None
             raise
+        # What is not kept carries no note of who may see it.
+        return None if isinstance(found, Unkept) and place.named and by != me else found
 
     def _answered(self, key: str, task: asyncio.Task[Entry | Unkept]) -> None:
-        self._asking.pop(key, None)
+        if self._asking.get(key, (None, ""))[0] is task:
+            del self._asking[key]
         if not task.cancelled():
             task.exception()  # whoever waits gets it too; nobody may be left
 
@@ -163,7 +168,7 @@ class Validator:
             if usable is None:
                 raise OriginFailed(f"{place.shown}: the origin says 'not modified' to an open question")
             stat = replace(usable.record.stat(place.path), version=usable.record.version)
-        kept = parse(answer.cache_control).store and not stat.is_dir and stat.size <= self._config.size
+        kept = parse(answer.cache_control).store and not stat.is_dir and 0 <= stat.size <= self._config.size
         if not kept:
             if entry is not None:
                 self._catalogue.remove(entry)

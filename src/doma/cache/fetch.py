@@ -9,13 +9,11 @@ Source: cache contract §9; O1, O7, O10, F8, F16, C9, C11.
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
+from doma.cache.connections import Connections, heard
 from doma.cache.extents import PAGE, Run, joined, pieces, without
 from doma.cache.origins import Place, caller
 from doma.cache.pages import PageFile
@@ -29,7 +27,7 @@ from doma.core.errors import (
     RangeNotSatisfiable,
     ServiceUnavailable,
 )
-from doma.store.protocol import Buffer, Reader
+from doma.store.protocol import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -63,77 +61,6 @@ class Budget:
     def give(self, amount: int) -> None:
         """Return bytes."""
         self.used -= amount
-
-
-class _Line:
-    __slots__ = ("opening", "retired", "users")
-
-    def __init__(self, opening: asyncio.Task[Reader]) -> None:
-        self.opening = opening
-        self.users = 0
-        self.retired = False
-
-    @property
-    def failed(self) -> bool:
-        return self.opening.done() and (self.opening.cancelled() or self.opening.exception() is not None)
-
-
-class Connections:
-    """Open readers at the origins, kept for the next range of the same version by the same caller."""
-
-    def __init__(self, most: int = 64) -> None:
-        self._most = most
-        self._kept: OrderedDict[tuple[str, str, str], _Line] = OrderedDict()
-        self._closing: set[asyncio.Task[None]] = set()
-
-    @asynccontextmanager
-    async def reader(self, place: Place, generation: str) -> AsyncIterator[Reader]:
-        """A reader of the object for this caller; one open for any number that wait for it."""
-        name = (place.key, generation, caller())
-        line = self._kept.get(name)
-        if line is None or line.failed:
-            line = self._kept[name] = _Line(asyncio.create_task(place.store.open(place.path)))
-            line.opening.add_done_callback(_heard)
-        self._kept.move_to_end(name)
-        while len(self._kept) > self._most:
-            self._retire(self._kept.popitem(last=False)[1])
-        line.users += 1
-        try:
-            yield await asyncio.shield(line.opening)
-        finally:
-            line.users -= 1
-            if line.retired:
-                self._retire(line)
-
-    def drop(self, key: str, generation: str) -> None:
-        """Close the readers of one version, each once nobody reads from it."""
-        for name in [n for n in self._kept if n[:2] == (key, generation)]:
-            self._retire(self._kept.pop(name))
-
-    async def close(self) -> None:
-        """Close all."""
-        while self._kept:
-            self._retire(self._kept.popitem()[1])
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=5)
-
-    def _retire(self, line: _Line) -> None:
-        line.retired = True
-        if line.users:
-            return
-        closing = asyncio.create_task(_hang_up(line.opening))
-        self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
-
-
-async def _hang_up(opening: asyncio.Task[Reader]) -> None:
-    with suppress(DomaError):
-        await (await opening).close()
-
-
-def _heard(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()  # whoever waits gets it too; nobody may be left
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +128,8 @@ class Fetcher:
         """What clients are told of it."""
         self.broken = False
         """Set when the origin has contradicted this version: nothing more of it is fetched or stored."""
+        self.whole = False
+        """Set when the last page landed, so that the whole is checked once."""
         self._context = context
         self._flights: list[Flight] = []
         self._queue: list[tuple[list[Run], asyncio.Future[list[Flight]]]] = []
@@ -215,7 +144,7 @@ class Fetcher:
 
         A page that none of them covers has landed meanwhile, or there is no memory to fetch it.
         """
-        flying = [flight.run for flight in self._flights]
+        flying = [flight.run for flight in self._under_way()]
         if not flying and not self._queue:
             return self._launch(runs)
         if not any(without(run, flying) for run in runs):
@@ -230,7 +159,7 @@ class Fetcher:
     def ahead(self, run: Run) -> list[Flight]:
         """Start to fetch what is missing of a run that nobody asked for yet; the caller holds the flights."""
         wanted = self.pages.missing(run)
-        missing = [r for m in wanted for r in without(m, [f.run for f in self._flights])]
+        missing = [r for m in wanted for r in without(m, [f.run for f in self._under_way()])]
         held = [flight for r in missing for piece in pieces(r) if (flight := self._start(piece, []))]
         for flight in held:
             flight.wanted += 1
@@ -285,7 +214,7 @@ class Fetcher:
             answer.set_result(self._over(runs))
 
     def _launch(self, runs: list[Run]) -> list[Flight]:
-        flying = [flight.run for flight in self._flights]
+        flying = [flight.run for flight in self._under_way()]
         asked = [left for run in runs for left in without(run, flying)]
         for run in joined(asked):
             for missing in self.pages.missing(run):  # the gap between two runs may be here already
@@ -295,7 +224,12 @@ class Fetcher:
         return self._over(runs)
 
     def _over(self, runs: list[Run]) -> list[Flight]:
-        return [f for f in self._flights if any(f.run[0] < last and first < f.run[1] for first, last in runs)]
+        flights = self._under_way()
+        return [f for f in flights if any(f.run[0] < last and first < f.run[1] for first, last in runs)]
+
+    def _under_way(self) -> list[Flight]:
+        # One that has ended may still stand in the list for a moment, with a verdict that was another's.
+        return [flight for flight in self._flights if not flight.task.done()]
 
     def _start(self, run: Run, asked: list[Run]) -> Flight | None:
         length = min(run[1] * PAGE, self.record.size) - run[0] * PAGE
@@ -310,7 +244,7 @@ class Fetcher:
             self._context.budget.give(length)
             if flight in self._flights:
                 self._flights.remove(flight)
-            _heard(task)
+            heard(task)
 
         flight.task.add_done_callback(landed)
         return flight

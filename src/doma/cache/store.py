@@ -16,9 +16,11 @@ from pathlib import Path
 from random import Random
 from typing import NoReturn
 
-from doma.cache.catalogue import Catalogue, Entry, Victim
+from doma.cache.catalogue import Catalogue, Victim
+from doma.cache.connections import Connections
 from doma.cache.current import NEGATIVE, Unkept, Validator, granted
-from doma.cache.fetch import Budget, Connections, Context, Fetcher
+from doma.cache.entry import Entry
+from doma.cache.fetch import Budget, Context, Fetcher
 from doma.cache.freshness import Control, control
 from doma.cache.origins import Origins, Place
 from doma.cache.reader import CachedReader, HotObject, PassReader, Seen
@@ -244,7 +246,8 @@ class CacheStore:
 
     def _landed(self, fetcher: Fetcher, amount: int) -> None:
         self.catalogue.landed(fetcher, amount)
-        if fetcher.pages.complete and not self._closed:
+        if not fetcher.whole and fetcher.pages.complete and not self._closed:
+            fetcher.whole = True
             task = asyncio.create_task(self._completed(fetcher))
             self._checks.add(task)
             task.add_done_callback(self._checks.discard)

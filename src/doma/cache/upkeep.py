@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from doma.cache.catalogue import Catalogue, Entry
+from doma.cache.catalogue import Catalogue
+from doma.cache.entry import Entry
 from doma.cache.extents import PAGE
 from doma.cache.origins import Origins
 from doma.cache.scrub import damaged

@@ -1,0 +1,86 @@
+"""Open readers at the origins: opened once for any number that wait, kept for the next range.
+
+A reader belongs to one version and one caller: what a token may open says nothing about another token.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from doma.cache.origins import Place, caller
+from doma.core.errors import DomaError
+from doma.store.protocol import Reader
+
+
+class _Line:
+    __slots__ = ("opening", "retired", "users")
+
+    def __init__(self, opening: asyncio.Task[Reader]) -> None:
+        self.opening = opening
+        self.users = 0
+        self.retired = False
+
+    @property
+    def failed(self) -> bool:
+        return self.opening.done() and (self.opening.cancelled() or self.opening.exception() is not None)
+
+
+class Connections:
+    """Open readers at the origins, kept for the next range of the same version by the same caller."""
+
+    def __init__(self, most: int = 64) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[str, str, str], _Line] = OrderedDict()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def reader(self, place: Place, generation: str) -> AsyncIterator[Reader]:
+        """A reader of the object for this caller; one open for any number that wait for it."""
+        name = (place.key, generation, caller())
+        line = self._kept.get(name)
+        if line is None or line.failed:
+            line = self._kept[name] = _Line(asyncio.create_task(place.store.open(place.path)))
+            line.opening.add_done_callback(heard)
+        self._kept.move_to_end(name)
+        while len(self._kept) > self._most:
+            self._retire(self._kept.popitem(last=False)[1])
+        line.users += 1
+        try:
+            yield await asyncio.shield(line.opening)
+        finally:
+            line.users -= 1
+            if line.retired:
+                self._retire(line)
+
+    def drop(self, key: str, generation: str) -> None:
+        """Close the readers of one version, each once nobody reads from it."""
+        for name in [n for n in self._kept if n[:2] == (key, generation)]:
+            self._retire(self._kept.pop(name))
+
+    async def close(self) -> None:
+        """Close all."""
+        while self._kept:
+            self._retire(self._kept.popitem()[1])
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=5)
+
+    def _retire(self, line: _Line) -> None:
+        line.retired = True
+        if line.users:
+            return
+        closing = asyncio.create_task(_hang_up(line.opening))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+
+async def _hang_up(opening: asyncio.Task[Reader]) -> None:
+    with suppress(DomaError):
+        await (await opening).close()
+
+
+def heard(task: asyncio.Task[Any]) -> None:
+    """Take note of how a task ended, so that nobody is told that nobody asked."""
+    if not task.cancelled():
+        task.exception()  # whoever waits gets it too; nobody may be left
