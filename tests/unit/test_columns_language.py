@@ -40,14 +40,14 @@ def composites(inner):
 expressions = st.recursive(st.one_of(names, constants.map(repr)), composites, max_leaves=12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(expressions)
 def test_our_reader_and_qastles_encoder_agree(python):
     """The text that qastle writes for an expression reads back as the tree of that expression."""
     assert parse(qastle.python_source_to_text_ast(python)) == parse_python(python)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(alphabet="()'\" \\abSelect.+-*01", max_size=60))
 def test_any_text_gives_a_tree_or_a_clear_error(text):
     try:

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,8 @@ ATTEMPTS = 3
 LOOK = 5.0
 """Seconds between two looks for work of other processes."""
 TIDY = 60.0
+CHECK = 10.0
+"""Seconds after which a check of names gives its worker back."""
 
 
 class Runner:
@@ -121,7 +124,7 @@ class Runner:
     async def check(self, grant: Grant, selection: str, url: str) -> Outcome:
         """Compare the names of a selection with a file, without running it."""
         token = await self._tokens.token(grant, url)
-        return await self._pool.run(self._task(url, selection, "", token, ()))
+        return await self._pool.run(replace(self._task(url, selection, "", token, ()), timeout=CHECK))
 
     async def remove(self, id_: str) -> None:
         """Remove a request, its objects first: a crash in between leaves rows, and it is repeated."""

@@ -24,6 +24,8 @@ from doma.columns.values import (
 )
 from doma.core.errors import BadQuery, LimitExceeded
 
+COMBINATION = "combination"
+"""Marks the lists that ``Choose`` makes: ``Count`` of them counts combinations, not their members."""
 MAX_COMBINATIONS = 50_000_000
 """Members that ``Choose`` may make of one step."""
 REDUCERS = {"Sum": ak.sum, "Max": ak.max, "Min": ak.min}
@@ -111,9 +113,8 @@ def reduced(name: str, source: Value) -> Value:
     """Reduce the innermost axis of a sequence."""
     took = opened(source, name)
     data = listed(took.flat, took.counts)
-    depth = levels(data)
     if name == "Count":
-        return Value(took.outer, ak.num(data, axis=depth))
+        return Value(took.outer, ak.num(data, axis=levels(data, COMBINATION)))
     if element(data) != "numbers":
         raise BadQuery(f"query: {name} needs numbers, this is a sequence of {element(data)}")
     return Value(took.outer, REDUCERS[name](ak.from_regular(data, axis=None), axis=-1))
@@ -215,7 +216,9 @@ def chosen(source: Value, n: int) -> Value:
     flat = ak.flatten(combos, axis=1)
     where = np.stack([np.asarray(flat[str(i)]) for i in range(n)], axis=1).ravel().astype(np.int64)
     members = took.flat[where]
-    groups = ak.contents.RegularArray(members.layout, n, zeros_length=len(flat))
+    groups = ak.contents.RegularArray(
+        members.layout, n, zeros_length=len(flat), parameters={"__list__": COMBINATION}
+    )
     return took.close(ak.Array(groups, behavior=members.behavior), sizes)
 
 

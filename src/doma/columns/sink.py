@@ -34,6 +34,7 @@ class ParquetSink:
         self._schema = to_arrow(like).schema
         self._waiting: list[pa.Table] = []
         self._held = 0
+        self._groups = 0
         self.rows = 0
         try:
             self._file = path.open("xb")
@@ -81,11 +82,14 @@ class ParquetSink:
             self._path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        if self._waiting:
+        # A file without rows still gets one (empty) row group: awkward does not open it otherwise.
+        tables = self._waiting or ([] if self._groups else [self._schema.empty_table()])
+        if tables:
             try:
-                self._writer.write_table(pa.concat_tables(self._waiting))
+                self._writer.write_table(pa.concat_tables(tables))
             except OSError as e:
                 raise _translated(self._path, e) from e
+        self._groups += len(tables) > 0
         self._waiting, self._held = [], 0
 
 

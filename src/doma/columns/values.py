@@ -133,13 +133,15 @@ def _constant(value: Any, size: int) -> ak.Array:
     return ak.Array(np.full(size, value))
 
 
-def levels(data: ak.Array) -> int:
-    """How many lists are nested around a value's elements; a string is an element."""
+def levels(data: ak.Array, element_list: str = "") -> int:
+    """How many lists are nested around a value's elements; a string (or a list so marked) is an element."""
     layout, depth = data.layout, 0
     while True:
         if layout.is_option or layout.is_indexed:
             layout = layout.content
         elif layout.is_list and layout.parameter("__array__") not in {"string", "bytestring"}:
+            if element_list and layout.parameter("__list__") == element_list:
+                return depth
             depth, layout = depth + 1, layout.content
         else:
             return depth

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import pytest_asyncio
 from fastapi import FastAPI, Request, Response
 
 from doma.auth.clients import Clients
@@ -30,7 +31,7 @@ REPO = Path(__file__).parents[3]
 
 
 class Inputs:
-    """Files behind https with ranges, ETags and a bearer token; answers can be held back."""
+    """Files behind https with ranges, ETags and a bearer token; those for muons.root can be held back."""
 
     def __init__(self, folder: Path, files: tls.Files) -> None:
         self.folder, self.ca = folder, files.ca
@@ -39,7 +40,6 @@ class Inputs:
         self.open = threading.Event()
         self.open.set()
         self.held = threading.Event()
-        self.hold_after = 0
         inputs = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ class Inputs:
     def answer(self, h: http.server.BaseHTTPRequestHandler) -> None:
         name = h.path.lstrip("/")
         self.asked.append(name)
-        if len(self.asked) > self.hold_after and not self.open.is_set():
+        if name == "muons.root" and not self.open.is_set():
             self.held.set()
             self.open.wait(30)
         path = self.folder / name
@@ -120,9 +120,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tls.Files:
     return tls.ensure(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture
-def inputs(tmp_path: Path, certificates: tls.Files) -> Iterator[Inputs]:
-    folder = tmp_path / "inputs"
+def serve(home: Path, certificates: tls.Files) -> Inputs:
+    """The samples and some broken files, served."""
+    folder = home / "inputs"
     folder.mkdir()
     sample = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
     (folder / "muons.root").symlink_to(sample)
@@ -130,7 +130,12 @@ def inputs(tmp_path: Path, certificates: tls.Files) -> Iterator[Inputs]:
     (folder / "empty.root").write_bytes(b"")
     (folder / "text.root").write_bytes(b"<html>not a file</html>")
     (folder / "torn.root").write_bytes(sample.read_bytes()[:200_000])
-    served = Inputs(folder, certificates)
+    return Inputs(folder, certificates)
+
+
+@pytest.fixture
+def inputs(tmp_path: Path, certificates: tls.Files) -> Iterator[Inputs]:
+    served = serve(tmp_path, certificates)
     yield served
     served.close()
 
@@ -230,3 +235,18 @@ async def house(tmp_path: Path, inputs: Inputs, issuer: Issuer) -> AsyncIterator
 async def client(house: House) -> AsyncIterator[ColumnClient]:
     async with house.http() as http:
         yield ColumnClient(http)
+
+
+@pytest.fixture(scope="module")
+def shared_inputs(tmp_path_factory: pytest.TempPathFactory, certificates: tls.Files) -> Iterator[Inputs]:
+    served = serve(tmp_path_factory.mktemp("shared"), certificates)
+    yield served
+    served.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_house(shared_inputs: Inputs, issuer: Issuer) -> AsyncIterator[House]:
+    made = House(shared_inputs.folder.parent, shared_inputs, issuer)
+    await made.service.start()
+    yield made
+    await made.close()
