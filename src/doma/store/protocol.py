@@ -53,6 +53,8 @@ class Reader(Protocol):
 
         Raises:
             StorageUnavailable, OriginFailed, CorruptFile: the bytes cannot be had; never a short answer.
+            PreconditionFailed: this version is gone, the file was changed at its source; open it again.
+            RangeNotSatisfiable: the file does not have these bytes.
         """
 
     async def close(self) -> None:
