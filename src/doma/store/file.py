@@ -23,7 +23,7 @@ from doma.store.folder import Folder
 from doma.store.oserrors import translated
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.upload import FileUpload, Temporary
-from doma.store.writing import Tally
+from doma.store.writing import Tally, check_span
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +51,7 @@ class FileReader:
         content = self._content
         if content is None:
             raise Conflict(f"{self._stat.path}: this reader is closed; open the file again")
+        check_span(self._stat, start, stop)
         view = content.view(start, stop)
         if view is None:
             # The bound method keeps the descriptor open even if the reader is closed meanwhile.

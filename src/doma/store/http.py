@@ -37,7 +37,7 @@ from doma.store.http_trust import AddressGuard, context_of, is_loopback
 from doma.store.http_upload import HttpUpload
 from doma.store.multistatus import Multistatus, Resource, listed
 from doma.store.protocol import PIECE, Buffer, Stat
-from doma.store.writing import Tally, check_move, check_replaceable, check_target
+from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target
 
 Token = Callable[[], Awaitable[str | None]]
 
@@ -72,7 +72,8 @@ class HttpReader:
         return self._stat
 
     async def read(self, start: int, stop: int) -> Buffer:
-        if stop <= start:
+        check_span(self._stat, start, stop)
+        if start == stop:
             return b""
         into = memoryview(bytearray(stop - start))
         await self._store.fill(self._stat, start, stop, into, self._token)

@@ -9,7 +9,7 @@ from doma.core.checksum import hasher
 from doma.core.errors import AlreadyExists, Conflict, NotFound, Refused, StorageFull
 from doma.core.paths import checked, parent
 from doma.store.protocol import Buffer, Space, Stat
-from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
+from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target, check_version
 
 
 class MemoryFile:
@@ -26,6 +26,7 @@ class MemoryFile:
         return self._stat
 
     async def read(self, start: int, stop: int) -> Buffer:
+        check_span(self._stat, start, stop)
         return memoryview(self._data)[start:stop]
 
     async def close(self) -> None:

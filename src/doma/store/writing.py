@@ -7,6 +7,7 @@ from doma.core.errors import (
     ChecksumMismatch,
     Conflict,
     PreconditionFailed,
+    RangeNotSatisfiable,
     Unsupported,
     WrongSize,
 )
@@ -95,6 +96,14 @@ def check_version(path: str, there: Stat | None, version: str | None) -> None:
         return
     now = f"version {there.version} is there" if there else "nothing is there"
     raise PreconditionFailed(f"{path}: the file changed meanwhile: {now}, not {version}; look again")
+
+
+def check_span(stat: Stat, start: int, stop: int) -> None:
+    """Refuse bytes that are not in the file. Raises RangeNotSatisfiable."""
+    if not 0 <= start <= stop <= stat.size:
+        raise RangeNotSatisfiable(
+            f"{stat.path}: bytes {start} to {stop} were asked for, it has {stat.size}", size=stat.size
+        )
 
 
 def check_move(source: str, target: str) -> None:

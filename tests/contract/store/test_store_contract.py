@@ -27,6 +27,7 @@ from doma.core.errors import (
     Conflict,
     NotFound,
     PreconditionFailed,
+    RangeNotSatisfiable,
     Refused,
     Unsupported,
     WrongSize,
@@ -186,6 +187,16 @@ async def test_any_range_is_exact(engine, start, stop):
     reader = await engine.store.open("/x")
     assert bytes(await reader.read(start, stop)) == DATA[start:stop]
     await reader.close()
+    await reader.close()
+
+
+async def test_bytes_that_are_not_there_are_refused(engine):
+    await engine.raw.set("/x", b"12345")
+    reader = await engine.store.open("/x")
+    for start, stop in ((0, 6), (5, 6), (-1, 2), (3, 2)):
+        with pytest.raises(RangeNotSatisfiable):
+            await reader.read(start, stop)
+    assert bytes(await reader.read(5, 5)) == b""
     await reader.close()
 
 

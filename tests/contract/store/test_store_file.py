@@ -10,7 +10,7 @@ import pytest
 
 from doma.core.errors import ConfigError, DomaError, NotFound, PreconditionFailed, Refused, StorageFull
 from doma.store.file import FileStore
-from doma.store.protocol import CanFeed, CanPeek, CanSpace, Hot
+from doma.store.protocol import CanFeed, CanPeek, CanSpace
 
 DATA = os.urandom(300_000)
 
@@ -28,7 +28,7 @@ async def put(store, path, data, **how):
     return await upload.commit()
 
 
-async def warm(store, path) -> Hot:
+async def warm(store, path):
     reader = await store.open(path)
     await reader.read(0, reader.stat.size)
     hot = store.peek(path)
