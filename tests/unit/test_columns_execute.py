@@ -23,7 +23,7 @@ CMS = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
 NTUPLE = REPO / "tests/data/Run2012BC_DoubleMuParked_Muons_1000evts_rntuple_v1-0-0-0.root"
 
 
-class Data(EventDataset):
+class Data(EventDataset):  # type: ignore[misc]
     """func_adl's own front end; only its encoder is used."""
 
     def __init__(self, tree=""):
@@ -35,7 +35,7 @@ class Data(EventDataset):
 
 
 def encoded(query) -> str:
-    return qastle.python_ast_to_text_ast(query.query_ast)
+    return str(qastle.python_ast_to_text_ast(query.query_ast))
 
 
 def deliver(query, path: Path, out: Path, **options):

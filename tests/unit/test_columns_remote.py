@@ -29,7 +29,8 @@ class Server:
     """A small HTTP server whose behaviour follows from the path."""
 
     def __init__(self) -> None:
-        self.etag, self.tokens = '"1"', []
+        self.etag = '"1"'
+        self.tokens: list[str | None] = []
         self.elsewhere = ""
         server = self
 

@@ -88,7 +88,7 @@ def _pulse(say: Any, beat: float) -> None:
 
 
 def _limit(memory: int) -> None:
-    if not memory:
+    if not memory or not sys.platform.startswith("linux"):
         return
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

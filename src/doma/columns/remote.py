@@ -102,7 +102,10 @@ class RemoteFile:
     def __init__(self, url: str, token: str, ca_file: str, allow: tuple[str, ...]) -> None:
         self.url, self.taken, self.version, self.size = url, 0, "", 0
         self._place, self._token, self._allow = url, token, allow
-        self._tls = ssl.create_default_context(cafile=ca_file or None)
+        self._tls = ssl.create_default_context()
+        if ca_file:
+            # Besides the system's: inputs lie at this site and elsewhere.
+            self._tls.load_verify_locations(ca_file)
         self._local = threading.local()
         self._opened: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()

@@ -24,6 +24,8 @@ LINE = 1 << 20
 """Longest answer line."""
 START = 60.0
 """Seconds that the imports of a worker may take."""
+KEPT = {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+"""What a worker sees of our environment: no secret."""
 SOURCES = str(Path(__file__).parents[2])
 
 
@@ -116,11 +118,7 @@ class _Worker:
         async with self._launching:
             if self._process is not None and self._process.returncode is None:
                 return
-            keep = {
-                k: v
-                for k, v in os.environ.items()
-                if k in {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH"}
-            }
+            keep = {k: v for k, v in os.environ.items() if k in KEPT}
             arguments = ["-m", "doma.columns.process", str(self._silence / 4), str(self._memory)]
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,

@@ -10,11 +10,9 @@ import pytest
 from sqlalchemy import select
 
 from doma.columns import repo
-from doma.columns.model import FileState, Grant, Outcome, Submission, Task
-from doma.columns.plan import compile_text
+from doma.columns.model import FileState, Task
 from doma.columns.worker import WorkerPool
 from doma.core.errors import CorruptFile, LimitExceeded, TimedOut
-from doma.db.engine import Database
 
 COUNT = "(call Count (call Where (call EventDataset 'x' 'Events') (lambda (list e) (> (attr e 'nMuon') 2))))"
 
@@ -102,29 +100,6 @@ async def test_a_killed_service_is_restarted_and_its_request_finishes_once(
     row = await _only_once(house, client, id_)
     assert row.attempt == 2
     assert not list((tmp_path / "work").glob("*/*.parquet"))
-
-
-async def test_a_late_answer_of_an_earlier_attempt_changes_nothing(tmp_path):
-    db = Database(f"sqlite:///{tmp_path}/late.db")
-    db.migrate()
-    plan = compile_text(COUNT)
-    ask = Submission(COUNT, ("https://a/1", "https://a/2"))
-    db.run_sync(lambda tx: repo.add(tx, "r", Grant("i", "s"), ask, plan.digest, 1.0))
-    (first,) = db.run_sync(lambda tx: repo.take(tx, "one", 10.0, 30.0, 1))
-    again = db.run_sync(lambda tx: repo.take(tx, "two", 50.0, 30.0, 2))
-    assert {(j.file, j.attempt) for j in again} == {(first.file, 2), (first.file + 1, 1)}
-    assert not db.run_sync(lambda tx: repo.renew(tx, {first.file: first.attempt}, 51.0, 30.0))
-    outcome = Outcome("v", rows=1, bytes=1)
-    assert not db.run_sync(lambda tx: repo.done(tx, first, "n", "/r/n", "v", outcome, 52.0))
-    assert not db.run_sync(lambda tx: repo.failed(tx, first, "late", 52.0))
-    for job in again:
-        assert db.run_sync(lambda tx, job=job: repo.done(tx, job, f"n{job.file}", "/r/n", "v", outcome, 53.0))
-        assert not db.run_sync(lambda tx, job=job: repo.done(tx, job, "n", "/r/n", "v", outcome, 53.0))
-    found = db.look_sync(lambda tx: repo.get(tx, "r", "i#s"))
-    assert (found.completed, found.failed, found.state) == (2, 0, "Complete")
-    times = [r.visible for r in db.look_sync(lambda tx: repo.results(tx, "r"))]
-    assert times == sorted(set(times))
-    db.close()
 
 
 async def test_a_hung_worker_is_stopped_at_its_limit_and_the_pool_goes_on(inputs, tmp_path):

@@ -57,8 +57,8 @@ def _muon_masses(path: Any) -> Any:
     masses = []
     for i in np.flatnonzero(n == 2):
         if charge[i][0] != charge[i][1]:
-            (p, q), (a, b), (f, g) = (np.float64(x[i]) for x in (pt, eta, phi))
-            masses.append(np.sqrt(2 * p * q * (np.cosh(a - b) - np.cos(f - g))))
+            p, a, f = (np.asarray(x[i], dtype=np.float64) for x in (pt, eta, phi))
+            masses.append(np.sqrt(2 * p[0] * p[1] * (np.cosh(a[0] - a[1]) - np.cos(f[0] - f[1]))))
     return np.array(masses)
 
 

@@ -1,0 +1,151 @@
+"""What the rows of column delivery promise, on both databases: counted once, fenced, fair, in order."""
+
+import random
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from doma.columns import repo
+from doma.columns.model import Grant, Outcome, State, Submission
+from doma.columns.plan import compile_text
+from doma.db import outbox
+from doma.db.engine import Database
+from doma.db.tables import metadata
+
+COUNT = "(call Count (call EventDataset 'x' 'Events'))"
+DIGEST = compile_text(COUNT).digest
+OUTCOME = Outcome("v1", rows=7, bytes=70)
+
+
+def add(db: Database, name: str, files: int, user: str = "alice", at: float = 1.0) -> None:
+    ask = Submission(COUNT, tuple(f"https://a/{i}.root" for i in range(files)))
+    grant = Grant("https://i", user, ("storage.read:/",))
+    db.run_sync(lambda tx: repo.add(tx, name, grant, ask, DIGEST, at))
+
+
+def take(db: Database, worker: str, now: float, limit: int = 1) -> list[repo.Job]:
+    return db.run_sync(lambda tx: repo.take(tx, worker, now, 30.0, limit))
+
+
+def done(db: Database, job: repo.Job, now: float = 60.0) -> bool:
+    path = f"/{job.request}/{job.number}"
+    return db.run_sync(lambda tx: repo.done(tx, job, f"n{job.number}", path, "o1", OUTCOME, now))
+
+
+def request(db: Database, name: str, user: str = "alice"):
+    return db.look_sync(lambda tx: repo.get(tx, name, f"https://i#{user}"))
+
+
+def test_the_migration_makes_the_tables_of_the_code(database):
+    def differences(tx):
+        found = compare_metadata(MigrationContext.configure(tx), metadata)
+        return [d for d in found if "column_" in str(d)]
+
+    assert database.look_sync(differences) == []
+
+
+def test_a_late_answer_of_an_earlier_attempt_changes_nothing(database):
+    add(database, "r", 2)
+    (first,) = take(database, "one", 10.0)
+    again = take(database, "two", 50.0, 2)
+    assert {(j.file, j.attempt) for j in again} == {(first.file, 2), (first.file + 1, 1)}
+    held = {first.file: first.attempt}
+    assert not database.run_sync(lambda tx: repo.renew(tx, held, 51.0, 30.0))
+    assert not done(database, first)
+    assert not database.run_sync(lambda tx: repo.failed(tx, first, "late", 52.0))
+    assert not database.run_sync(lambda tx: repo.again(tx, first, "late"))
+    for job in again:
+        assert done(database, job)
+        assert not done(database, job)
+    found = request(database, "r")
+    assert (found.completed, found.failed, found.state) == (2, 0, State.COMPLETE)
+
+
+def test_results_become_visible_at_strictly_growing_times_though_the_clock_stands(database):
+    add(database, "r", 5)
+    for job in take(database, "w", 10.0, 5):
+        done(database, job, 42.0)
+    times = [r.visible for r in database.look_sync(lambda tx: repo.results(tx, "r"))]
+    assert times == [42_000_000 + i for i in range(5)]
+    assert len(database.look_sync(lambda tx: repo.results(tx, "r", times[2]))) == 2
+
+
+def test_users_get_workers_in_turn_whatever_the_size_of_their_requests(database):
+    add(database, "large", 50, "alice", 1.0)
+    add(database, "small", 2, "bob", 2.0)
+    first = take(database, "w", 10.0, 4)
+    assert sorted(j.request for j in first) == ["large", "large", "small", "small"]
+
+
+def test_a_cancelled_request_is_left_alone_and_what_was_done_stays(database):
+    add(database, "r", 3)
+    one, two = take(database, "w", 10.0, 2)
+    assert done(database, one)
+    database.run_sync(lambda tx: repo.cancel(tx, "r", 61.0))
+    assert not done(database, two)
+    assert take(database, "w", 1000.0, 5) == []
+    found = request(database, "r")
+    assert (found.state, found.completed, found.finished) == (State.CANCELED, 1, 61.0)
+
+
+def test_a_result_is_known_to_the_same_question_only(database):
+    add(database, "r", 1)
+    (job,) = take(database, "w", 10.0)
+    done(database, job)
+    add(database, "s", 1, "bob")
+    (same,) = take(database, "w", 70.0)
+    (hit,) = database.look_sync(lambda tx: repo.known(tx, same))
+    assert (hit.version, hit.path, hit.events) == ("v1", "/r/0", 7)
+    database.run_sync(lambda tx: repo.remove(tx, "r", 80.0))
+    assert database.look_sync(lambda tx: repo.known(tx, same)) == []
+    assert request(database, "r") is None
+
+
+def test_nobody_else_sees_a_request(database):
+    add(database, "r", 1)
+    assert request(database, "r", "mallory") is None
+    assert database.look_sync(lambda tx: repo.listed(tx, "https://i#mallory", 10)) == []
+    assert [r.id for r in database.look_sync(lambda tx: repo.listed(tx, "https://i#alice", 10))] == ["r"]
+
+
+def test_every_change_is_told_to_its_owner_in_the_same_transaction(database):
+    add(database, "r", 2)
+    one, two = take(database, "w", 10.0, 2)
+    done(database, one)
+    database.run_sync(lambda tx: repo.failed(tx, two, "torn", 61.0))
+    told = database.look_sync(lambda tx: outbox.after(tx, 0))
+    assert [e.kind for _, e, _ in told] == [
+        "request.submitted",
+        "request.started",
+        "request.advanced",
+        "request.finished",
+    ]
+    assert {e.owner for _, e, _ in told} == {"https://i#alice"}
+    assert request(database, "r").failure == "https://a/1.root: torn"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_walks_never_count_a_file_twice(database, seed):
+    """Claims, late answers, failures and retries in any order: the counters are the rows."""
+    rng = random.Random(seed)
+    add(database, "r", 4)
+    now, jobs = 10.0, []
+    for _ in range(60):
+        now += rng.choice([1.0, 40.0])
+        jobs += take(database, f"w{rng.randrange(3)}", now, 2)
+        for job in rng.sample(jobs, min(len(jobs), 2)):
+            act = rng.choice(["done", "failed", "again", "renew"])
+            if act == "done":
+                done(database, job, now)
+            elif act == "failed":
+                database.run_sync(lambda tx, job=job: repo.failed(tx, job, "x", now))  # noqa: B023
+            elif act == "again":
+                database.run_sync(lambda tx, job=job: repo.again(tx, job, "x"))
+            else:
+                database.run_sync(lambda tx, job=job: repo.renew(tx, {job.file: job.attempt}, now, 30.0))  # noqa: B023
+        found = request(database, "r")
+        rows = database.look_sync(lambda tx: repo.results(tx, "r"))
+        assert found.completed == sum(r.state == "success" for r in rows)
+        assert found.failed == sum(r.state == "failure" for r in rows)
+        assert found.state.final == (len(rows) == 4)
