@@ -204,7 +204,7 @@ def aggregate(op, body, row, env):
     return (min if op == "min" else max)(there) if there else None
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(rows, cuts)
 def test_every_cut_means_the_same_row_by_row_and_at_once(table, cut):
     batch, flat = batch_of(table)

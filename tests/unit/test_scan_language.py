@@ -259,7 +259,7 @@ def test_types_that_do_not_widen_name_both_files():
         unified([("a", pa.schema({"x": pa.int64()})), ("b", pa.schema({"x": pa.float64()}))])
 
 
-@pytest.mark.parametrize("kind", sorted(DomaError.family.values(), key=lambda k: str(k.code)))
+@pytest.mark.parametrize("kind", sorted(DomaError.family.values(), key=str))
 def test_every_error_comes_back_from_flight_as_the_same_class(kind):
     error = kind("/site/a: gone [b] {c}:end; try é", retry_after=2.0, near=["a"])
     found = from_flight(to_flight(error))

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+import cramjam
 import pyarrow as pa
 import uproot
 
@@ -25,6 +26,7 @@ _MAX_BASKET = 256 << 20
 BROKEN = (
     ValueError, OSError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, AssertionError,
     RuntimeError, OverflowError, EOFError, UnicodeDecodeError, struct.error, zlib.error,
+    LookupError, ArithmeticError, MemoryError, cramjam.DecompressionError,
     uproot.deserialization.DeserializationError, uproot.interpretation.objects.CannotBeAwkward,
 )  # fmt: skip
 """What uproot raises on damaged bytes: it has no family of its own."""
