@@ -159,8 +159,8 @@ class Folder:
             if_version: As in ``Store.create``.
             if_absent: As in ``Store.create``.
         """
-        check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
         with _parents(path), self.tree.nearest(path) as (fd, at):
+            check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
             disk = os.fstatvfs(fd)
             if room > (free := disk.f_bavail * disk.f_frsize):
                 raise StorageFull(f"{path}: {room} bytes are needed and {free} are free; free some space")

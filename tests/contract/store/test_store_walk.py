@@ -227,4 +227,6 @@ class FileWalk(Walk):
 def test_a_random_walk_agrees_with_a_dictionary(walk):
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(walk, settings=settings(max_examples=25, stateful_step_count=25, deadline=None))
+    # Derandomized: the same walks each time; other seeds are for whoever changes an engine.
+    how = settings(max_examples=30, stateful_step_count=25, deadline=None, derandomize=True)
+    run_state_machine_as_test(walk, settings=how)
