@@ -32,6 +32,8 @@ _MARKS = 32 << 20
 """Bytes of page marks (10 a page) that objects without readers may hold in memory."""
 _BATCH = 10_000
 """Objects that one purge considers."""
+_SURVEYS = 3
+"""How often a purge counts again because objects came or went meanwhile."""
 _TOUCH = 60.0
 """Seconds between notes of the last access on disk."""
 
@@ -209,8 +211,12 @@ class Catalogue:
 
     async def purge(self, *, dry_run: bool = False) -> list[Victim]:
         """Free disk down to the low mark; gives the objects that went, in order, with the reason."""
-        oldest, total = await asyncio.to_thread(self._survey)
-        self._counted = total - self._change
+        for _ in range(_SURVEYS):
+            before = self._change
+            oldest, total = await asyncio.to_thread(self._survey)
+            self._counted = total - before
+            if self._change == before:  # else some of it was seen before it changed, some after
+                break
         excess = total - int(self._config.size * self._config.low)
         gone: list[Victim] = []
         for item in sorted(oldest, key=lambda item: self._last(item)):

@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from doma.cache.record import LARGEST, Record, decode, encode
 from doma.core.errors import AlreadyRunning, StorageUnavailable
 
 log = logging.getLogger(__name__)
+
+_SETTLED = 60_000_000_000
+"""Nanoseconds after which a file that no record names is surely not just being made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +167,7 @@ class Shelf:
             yield from self._walk_folder(self._objects / folder)
 
     def _walk_folder(self, folder: Path) -> Iterator[Item]:
+        old = max(self._began, time.time_ns() - _SETTLED)
         names = self._entries(folder)
         parts: dict[str, list[str]] = {}
         for name in names:
@@ -179,8 +184,8 @@ class Shelf:
                 if name in wanted:
                     used += found.st_blocks * 512
                     accessed = found.st_mtime if name == key else accessed
-                elif found.st_mtime_ns < self._began and found.st_ctime_ns < self._began:
-                    _remove(folder / name)
+                elif max(found.st_mtime_ns, found.st_ctime_ns) < old:
+                    _remove(folder / name)  # of a killed process, or of a record that was damaged
             if record:
                 yield Item(key, used, accessed)
 
