@@ -393,6 +393,9 @@ async def test_what_is_being_read_is_not_purged_and_the_rest_passes_through(make
     assert bytes(await reader.read(0, 900_000)) == first
     assert origin.sent == sent
     assert cache.stats().used <= MIB
+    counted = cache.stats().bytes
+    assert counted["bypass"] > 700_000
+    assert sum(counted[kind] for kind in ("hit", "prefetched", "miss", "bypass")) == 3 * 900_000
     await reader.close()
 
 

@@ -82,12 +82,14 @@ class Context:
 class Flight:
     """Pages on their way; ``task`` gives their bytes."""
 
-    __slots__ = ("by", "claims", "landing", "run", "task", "wanted")
+    __slots__ = ("by", "claims", "kept", "landing", "run", "task", "wanted")
 
     def __init__(self, run: Run, by: str, asked: Iterable[Run]) -> None:
         self.run = run
         self.by = by
         self.wanted = 0
+        self.kept = False
+        """Whether its bytes are on disk now."""
         self.landing = False
         """The bytes are here and only have to be written: no use in stopping any more."""
         self.task: asyncio.Task[Buffer]
@@ -262,6 +264,7 @@ class Fetcher:
             try:
                 await self.pages.save(flight.run[0], data)
                 counters.stored += len(data)
+                flight.kept = True
             except OSError as e:
                 counters.disk_errors += 1
                 log.warning("%s: the cache disk refused %d bytes: %s", self.place.shown, len(data), e)

@@ -189,7 +189,10 @@ class CachedReader:
                 raise _Again from e
             raise
         base, end = run[0] * PAGE, min(run[1] * PAGE, self._stat.size)
-        missed = sum(self._missed(flight, missing, start, stop) for flight in flights)
+        missed = bypassed = 0
+        for flight in flights:
+            amount = self._missed(flight, missing, start, stop)
+            missed, bypassed = missed + amount * flight.kept, bypassed + amount * (not flight.kept)
         if buffer is None and len(flights) == 1 and without(run, [flights[0].run]) == []:
             base, out = flights[0].run[0] * PAGE, memoryview(parts[0])
         else:
@@ -204,7 +207,8 @@ class CachedReader:
             out[a - base : b - base] = await self._fetcher.direct(a, b)
             direct += b - a
         self._context.counters.miss += missed
-        _count_hit(self._context, self._pages, start, stop, less=missed + direct)
+        self._context.counters.bypass += bypassed
+        _count_hit(self._context, self._pages, start, stop, less=missed + bypassed + direct)
         return out[start - base : stop - base]
 
     def _missed(self, flight: Flight, missing: list[Run], start: int, stop: int) -> int:
