@@ -1,9 +1,9 @@
 """Push-down against plain remote Parquet: bytes and CPU of the client, one run, one machine, loopback.
 
 Run it by hand: ``python tests/bench/bench_scan.py [--files N] [--rows N] [--repeat N]``. Both sides project
-three columns and cut on one. The plain side is pyarrow over a file object that fetches ranges of the same
-file by HTTP; the scan side is our Flight service. Each server is a process of its own, so that the CPU time of
-this process is the client's alone. Medians over the repetitions are printed, and their ratios.
+three columns and cut on one. The plain side is pyarrow over a file object that fetches ranges of
+the same file by HTTP; the scan side is our Flight service. Each server is a process of its own, so that the
+CPU time of this process is the client's alone. Medians over the repetitions are printed, and their ratios.
 """
 
 import argparse
