@@ -95,10 +95,10 @@ def test_a_result_is_known_to_the_same_question_only(database):
     done(database, job)
     add(database, "s", 1, "bob")
     (same,) = take(database, "w", 70.0)
-    (hit,) = database.look_sync(lambda tx: repo.known(tx, same))
+    (hit,) = database.look_sync(lambda tx: repo.known(tx, same.digest, same.url, same.format))
     assert (hit.version, hit.path, hit.events) == ("v1", "/r/0", 7)
     database.run_sync(lambda tx: repo.remove(tx, "r", 80.0))
-    assert database.look_sync(lambda tx: repo.known(tx, same)) == []
+    assert database.look_sync(lambda tx: repo.known(tx, same.digest, same.url, same.format)) == []
     assert request(database, "r") is None
 
 

@@ -310,10 +310,13 @@ def expired(tx: Connection, before: float) -> list[str]:
     return [r.id for r in tx.execute(old.limit(100))]
 
 
-def known(tx: Connection, job: Job) -> list[Cached]:
+def known(tx: Connection, digest: str, url: str, format_: str) -> list[Cached]:
     """Results of other requests for the same question to the same URL, whatever the input's version."""
     rows = tx.execute(
-        select(cache).where(cache.c.input == _input(job)).order_by(cache.c.made.desc()).limit(8)
+        select(cache)
+        .where(cache.c.input == _input(digest, url, format_))
+        .order_by(cache.c.made.desc())
+        .limit(8)
     )
     return [Cached(r.key, r.version, r.path, r.object_version, r.bytes, r.events) for r in rows]
 
@@ -323,16 +326,17 @@ def forget(tx: Connection, key: str) -> None:
     tx.execute(delete(cache).where(cache.c.key == key))
 
 
-def _input(job: Job) -> str:
-    return hashlib.sha256("\0".join((job.digest, job.url, job.format, ENGINE)).encode()).hexdigest()
+def _input(digest: str, url: str, format_: str) -> str:
+    return hashlib.sha256("\0".join((digest, url, format_, ENGINE)).encode()).hexdigest()
 
 
 def _remember(tx: Connection, job: Job, path: str, version: str, outcome: Outcome, now: float) -> None:
-    key = hashlib.sha256(f"{_input(job)}\0{outcome.version}".encode()).hexdigest()
+    place = _input(job.digest, job.url, job.format)
+    key = hashlib.sha256(f"{place}\0{outcome.version}".encode()).hexdigest()
     tx.execute(delete(cache).where(cache.c.key == key))
     tx.execute(
         insert(cache).values(
-            key=key, input=_input(job), version=outcome.version, path=path, object_version=version,
+            key=key, input=place, version=outcome.version, path=path, object_version=version,
             bytes=outcome.bytes, events=outcome.rows, request=job.request, made=now,
         )
     )  # fmt: skip

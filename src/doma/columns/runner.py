@@ -201,7 +201,7 @@ class Runner:
             output.unlink(missing_ok=True)
 
     async def _attempt(self, job: repo.Job, output: Path) -> None:
-        known = await self._db.look(lambda tx: repo.known(tx, job))
+        known = await self._db.look(lambda tx: repo.known(tx, job.digest, job.url, job.format))
         token = await self._tokens.token(job.grant, job.url)
         versions = tuple(k.version for k in known)
         outcome = await self._pool.run(self._task(job.url, job.selection, str(output), token, versions))

@@ -111,7 +111,7 @@ class ColumnService:
         files = tuple(dict.fromkeys(ask.files))
         plan = await asyncio.to_thread(compile_text, ask.selection)
         if files:
-            await self._check(grant, ask.selection, files[0])
+            await self._check(grant, ask, plan, files[0])
         id_ = str(uuid.uuid4())
         stored = Submission(
             ask.selection, files, ask.title, ask.did, ask.codegen, ask.format, ask.destination
@@ -189,11 +189,13 @@ class ColumnService:
             raise BadRequest(f"request {id_}: it is {found.state}; cancel it first")
         await self._runner.remove(id_)
 
-    async def _check(self, grant: Grant, selection: str, url: str) -> None:
+    async def _check(self, grant: Grant, ask: Submission, plan: Plan, url: str) -> None:
         """Compare names with the first file if it opens quickly; other trouble is the file's, later."""
+        if await self._db.look(lambda tx: repo.known(tx, plan.digest, url, ask.format)):
+            return  # the same question was answered from some version of this file: its names exist
         if len(self._checks) >= self._slots or self._runner.busy:
             return
-        task = asyncio.create_task(self._runner.check(grant, selection, url))
+        task = asyncio.create_task(self._runner.check(grant, ask.selection, url))
         self._checks.add(task)
         task.add_done_callback(self._checked)
         await asyncio.wait({task}, timeout=CHECK)
