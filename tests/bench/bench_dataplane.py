@@ -28,8 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-import dataplane_load as load
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.bench import dataplane_load as load
 
 GIB = 1 << 30
 ISSUER, AUDIENCE = "https://issuer.example/doma", "https://localhost"

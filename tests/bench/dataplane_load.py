@@ -118,7 +118,7 @@ def run_ranges(
     for turn in range(count):
         sock = socks[turn % connections]
         exactly(sock, total, buffer)
-        assert buffer[:12] == b"HTTP/1.1 206", bytes(buffer[:200])
+        assert bytes(buffer[:12]) == b"HTTP/1.1 206", bytes(buffer[:200])
         if turn + connections < count:
             sock.sendall(prepared[turn % 64])
     spent = time.perf_counter() - begun
