@@ -249,3 +249,21 @@ def test_random_programs_give_a_table_or_a_clear_error(data):
         parts = [data.draw(grow).format(*parts), data.draw(atom)]
     with contextlib.suppress(BadQuery, LimitExceeded):
         run(compile_text(f"(call Select (call EventDataset) 'lambda e: {parts[0]}')"), ROWS)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(- {})", "(call (attr np 'sqrt') {})", "(if True {} 1)", "(subscript {} 0)"]
+)
+def test_the_deepest_query_that_is_accepted_also_runs(pattern):
+    def ask_deep(depth: int) -> None:
+        body = "(attr e 'x')"
+        for _ in range(depth):
+            body = pattern.format(body)
+        plan = compile_text(f"(call Select (call EventDataset) (lambda (list e) {body}))")
+        assert len(plan.digest) == 64
+        with contextlib.suppress(BadQuery):
+            run(plan, ROWS)
+
+    ask_deep(90)
+    with pytest.raises(LimitExceeded, match="nested"):
+        ask_deep(100)

@@ -5,6 +5,8 @@ Their ``repr`` is the canonical text of a query, from which the key of cached re
 
 from dataclasses import dataclass
 
+from doma.columns.functions import REDUCTIONS
+
 
 @dataclass(frozen=True, slots=True)
 class Const:
@@ -118,3 +120,23 @@ class Shape:
 
 ANY, ONE, ROW = Shape("any"), Shape("one"), Shape("row")
 ROWS = Shape("rows", ROW)
+
+
+def shape_after(name: str, source: Shape, body: Shape) -> Shape:
+    """What is known of an operator's result."""
+    if name in {"Where", "OrderBy", "OrderByDescending"}:
+        return source
+    if name == "Select":
+        return Shape("list", body)
+    if name == "SelectMany":
+        return Shape("list", body.item or ANY)
+    if name == "Zip" and source.kind == "record":
+        items = tuple((n, s.item or ANY) for n, s in source.fields)
+        return Shape("list", Shape("record", None, items))
+    if name in {"Any", "All"}:
+        return ONE
+    if name in REDUCTIONS:
+        # The innermost axis is reduced: of a list of lists a list remains.
+        flat = source.item is not None and source.item.kind in {"one", "row", "record"}
+        return ONE if flat else ANY
+    return ANY

@@ -17,6 +17,7 @@ from doma.core.errors import BadQuery, LimitExceeded
 MAX_TEXT = 1 << 20
 """Bytes of a query."""
 MAX_NODES = 50_000
+MAX_NAME = 1000
 MAX_NESTING = 2_000
 """Open brackets at once."""
 MAX_DEPTH = 100
@@ -159,6 +160,8 @@ class _Reader:
         if self.at < len(self.text) and self.text[self.at] not in " \t\r\n()":
             raise BadQuery(f"query, at {self.at}: white space is expected after {_short(match[0])}")
         if match["name"] is not None:
+            if len(match[0]) > MAX_NAME:
+                raise LimitExceeded(f"query, at {at}: a name may have at most {MAX_NAME} characters")
             if match[0] in _WORDS:
                 return Node("const", value=_WORDS[match[0]], at=at)
             return Node("name", value=match[0], at=at)

@@ -28,10 +28,11 @@ from doma.columns.expressions import (
     Shape,
     Ufunc,
     Var,
+    shape_after,
 )
-from doma.columns.language import Node, parse, parse_python
+from doma.columns.language import MAX_NAME, Node, parse, parse_python
 from doma.columns.near import did_you_mean, near
-from doma.core.errors import BadQuery, UnknownColumn
+from doma.core.errors import BadQuery, LimitExceeded, UnknownColumn
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,10 @@ class _Compiler:
         if keys.kind != "list" or values.kind != "list" or len(keys.args) != len(values.args):
             raise BadQuery(f"query, at {node.at}: dict needs a list of keys and as many values")
         names = [k.value for k in keys.args]
-        if not all(isinstance(n, str) and n for n in names):
-            raise BadQuery(f"query, at {keys.at}: the keys of a dict must be strings that are not empty")
+        if not all(isinstance(n, str) and 0 < len(n) <= MAX_NAME for n in names):
+            raise BadQuery(
+                f"query, at {keys.at}: the keys of a dict must be strings of 1 to {MAX_NAME} characters"
+            )
         return self._record(node, [str(n) for n in names], values.args, env, False)
 
     def _record(
@@ -218,6 +221,8 @@ class _Compiler:
         return self._field(source, shape, name.value, node.at)
 
     def _field(self, source: Expr, shape: Shape, name: str, at: int) -> tuple[Expr, Shape]:
+        if len(name) > MAX_NAME:
+            raise LimitExceeded(f"query, at {at}: a name may have at most {MAX_NAME} characters")
         if shape.kind == "row":
             self.branches.add(name)
             if self.filtering:
@@ -342,7 +347,7 @@ class _Compiler:
             filtering, self.filtering = self.filtering, name == "Where" and shape.kind == "rows"
             by, result = self._lambda(name, args[1], item, env)
             self.filtering = filtering
-            return Op(name, source, by), _shape_after(name, shape, result)
+            return Op(name, source, by), shape_after(name, shape, result)
         if shape.kind == "rows" and name != "Count":
             raise BadQuery(
                 f"query, at {node.at}: {name} of whole events is not offered; Select a column first"
@@ -357,7 +362,7 @@ class _Compiler:
         if len(args) == 2:
             result = item if name == "ElementAt" else (ONE if name == "Contains" else Shape("list", ANY))
             return Op(name, source, arg=self._value(args[1], env)), result
-        return Op(name, source), _shape_after(name, shape, ANY)
+        return Op(name, source), shape_after(name, shape, ANY)
 
     def _lambda(self, name: str, node: Node, item: Shape, env: Env) -> tuple[Lambda, Shape]:
         if node.kind == "const" and isinstance(node.value, str):
@@ -387,22 +392,3 @@ class _Compiler:
 
 def _is_numpy(node: Node, env: Env) -> bool:
     return node.kind == "name" and node.value in {"np", "numpy", "math"} and node.value not in env
-
-
-def _shape_after(name: str, source: Shape, body: Shape) -> Shape:
-    if name in {"Where", "OrderBy", "OrderByDescending"}:
-        return source
-    if name == "Select":
-        return Shape("list", body)
-    if name == "SelectMany":
-        return Shape("list", body.item or ANY)
-    if name == "Zip" and source.kind == "record":
-        items = tuple((n, s.item or ANY) for n, s in source.fields)
-        return Shape("list", Shape("record", None, items))
-    if name in {"Any", "All"}:
-        return ONE
-    if name in known.REDUCTIONS:
-        # The innermost axis is reduced: of a list of lists a list remains.
-        flat = source.item is not None and source.item.kind in {"one", "row", "record"}
-        return ONE if flat else ANY
-    return ANY
