@@ -8,23 +8,18 @@ Filters and projections run beside the data; rows come back in file order.
 Source: scan.md §1.
 """
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.flight as fl
 
-from doma.core.errors import BadQuery, DomaError, NotAllowed
+from doma.core.errors import BadQuery, NotAllowed
 from doma.scan import convert, jsontext, text
-from doma.scan.flighterror import from_flight
+from doma.scan.connection import Remote, Token
 
-Token = str | Callable[[], str] | None
 _POISON = pa.table({"use the methods of the remote dataset itself": pa.array([], pa.null())})
 _LOOPBACK = ("grpc://127.", "grpc+tls://127.", "grpc://localhost", "grpc+tls://localhost", "grpc://[::1]")
 
@@ -51,66 +46,6 @@ def scan(
     chosen = compression or ("none" if url.startswith(_LOOPBACK) else "lz4")
     options: dict[str, Any] = {"compression": chosen} | ({"tree": tree} if tree is not None else {})
     return RemoteDataset(Remote(url, token, ca), {"v": 1, "from": dataset, "options": options})
-
-
-class Remote:
-    """The way to a scan service: address, credential, trust. Connects when it is first used."""
-
-    def __init__(
-        self, url: str, token: Token = None, ca: str | os.PathLike[str] | bytes | None = None
-    ) -> None:
-        self.url = url
-        self._token = token
-        self._ca = ca
-        self._client: Any = None
-        self.last: str | None = None
-        """Number of the scan planned last."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Remote, (self.url, self._token, self._ca)
-
-    def info(self, query: Mapping[str, Any]) -> Any:
-        """FlightInfo of a query. Raises the service's error as the same class."""
-        command = jsontext.write(query).encode()
-        found = self._call(lambda c, o: c.get_flight_info(fl.FlightDescriptor.for_command(command), o))
-        self.last = json.loads(bytes(found.app_metadata))["scan"]
-        return found
-
-    def stream(self, endpoints: Sequence[Any]) -> Iterator[pa.RecordBatch]:
-        """The batches of endpoints in order; leaving the iterator stops the scan."""
-        for endpoint in endpoints:
-            reader = self._call(partial(_get, endpoint.ticket))
-            try:
-                while True:
-                    try:
-                        chunk = reader.read_chunk()
-                    except StopIteration:
-                        break
-                    yield chunk.data
-            except (fl.FlightError, pa.ArrowException, OSError) as e:
-                raise from_flight(e) from e
-            finally:
-                reader.cancel()
-
-    def act(self, kind: str, body: bytes = b"") -> Any:
-        """The JSON answer of an action."""
-        results = self._call(lambda c, o: list(c.do_action(fl.Action(kind, body), o)))
-        return jsontext.read(results[0].body.to_pybytes())
-
-    def _call(self, work: Callable[[Any, Any], Any]) -> Any:
-        try:
-            if self._client is None:
-                ca = self._ca
-                if isinstance(ca, os.PathLike) or (isinstance(ca, str) and "-----BEGIN" not in ca):
-                    ca = Path(ca).read_bytes()
-                self._client = (
-                    fl.FlightClient(self.url, tls_root_certs=ca) if ca else fl.FlightClient(self.url)
-                )
-            token = self._token() if callable(self._token) else self._token
-            headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
-            return work(self._client, fl.FlightCallOptions(headers=headers))
-        except (fl.FlightError, pa.ArrowException) as e:
-            raise from_flight(e) from e
 
 
 class RemoteDataset(ds.InMemoryDataset):  # type: ignore[misc]  # pyarrow has no types
@@ -389,10 +324,6 @@ _HINTS = frozenset(
 )
 
 
-def _get(ticket: Any, client: Any, options: Any) -> Any:
-    return client.do_get(ticket, options)
-
-
 def _check_hints(hints: Mapping[str, Any]) -> None:
     unknown = set(hints) - _HINTS
     if unknown:
@@ -444,4 +375,4 @@ def _rows_alone(count: int) -> pa.Table:
     return pa.table({"x": pa.nulls(count)}).select([])
 
 
-__all__ = ["DomaError", "Remote", "RemoteDataset", "RemoteFragment", "RemoteScanner", "scan"]
+__all__ = ["Remote", "RemoteDataset", "RemoteFragment", "RemoteScanner", "scan"]

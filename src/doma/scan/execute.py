@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from doma.core.errors import BadQuery, CorruptFile, LimitExceeded
-from doma.scan.evaluate import BUDGET, Evaluator, members, unknown
+from doma.scan.evaluate import BUDGET, Evaluator
 from doma.scan.grammar import Scope
 from doma.scan.groups import Group, batch_of, portions
 from doma.scan.model import Output, Query
+from doma.scan.names import members, unknown
 from doma.scan.plan import can_skip
 from doma.scan.source import Source
 

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from doma.core.errors import BadQuery, LimitExceeded, Unsupported
+from doma.core.errors import LimitExceeded, Unsupported
 from doma.scan.literal import Literal, literal, member
+from doma.scan.place import Place, shown, wrong
 
 MAX_DEPTH = 2000
 MAX_NODES = 50_000
@@ -59,9 +60,6 @@ TOTAL = (
     }
 )
 """Steps that cannot fail on any value: a program of these alone may skip rows by statistics unseen."""
-
-Place = tuple["Place | None", str | int]
-"""Where a step stood in the request, as a chain from the inside out: cheap for deep requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +132,6 @@ def last_uses(steps: tuple[Step, ...]) -> list[int]:
         for arg in step.args:
             last[arg] = position
     return last
-
-
-def pointer(place: Place | None) -> str:
-    """The JSON pointer (RFC 6901) of a place.
-
-    >>> pointer(((None, "where"), 0))
-    '/where/0'
-    """
-    parts: list[str] = []
-    while place is not None:
-        place, key = place
-        parts.append(str(key).replace("~", "~0").replace("/", "~1"))
-    return "".join("/" + part for part in reversed(parts))
-
-
-def shown(place: Place | None) -> str:
-    """A pointer short enough for a message."""
-    text = pointer(place)
-    return text if len(text) <= 120 else f"{text[:60]}…{text[-50:]}"
-
-
-def wrong(text: str, place: Place | None) -> BadQuery:
-    """The error for a place of the request."""
-    return BadQuery(f"query{shown(place)}: {text}", pointer=shown(place))
 
 
 @dataclass(slots=True)

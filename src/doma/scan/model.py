@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from doma.core.errors import BadQuery
-from doma.scan.grammar import MAX_NODES, Program, compile_expression, wrong
+from doma.scan.grammar import MAX_NODES, Program, compile_expression
 from doma.scan.jsontext import read, write
+from doma.scan.place import wrong
 
 VERSION = 1
 MAX_COLUMNS = 20_000

@@ -17,8 +17,8 @@ import uproot
 
 from doma.core.errors import BadQuery, CorruptFile, DomaError, LimitExceeded
 from doma.scan.columnar import arrow_array, type_of_cpp, type_of_form
-from doma.scan.evaluate import unknown
 from doma.scan.groups import Group, batch_of
+from doma.scan.names import unknown
 
 _CLASSES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 _MIN_ROWS = 16 << 10
