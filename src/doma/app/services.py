@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -134,14 +135,18 @@ class Services:
 
         found = caches(self.site.endpoints)
         for name, cache in found.items():
-            root.include_router(router(cache, self.verifier, self.site.endpoints[name].gate))
-            for metric in cache.stats().metrics():
-                self.metrics.watch(
-                    metric if len(found) == 1 else f"{metric}_{name}",
-                    "see the cache's statistics",
-                    partial(_number, cache, metric),
-                    kind="counter" if metric.endswith("_total") else "gauge",
-                )
+            # the first answers at the plain address that clients know, each further one below its name
+            prefix = "" if name == next(iter(found)) else f"/api/v1/endpoints/{name}"
+            root.include_router(router(cache, self.verifier, self.site.endpoints[name].gate), prefix=prefix)
+        names = next(iter(found.values())).stats().metrics() if found else {}
+        for metric in names:
+            self.metrics.watch(
+                metric,
+                "See the cache's statistics.",
+                partial(_numbers, found, metric),
+                kind="counter" if metric.endswith("_total") else "gauge",
+                labels=("endpoint",),
+            )
 
     def _columns(self, root: Any) -> None:
         from doma.columns.routes import router
@@ -225,8 +230,8 @@ def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIAp
     return app
 
 
-def _number(cache: CacheStore, metric: str) -> float:
-    return cache.stats().metrics()[metric]
+def _numbers(found: Mapping[str, CacheStore], metric: str) -> dict[tuple[str, ...], float]:
+    return {(name,): cache.stats().metrics()[metric] for name, cache in found.items()}
 
 
 def _origin(url: str) -> str:

@@ -1,10 +1,7 @@
 """``doma demo``: starts the system, runs the main job by four roads, shows the table, draws the plot."""
 
 import json as jsonlib
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from doma.app.child import Child
 from doma.app.home import Home
 from doma.cli import show
-from doma.core.errors import DomaError, MissingExtra, ServiceUnavailable
-
-START = 60.0
-"""Seconds that the system may take to become ready (imports of the scientific stack included)."""
+from doma.core.errors import DomaError, MissingExtra
 
 
 def demo(home: Path | None, events: int | None, json: Path | None, plot: Path) -> None:
@@ -44,26 +39,8 @@ def _running(place: Home) -> Iterator[None]:
     if place.running():
         yield
         return
-    place.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log = place / "demo.log"
-    command = [sys.executable, "-c", "from doma.cli import main; main()", "up", "--home", str(place.path)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)  # noqa: S603 - ourselves
-    try:
-        deadline = time.monotonic() + START
-        while not (place / "run.json").exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                tail = log.read_text(errors="replace").strip().splitlines()[-1:] or ["no output"]
-                raise ServiceUnavailable(f"{place.path}: the system did not start: {tail[0]}")
-            time.sleep(0.05)
+    with Child(place, log=place / "demo.log"):
         yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=45)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _main_job(place: Home, scratch: Path, events: int | None, json: Path | None, plot: Path) -> None:
@@ -147,9 +124,10 @@ def _report(results: Any, cache: Any, expected: Any, agree: DomaError | None, na
     header = ("road", "events", "pairs", "received", "from origin", "seconds")
     show.table(f"Dimuon mass of {name}, 60-120 GeV", header, rows, right=header[1:])
     moved = [
-        (read, *(show.size(c.get(k, 0)) for k in ("hit", "miss", "origin"))) for read, c in cache.items()
+        (read, *(show.size(c.get(k, 0)) for k in ("hit", "prefetched", "miss", "origin")))
+        for read, c in cache.items()
     ]
-    head = ("read through the cache", "hits", "misses", "from origin")
+    head = ("read through the cache", "hits", "hits read ahead", "misses", "from origin")
     show.table("", head, moved, right=head[1:])
     if agree is None:
         inside = int(expected.counts.sum())

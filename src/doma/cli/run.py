@@ -103,6 +103,6 @@ def status(home: Path | None, json: bool) -> None:
     _announce(run, json=False)
     show.table("health", ("part", "state"), list(health.items()))
     if cache:
-        show.table(
-            "cache", ("number", "value"), [(k, v) for k, v in cache.items() if isinstance(v, int | float)]
-        )
+        numbers = {f"bytes {k}": show.size(v) for k, v in cache["bytes"].items()} | cache["counts"]
+        numbers |= {"disk used": show.size(cache["used"]), "disk limit": show.size(cache["size"])}
+        show.table("cache", ("number", "value"), list(numbers.items()), right=("value",))
