@@ -35,6 +35,8 @@ class Delivered:
     rows: int
     source: str
     """The input file."""
+    read: int
+    """Bytes that the service took from it."""
 
 
 class ColumnClient:
@@ -50,6 +52,8 @@ class ColumnClient:
         self._http, self._results = http, results or http
         self.received = 0
         """Bytes of results read so far."""
+        self.read_bytes = 0
+        """Bytes that the service took from the inputs of these results."""
 
     async def submit(self, selection: str, files: Sequence[str], *, title: str | None = None) -> str:
         """Ask; returns the request's id. Raises BadQuery, UnknownColumn, … as the service says."""
@@ -142,6 +146,7 @@ class ColumnClient:
                 f"result {result.name}: {len(answer.content)} bytes came, {result.bytes} were announced"
             )
         self.received += len(answer.content)
+        self.read_bytes += result.read
         return pq.read_table(io.BytesIO(answer.content))
 
     async def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
@@ -158,5 +163,11 @@ class ColumnClient:
 def _delivered(row: dict[str, Any], uri: list[Any]) -> Delivered:
     url, headers, _ = uri
     return Delivered(
-        row["s3-object-name"], url, headers, row["total-bytes"], row["total-events"], row["file-path"]
+        row["s3-object-name"],
+        url,
+        headers,
+        row["total-bytes"],
+        row["total-events"],
+        row["file-path"],
+        row["input-bytes"],
     )

@@ -148,6 +148,8 @@ class FileResult:
     events: int
     """Rows of the result."""
     seconds: float
+    read: int
+    """Bytes that were taken from the input."""
     visible: int
     """Microseconds, strictly increasing in the order in which the results of a request became visible."""
 

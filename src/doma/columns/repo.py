@@ -94,6 +94,7 @@ files = Table(
     Column("bytes", BigInteger, nullable=False),
     Column("events", BigInteger, nullable=False),
     Column("seconds", Double, nullable=False),
+    Column("read", BigInteger, nullable=False),
     Column("visible", BigInteger, nullable=False),
     UniqueConstraint("request", "number"),
     Index(None, "state", "lease_until"),
@@ -158,7 +159,7 @@ def add(tx: Connection, id_: str, grant: Grant, ask: Submission, digest: str, no
         )
     )  # fmt: skip
     blank = {"request": id_, "state": FileState.WAITING, "attempt": 0, "bytes": 0, "events": 0,
-             "seconds": 0.0,
+             "seconds": 0.0, "read": 0,
              "visible": 0}  # fmt: skip
     rows = [{**blank, "number": i, "url": url} for i, url in enumerate(ask.files)]
     for start in range(0, len(rows), 500):
@@ -250,7 +251,8 @@ def done(tx: Connection, job: Job, name: str, path: str, version: str, outcome: 
     visible = _tick(tx, job.request, now)
     if not claims.settle(
         tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.DONE, name=name,
-        bytes=outcome.bytes, events=outcome.rows, seconds=outcome.seconds, reason=None, visible=visible,
+        bytes=outcome.bytes, events=outcome.rows, seconds=outcome.seconds, read=outcome.read, reason=None,
+        visible=visible,
     ):  # fmt: skip
         return False
     if outcome.version:
@@ -261,11 +263,9 @@ def done(tx: Connection, job: Job, name: str, path: str, version: str, outcome: 
 
 def failed(tx: Connection, job: Job, reason: str, now: float) -> bool:
     """Record that a file cannot be done."""
-    visible = _tick(tx, job.request, now)
-    if not claims.settle(
-        tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.FAILED, reason=reason,
-        visible=visible,
-    ):  # fmt: skip
+    visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
+    ended = {"state": FileState.FAILED, "reason": reason, "visible": visible}
+    if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
         return False
     _count(tx, job.request, now, visible, failed=1, reason=f"{job.url}: {reason}"[:2000])
     return True
@@ -396,5 +396,5 @@ def _request(r: Row[Any]) -> Request:
 def _file(r: Row[Any]) -> FileResult:
     return FileResult(
         r.id, r.request, r.number, r.url, FileState(r.state), r.reason, r.name, r.bytes, r.events, r.seconds,
-        r.visible,
+        r.read, r.visible,
     )  # fmt: skip

@@ -220,4 +220,5 @@ def _result(r: model.FileResult) -> dict[str, Any]:
         "transform_time": round(r.seconds), "total-events": r.events, "total-bytes": r.bytes,
         "avg-rate": r.events / r.seconds if r.seconds else 0.0, "s3-object-name": r.name or "",
         "created_at": moment.isoformat(timespec="microseconds"), "reason": r.reason,
+        "input-bytes": r.read,
     }  # fmt: skip

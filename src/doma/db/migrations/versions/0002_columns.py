@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("events", sa.BigInteger(), nullable=False),
         sa.Column("seconds", sa.Double(), nullable=False),
+        sa.Column("read", sa.BigInteger(), nullable=False),
         sa.Column("visible", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_column_files"),
         sa.ForeignKeyConstraint(
