@@ -264,7 +264,7 @@ def done(tx: Connection, job: Job, name: str, path: str, version: str, outcome: 
 def failed(tx: Connection, job: Job, reason: str, now: float) -> bool:
     """Record that a file cannot be done."""
     visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
-    ended = {"state": FileState.FAILED, "reason": reason, "visible": visible}
+    ended: dict[str, Any] = {"state": FileState.FAILED, "reason": reason, "visible": visible}
     if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
         return False
     _count(tx, job.request, now, visible, failed=1, reason=f"{job.url}: {reason}"[:2000])
