@@ -78,7 +78,7 @@ class ParquetSource:
             return
         try:
             # Buffered: column chunks are read page by page instead of whole.
-            reader = pq.ParquetFile(self._python, metadata=self._meta, buffer_size=_BUFFER)
+            reader = pq.ParquetFile(self._python, metadata=self._meta, buffer_size=_BUFFER, pre_buffer=False)
             for batch in reader.iter_batches(
                 rows, row_groups=[group.index], columns=list(columns), use_threads=False
             ):

@@ -142,6 +142,7 @@ class ScanService:
         self._key = key or secrets.token_bytes(32)
         self._lock = threading.Lock()
         self._running = 0
+        self._closed = False
         self._records: OrderedDict[str, _Record] = OrderedDict()
         self._open: OrderedDict[tuple[FileRef, str | None], tuple[Source, Counted]] = OrderedDict()
         self._facts: OrderedDict[tuple[FileRef, str | None], tuple[pa.Schema, int]] = OrderedDict()
@@ -238,6 +239,7 @@ class ScanService:
     def close(self) -> None:
         """Stop everything and close all files."""
         with self._lock:
+            self._closed = True
             records = list(self._records.values())
             sources, self._open = list(self._open.values()), OrderedDict()
         for record in records:
@@ -302,8 +304,7 @@ class ScanService:
         opener = self.catalog.openers[ref.endpoint]
         with self._lock:
             kept = self._open.pop((ref, tree), None)
-        if kept is not None and opener.stat(ref.path).version != ref.version:
-            kept[0].close()
+        if kept is not None and not _current(opener, ref, kept[0]):
             kept = None
         source, meter = kept or _opened(opener, ref, tree, count)
         meter.count = count
@@ -318,7 +319,7 @@ class ScanService:
     def _put_back(self, key: tuple[FileRef, str | None], source: Source, meter: Counted) -> None:
         gone = [source]
         with self._lock:
-            if key not in self._open:
+            if key not in self._open and not self._closed:
                 self._open[key] = source, meter
                 gone.clear()
             while len(self._open) > KEPT_OPEN:
@@ -377,6 +378,18 @@ def _opened(
     except BaseException:
         meter.close()
         raise
+
+
+def _current(opener: Opener, ref: FileRef, source: Source) -> bool:
+    """Whether a source that was kept open is still the file of that name; closed if not."""
+    try:
+        same = opener.stat(ref.path).version == ref.version
+    except BaseException:
+        source.close()
+        raise
+    if not same:
+        source.close()
+    return same
 
 
 def _bounds_of(source: Source, group: Group, held: set[str]) -> Callable[[str], tuple[int, int] | None]:
