@@ -37,7 +37,7 @@ from doma.store.http_trust import AddressGuard, context_of, is_loopback
 from doma.store.http_upload import HttpUpload
 from doma.store.multistatus import Multistatus, Resource, listed
 from doma.store.protocol import PIECE, Buffer, Stat
-from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target
+from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target, check_version
 
 Token = Callable[[], Awaitable[str | None]]
 
@@ -242,6 +242,8 @@ class HttpStore:
             fields |= {name: value for name, value in told.items() if value}
         if if_absent:
             fields["If-None-Match"] = "*"
+        elif if_version is not None and not is_strong(if_version):
+            check_version(path, await self._find(path), if_version)  # The server offers nothing better.
         elif if_version is not None:
             fields["If-Match"] = "*" if if_version == "*" else f'"{if_version}"'
 
@@ -267,7 +269,11 @@ class HttpStore:
             await self._propfind(path, "1", children)
             if children:
                 raise Conflict(f"{path}: the directory is not empty; delete recursively or empty it")
-        fields = {"If-Match": f'"{version}"'} if version is not None else {}
+        fields = {}
+        if version is not None and is_strong(version):
+            fields["If-Match"] = f'"{version}"'
+        elif version is not None:
+            check_version(path, await self.stat(path), version)  # The server offers nothing better.
         await self._change("DELETE", path, fields)
 
     async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:

@@ -107,6 +107,20 @@ async def test_a_server_without_etags_is_compared_by_date_and_size():
             await reader.read(0, 1)
 
 
+async def test_without_etags_a_version_is_compared_before_deleting():
+    def answer(method, target, fields):
+        assert "if-match" not in fields
+        return (204 if method == "DELETE" else 200), {"Last-Modified": DATE, "Content-Length": "3"}, b""
+
+    async with over(answer) as (store, asked):
+        version = (await store.stat("/f")).version
+        with pytest.raises(PreconditionFailed):
+            await store.delete("/f", version="weak.other.3")
+        assert "DELETE" not in {method for method, _, _ in asked}
+        await store.delete("/f", version=version)
+        assert asked[-1][0] == "DELETE"
+
+
 async def test_a_changed_file_is_noticed_even_if_the_server_ignores_conditions():
     etag = '"one"'
 
