@@ -257,15 +257,16 @@ class RemoteFile:
             return connection
         parts = urlsplit(self._place)
         assert parts.hostname is not None
-        _check_address(self.url, f"{parts.scheme}://{parts.netloc}", parts.hostname, self._allow)
+        # The checked address is the connected one: a second look-up could answer something else.
+        address = _address(self.url, f"{parts.scheme}://{parts.netloc}", parts.hostname, self._allow)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        sock = socket.create_connection((address, port), TIMEOUT)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=TIMEOUT, context=self._tls
-            )
-        else:
-            connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT)
-        connection.connect()
-        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock = self._tls.wrap_socket(sock, server_hostname=parts.hostname)
+        connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT)
+        connection.auto_open = 0  # it must never connect by itself: without TLS, to an unchecked address
+        connection.sock = sock
         self._local.connection = connection
         with self._lock:
             self._opened.append(connection)
@@ -278,14 +279,13 @@ class RemoteFile:
             self._local.connection = None
 
 
-def _check_address(url: str, origin: str, host: str, allow: tuple[str, ...]) -> None:
-    """Private addresses only by configuration: a query must not make the server probe its network."""
-    if origin in allow:
-        return
+def _address(url: str, origin: str, host: str, allow: tuple[str, ...]) -> str:
+    """The address to connect to; a private one only by configuration: no query may probe our network."""
     try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        found = [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError as e:
         raise StorageUnavailable(f"{url}: the host {host} is not known") from e
-    for address in addresses:
-        if not ipaddress.ip_address(str(address).split("%")[0]).is_global:
-            raise Forbidden(f"{url}: {host} lies in a private network; the administrator can allow {origin}")
+    public = [a for a in found if origin in allow or ipaddress.ip_address(a.split("%")[0]).is_global]
+    if not public:
+        raise Forbidden(f"{url}: {host} lies in a private network; the administrator can allow {origin}")
+    return public[0]
