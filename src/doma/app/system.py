@@ -1,6 +1,7 @@
 """The running system: opens the engines, wires the chosen roles, starts and stops them in order."""
 
 import asyncio
+import errno
 import logging
 import os
 import random
@@ -19,7 +20,7 @@ from doma.app.services import Services
 from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
 from doma.core.config import Config, Issuer, Listen
-from doma.core.errors import PortInUse
+from doma.core.errors import ConfigError, PortInUse
 from doma.db.engine import Database
 from doma.db.outbox import EventWriter, Relay
 from doma.doors.endpoint import Site
@@ -145,8 +146,13 @@ class System:
 
 def _placed(listen: Listen, home: Home) -> Listen:
     """The listen section with a real port: the asked one, the home's own, or a free one."""
-    host, _, port = listen.address.rpartition(":")
-    if port != "0":
+    host, colon, port = listen.address.rpartition(":")
+    if not colon or len(port) > 5 or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigError(
+            f"listen.address {listen.address!r}: is not HOST:PORT; write for example 127.0.0.1:8443,"
+            " or port 0 for a free one"
+        )
+    if int(port):
         return listen
     kept = home.port()
     candidates = [kept] if kept else []
@@ -166,8 +172,12 @@ def _free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
+        except (OSError, UnicodeError) as e:
+            if isinstance(e, OSError) and e.errno in {errno.EADDRINUSE, errno.EACCES}:
+                return False
+            raise ConfigError(
+                f"listen.address: {host!r} is no address of this machine ({e}); choose another with --listen"
+            ) from e
     return True
 
 
