@@ -160,7 +160,7 @@ class Outflow:
             if self._pending is not None and not self._send_pending(sock, span):
                 return
             if self._at < span.stop:
-                stop = min((self._at // PIECE + 1) * PIECE, span.stop)
+                stop = min(self._at + PIECE, span.stop)
                 fd = span.source.fileno(self._at, stop)
                 if fd is None:
                     self._fetch(span)
