@@ -1,4 +1,4 @@
-"""Draws ``architecture.svg``: who asks, doors, services, endpoints, database. Run it after a change of the house.
+"""Draws ``architecture.svg``: who asks, doors, services, endpoints, database. Run it when the house changes.
 
 A grid of five columns; a box spans some of them and holds a bold line and plain lines below it.
 """
@@ -11,8 +11,13 @@ LINE = 19
 STEP = (WIDTH - LEFT - MARGIN + GAP) / COLUMNS
 BLUE, GREEN, YELLOW, RED, GREY = "#e6edf7", "#dcefe2", "#fdf1d8", "#f7e4e2", "#eeeeee"
 
+LINES, SMALL = 'stroke="#999"', 'font-size="13"'
+HEAD = 'stroke-width="1.5" marker-end="url(#a)"'
+
 Box = tuple[float, float, str, str, list[str]]
 """First column, columns wide, colour, bold line, plain lines."""
+
+OUTBOX = "events are rows of an outbox; a relay passes them to the bus, and so to /events"
 
 ROWS: list[tuple[int, int, str, list[Box]]] = [
     (
@@ -41,7 +46,7 @@ ROWS: list[tuple[int, int, str, list[Box]]] = [
         76,
         "doors|and services|(each verifies|the token)",
         [
-            (0, 2, YELLOW, "https door", ["hot reads and uploads in the read callback", "WebDAV over the ASGI bridge"]),
+            (0, 2, YELLOW, "https door", ["hot reads in the read callback", "WebDAV over the ASGI bridge"]),
             (2, 1, YELLOW, "columns", ["REST, plan, leases", "worker processes"]),
             (3, 1, YELLOW, "web, issuer", ["/, /metrics, /events", "tokens of this home"]),
             (4, 1, YELLOW, "scan", ["cuts and projects", "beside the files"]),
@@ -62,7 +67,7 @@ ROWS: list[tuple[int, int, str, list[Box]]] = [
         444,
         54,
         "under|all of it",
-        [(0, 5, GREY, "database: SQLite or PostgreSQL", ["events are rows of an outbox; a relay passes them to the bus, and so to /events"])],
+        [(0, 5, GREY, "database: SQLite or PostgreSQL", [OUTBOX])],
     ),
 ]  # fmt: skip
 
@@ -86,13 +91,12 @@ def box(
     """A rounded box with its text in the middle."""
     middle, first = x + width / 2, y + height / 2 - LINE * len(lines) / 2 + 5
     out = [
-        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}" rx="7" fill="{colour}" stroke="#999"/>',
+        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}" rx="7" fill="{colour}" {LINES}/>',
         f'<text x="{middle:.1f}" y="{first:.1f}" font-weight="bold">{escape(title)}</text>',
     ]
     for k, line in enumerate(lines, 1):
-        out.append(
-            f'<text x="{middle:.1f}" y="{first + k * LINE:.1f}" font-size="13" fill="#333">{escape(line)}</text>'
-        )
+        y_line = first + k * LINE
+        out.append(f'<text x="{middle:.1f}" y="{y_line:.1f}" {SMALL} fill="#333">{escape(line)}</text>')
     return out
 
 
@@ -108,28 +112,25 @@ def main() -> None:
     ]
     top, high = FRAME
     out.append(
-        f'<rect x="{LEFT}" y="{top}" width="{WIDTH - LEFT - MARGIN}" height="{high}" rx="9" fill="none" stroke="#999"'
-        ' stroke-dasharray="5 4"/>'
+        f'<rect x="{LEFT}" y="{top}" width="{WIDTH - LEFT - MARGIN}" height="{high}" rx="9"'
+        f' fill="none" {LINES} stroke-dasharray="5 4"/>'
     )
     for y, height, title, boxes in ROWS:
         words = title.split("|")
         first = y + height / 2 - 17 * (len(words) - 1) / 2 + 5
         for k, word in enumerate(words):
-            out.append(
-                f'<text x="{MARGIN}" y="{first + 17 * k:.1f}" text-anchor="start" font-size="13" fill="#555">{word}</text>'
-            )
+            here = f'x="{MARGIN}" y="{first + 17 * k:.1f}" text-anchor="start"'
+            out.append(f'<text {here} {SMALL} fill="#555">{word}</text>')
         for column, span, colour, bold, lines in boxes:
             x = LEFT + column * STEP
             out += box(x, y, span * STEP - GAP, height, colour, bold, lines)
     for column, top, end in ARROWS:
-        out.append(
-            f'<path d="M{place(column):.1f} {top + 2} V{end - 2}" stroke="#666" stroke-width="1.5" marker-end="url(#a)"/>'
-        )
+        out.append(f'<path d="M{place(column):.1f} {top + 2} V{end - 2}" stroke="#666" {HEAD}/>')
     # A miss: the cache asks its origin with the caller's own token.
-    start, end, y = LEFT + 1.35 * STEP, LEFT + 1.2 * STEP - GAP, 372
+    right, left, y = LEFT + 1.35 * STEP, LEFT + 1.2 * STEP - GAP, 372
     out.append(
-        f'<path d="M{start:.1f} {y} H{end:.1f}" stroke="#b33" stroke-width="1.5" marker-end="url(#a)"/>'
-        f'<text x="{(start + end) / 2:.1f}" y="{y - 8}" font-size="12" fill="#b33">miss</text>'
+        f'<path d="M{right:.1f} {y} H{left:.1f}" stroke="#b33" {HEAD}/>'
+        f'<text x="{(right + left) / 2:.1f}" y="{y - 8}" font-size="12" fill="#b33">miss</text>'
     )
     out.append("</svg>")
     Path(__file__).with_name("architecture.svg").write_text("\n".join(out) + "\n")

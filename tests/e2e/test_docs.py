@@ -1,0 +1,135 @@
+"""The manual is true: its examples run, its links lead somewhere, its tables are those of the code.
+
+A fenced ``python`` or ``sh`` block after the comment ``<!-- runs -->`` is run; one that is not meant to run
+says why in ``<!-- not run: … -->``. The blocks of a page run in order in one process, the shell's variables
+go from block to block, and all pages share one system.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/manual").glob("*.md"))]
+EVERYTHING = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PATIENCE = 60.0
+
+_FENCE = re.compile(
+    r"^(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+DRIVER = r"""
+import json, subprocess, sys
+page, blocks = json.loads(sys.stdin.read())
+names, state = {"__name__": "__main__"}, "shell-state"
+open(state, "w").close()
+for kind, line, code in blocks:
+    print(f"--- {page}:{line}", flush=True)
+    if kind == "python":
+        exec(compile("\n" * line + code, page, "exec"), names)
+    else:
+        script = f"set -aeuo pipefail\n. ./{state}\n{code}\n{{ export -p; declare -f; }} > {state}\n"
+        subprocess.run(["bash", "-c", script], check=True, stdin=subprocess.DEVNULL)
+"""
+
+
+def blocks(page):
+    """(kind, line, code, mark) of every Python and shell block of a page."""
+    text = page.read_text()
+    for found in _FENCE.finditer(text):
+        if found["kind"] in {"python", "sh"}:
+            line = text.count("\n", 0, found.start("code"))
+            yield found["kind"], line, found["code"], found["mark"] or ""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The environment of a user with a running system."""
+    home = tmp_path_factory.mktemp("docs") / "home"
+    found = {k: v for k, v in os.environ.items() if not k.startswith(("DOMA_", "BEARER_TOKEN"))}
+    found |= {
+        "DOMA_HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONWARNINGS": "default",
+    }
+    log = home.with_name("up.log")
+    with log.open("wb") as out:
+        system = subprocess.Popen(["doma", "up"], env=found, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        end = time.monotonic() + PATIENCE
+        while not (home / "run.json").exists():
+            assert system.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
+        yield found
+    finally:
+        system.terminate()
+        assert system.wait(PATIENCE) == 0, log.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run_as_they_are_printed(page, environment, tmp_path):
+    runs = [(kind, line, code) for kind, line, code, mark in blocks(page) if mark == "runs"]
+    assert runs
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        # Its own session, so that what an example starts in the background can be ended with it.
+        process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+        try:
+            process.communicate(json.dumps([str(page), runs]).encode(), timeout=PATIENCE)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == 0, log.read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_example_runs_or_says_why_not(page):
+    silent = [
+        line for _, line, _, mark in blocks(page) if mark != "runs" and not mark.startswith("not run: ")
+    ]
+    assert silent == []
+
+
+def anchors(page):
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = _HEADING.findall(_FENCE.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", EVERYTHING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    missing = []
+    for link in _LINK.findall(_FENCE.sub("", page.read_text())):
+        place, _, anchor = link.partition("#")
+        target = page.parent / place if place else page
+        if "://" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            missing.append(link)
+    assert missing == []
+
+
+def test_the_generated_pages_are_those_of_the_code():
+    check = [sys.executable, ROOT / "docs/generate.py", "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
