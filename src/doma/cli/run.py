@@ -2,9 +2,9 @@
 
 import json as jsonlib
 import os
+import select
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,24 +56,33 @@ def down(home: Path | None, json: bool) -> None:
     """Ask the process to stop and wait until it has."""
     place = Home(home or default_home())
     pid = place.running()
-    if pid:
-        try:
-            os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            pid = None
-        except PermissionError as e:
-            raise DomaError(f"{place.path}: pid {pid} belongs to another user; stop it as that user") from e
-    deadline = time.monotonic() + STOP
-    while pid and place.running() == pid:
-        if time.monotonic() > deadline:
-            raise TimedOut(
-                f"{place.path}: pid {pid} did not stop within {STOP:.0f} s; kill it, nothing is lost by that"
-            )
-        time.sleep(0.05)
+    if pid and not _ended(place, pid):
+        raise TimedOut(
+            f"{place.path}: pid {pid} did not stop within {STOP:.0f} s; kill it, nothing is lost by that"
+        )
     if json:
         show.as_json({"home": str(place.path), "stopped": pid})
     else:
         print(f"stopped pid {pid}" if pid else f"nothing runs in {place.path}")
+
+
+def _ended(place: Home, pid: int) -> bool:
+    """Send SIGTERM and wait for the end of the process; whether it came in time."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # the descriptor names one process for ever; that it is the right one is asked after it is open
+        if place.running() == pid:
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+        return bool(select.select([process], [], [], STOP)[0])
+    except ProcessLookupError:
+        return True
+    except PermissionError as e:
+        raise DomaError(f"{place.path}: pid {pid} belongs to another user; stop it as that user") from e
+    finally:
+        os.close(process)
 
 
 def status(home: Path | None, json: bool) -> None:
