@@ -119,6 +119,11 @@ class CachedReader:
         """Say where this reader will end (the end of a client's range): nothing is fetched ahead beyond."""
         self._end = min(stop, self._stat.size)
 
+    def prepare(self, start: int, stop: int) -> Mapping[str, str]:
+        self.require(start, stop)
+        self.expect(stop)
+        return self.headers_for(start, stop)
+
     async def read(self, start: int, stop: int) -> Buffer:
         """Exactly the bytes ``[start, stop)`` of this version.
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Verb, bearer
+from doma.cache.freshness import control, requested
 from doma.core.checksum import COMPUTABLE, wanted
-from doma.core.errors import NotAllowed, TimedOut, Unsupported
+from doma.core.errors import BadRequest, NotAllowed, TimedOut, Unsupported
 from doma.core.paths import normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import Landing, text_headers
 from doma.doors.reply import Reply, reply
-from doma.store.protocol import PIECE, Buffer, Reader, Stat
+from doma.store.protocol import PIECE, Buffer, CanPrepare, Reader, Stat
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def app(site: Site) -> App:
     """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        held = bearer.set(None)
+        held, freshness = bearer.set(None), control.set(requested(text_headers(scope["headers"])))
         try:
             if scope["method"] == "PUT":
                 await put(site, scope, receive, send)
@@ -51,6 +52,7 @@ def app(site: Site) -> App:
             else:
                 raise NotAllowed(f"{scope['method'][:20]}: files know GET, HEAD and PUT")
         finally:
+            control.reset(freshness)
             bearer.reset(held)
 
     return application
@@ -79,8 +81,14 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
         return
     reader = await endpoint.store.open(path)
     try:
-        extra: Mapping[str, str] = getattr(reader, "headers", None) or {}
-        await _send(reader, reply(method, headers, reader.stat, extra, _boundary), send)
+        answer = reply(method, headers, reader.stat, {}, _boundary)
+        spans = answer.spans or [(0, 0)]
+        if isinstance(reader, CanPrepare):
+            about = reader.prepare(min(a for a, _ in spans), max(b for _, b in spans))
+        else:
+            about = getattr(reader, "headers", None) or {}
+        answer.headers.extend(about.items())
+        await _send(reader, answer, send)
     finally:
         await reader.close()
 
@@ -155,7 +163,10 @@ async def put(site: Site, scope: Scope, receive: Receive, send: Send) -> None:
     """
     raw = scope["headers"]
     headers = text_headers(raw)
-    length = int(headers["content-length"]) if "content-length" in headers else None
+    said = headers.get("content-length")
+    if said is not None and not (said.isascii() and said.isdigit()):
+        raise BadRequest(f"{wire_path(scope)}: Content-Length must be a number of bytes")
+    length = None if said is None else int(said)
     if length is None and "transfer-encoding" not in headers:
         length = 0
     landing = Landing(site, wire_path(scope), scope.get("query_string", b""), raw, length)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
+from doma.cache.freshness import control, requested
 from doma.core.errors import Conflict, DomaError, NotAllowed, Unsupported, UnsupportedType
 from doma.core.paths import normalise
 from doma.doors import dav_move, files, listing, propfind
@@ -42,7 +43,7 @@ def app(site: Site) -> App:
         if scope["type"] != "http":
             return
         reply, method, headers = _Reply(send), scope["method"], _headers(scope)
-        held = bearer.set(None)
+        held, freshness = bearer.set(None), control.set(requested(headers))
         try:
             await _serve(site, of_file, scope, headers, receive, reply)
         except DomaError as e:
@@ -56,6 +57,7 @@ def app(site: Site) -> App:
             error = DomaError(f"{method}: internal error; the server's log has the cause")
             await refuse(send, method, error, headers.get("accept", ""), site.name)
         finally:
+            control.reset(freshness)
             bearer.reset(held)
 
     return application
@@ -142,7 +144,7 @@ async def _delete(call: Call) -> None:
 
 async def _make_collection(call: Call) -> None:
     call.must_be_writable()
-    call.allow(Verb.CREATE)
+    call.endpoint.gate.decide_directory(call.identity, call.path)
     if await call.body(0xFFFF):
         raise UnsupportedType(f"{call.shown}: MKCOL takes no body")
     await call.endpoint.store.make_dir(call.path)

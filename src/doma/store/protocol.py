@@ -178,6 +178,18 @@ class CanFeed(Protocol):
         """Append without waiting; the view is not kept. False: nothing was taken, use ``write``."""
 
 
+@runtime_checkable
+class CanPrepare(Protocol):
+    """A :class:`Reader` that wants to know which bytes it will be asked for (a cache)."""
+
+    def prepare(self, start: int, stop: int) -> Mapping[str, str]:
+        """Say that ``[start, stop)`` and nothing beyond will be read; answer headers about these bytes.
+
+        Raises:
+            NotCached: they may not be fetched and are not all here.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """Bytes of a store (RFC 4331)."""

@@ -173,3 +173,41 @@ def test_a_cache_refuses_writes_and_foreign_origins_clearly(server, client):
     ):
         got, _, text = client.ask("PUT" if status == 405 else "GET", target, b"x" if status == 405 else None)
         assert (got, word in text) == (status, True), text
+
+
+def test_only_if_cached_never_asks_the_origin_and_answers_what_is_here(server, client):
+    data = random.Random(4).randbytes(SIZE)
+    put(client, "/only", data)
+    cache = server.caches["warm"]
+    before = cache.stats().bytes["origin"]
+    status, _, text = client.ask("GET", "/warm/only", Cache_Control="only-if-cached")
+    assert (status, cache.stats().bytes["origin"] - before) == (504, 0)
+    assert b"only" in text
+    client.ask("GET", "/warm/only", Range="bytes=0-99999")
+    status, headers, body = client.ask(
+        "GET", "/warm/only", Range="bytes=5-99", Cache_Control="only-if-cached"
+    )
+    assert (status, body, headers["X-Cache"]) == (206, data[5:100], "HIT")
+    assert client.ask("GET", "/warm/only", Cache_Control="only-if-cached")[0] == 504  # not all of it is here
+
+
+def test_no_cache_makes_a_fresh_object_be_validated_now(server, client):
+    put(client, "/nc", b"one")
+    for _ in range(2):
+        assert client.ask("GET", "/warm/nc")[2] == b"one"
+    put(client, "/nc", b"two!")
+    assert client.ask("GET", "/warm/nc")[2] == b"one"  # fresh for an hour
+    time.sleep(1.1)  # forced validations of one object are at least 1 s apart
+    assert client.ask("GET", "/warm/nc", Cache_Control="no-cache")[2] == b"two!"
+    assert client.ask("GET", "/warm/nc")[2] == b"two!"
+
+
+def test_a_warm_range_of_a_partly_cached_file_is_a_hit_and_fetches_nothing_ahead(server, client):
+    data = random.Random(5).randbytes(SIZE)
+    put(client, "/part", data)
+    cache = server.caches["warm"]
+    before = cache.stats().bytes["origin"]
+    status, headers, body = client.ask("GET", "/warm/part", Range="bytes=0-8191")
+    assert (status, body, headers["X-Cache"]) == (206, data[:8192], "MISS")
+    assert cache.stats().bytes["origin"] - before == 8192
+    assert client.ask("GET", "/warm/part", Range="bytes=100-199")[1]["X-Cache"] == "HIT"
