@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote_plus
 
 from doma.auth.files import read_private
-from doma.core.errors import BadRequest, ConfigError, Unauthenticated
+from doma.core.errors import BadCredential, ConfigError, Unauthenticated
 
 MAX_FILE = 64 << 10
 """Bytes of the largest token file."""
@@ -28,7 +28,7 @@ def bearer_of(authorization: str | None, query: str = "", *, access_token: bool 
         access_token: Whether ``access_token=`` is looked at as well (RFC 6750 §2.3).
 
     Raises:
-        BadRequest: a malformed credential, or two that differ.
+        BadCredential: a malformed credential, or two that differ.
 
     >>> bearer_of("bearer abc"), bearer_of(None, "a=1&authz=Bearer%20abc"), bearer_of("Basic eA==")
     ('abc', 'abc', None)
@@ -49,7 +49,7 @@ def bearer_of(authorization: str | None, query: str = "", *, access_token: bool 
                 value = rest.strip(" ")
             found.add(_checked(value, f"query parameter {name}"))
     if len(found) > 1:
-        raise BadRequest("request: carries two different tokens; send one")
+        raise BadCredential("request: carries two different tokens; send one")
     return found.pop() if found else None
 
 
@@ -90,7 +90,7 @@ def discover(environ: Mapping[str, str], uid: int, *, tmp: Path = Path("/tmp")) 
 
 def _checked(value: str, where: str) -> str:
     if not _TOKEN.fullmatch(value):
-        raise BadRequest(f"{where}: is malformed; expected 'Bearer' and one token")
+        raise BadCredential(f"{where}: is malformed; expected 'Bearer' and one token")
     return value
 
 

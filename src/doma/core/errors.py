@@ -60,6 +60,12 @@ class BadRequest(DomaError):
     code, http, exit = "bad-request", 400, 64
 
 
+class BadCredential(BadRequest):
+    """The credential is malformed, or there are two that differ."""
+
+    code, http, exit = "bad-credential", 400, 77
+
+
 class BadPath(BadRequest):
     """The path is not a valid name."""
 

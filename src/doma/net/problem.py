@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from doma.core.errors import (
+    BadCredential,
     BadRequest,
     DomaError,
     Forbidden,
@@ -35,6 +36,10 @@ def headers_of(error: DomaError, realm: str) -> dict[str, str]:
     if isinstance(error, InvalidToken):
         headers["WWW-Authenticate"] = (
             f'Bearer realm="{realm}", error="invalid_token", error_description="{text}"'
+        )
+    elif isinstance(error, BadCredential):
+        headers["WWW-Authenticate"] = (
+            f'Bearer realm="{realm}", error="invalid_request", error_description="{text}"'
         )
     elif isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = f'Bearer realm="{realm}"'
