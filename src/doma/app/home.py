@@ -11,12 +11,14 @@ doma.db tls/ keys/ site/ cache/ results/
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from doma.core.errors import AlreadyRunning, ConfigError, StorageFull
+from doma.auth.files import make_private_dir, read_private, write_private
+from doma.core.errors import AlreadyRunning, ConfigError
 
 
 def default_home() -> Path:
@@ -94,21 +96,19 @@ class Home:
         """Write a file of the home, readable by its owner only, in one rename.
 
         Raises:
-            StorageFull: there is no space.
+            StorageFull, ConfigError: it cannot be written; what was there is unchanged.
         """
-        temporary = self / f".{name}.{os.getpid()}"
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self / name)
-        except OSError as e:
-            temporary.unlink(missing_ok=True)
-            raise StorageFull(
-                f"{self / name}: cannot be written ({e.strerror}); make room or check the rights"
-            ) from e
+        write_private(self / name, text.encode())
+
+    def secret(self, name: str) -> bytes:
+        """32 random bytes of the home, made on first use."""
+        path = self / name
+        make_private_dir(path.parent)
+        write_private(path, secrets.token_bytes(32), replace=False)
+        found = read_private(path)
+        if found is None or len(found) != 32:
+            raise ConfigError(f"{path}: is torn; remove it, a new one is made at the next start")
+        return found
 
     def port(self) -> int:
         """The port this home took before; 0 if it is new."""

@@ -192,6 +192,8 @@ class Services:
             self.verifier,
             {name: e.gate for name, e in served.items()},
             self.config.scan,
+            # kept, so that tickets outlive a restart and workers take each other's
+            key=self.home.secret("keys/tickets.key"),
         )
         host = str(urlsplit(self.base).hostname)
         door = FlightDoor(
