@@ -121,7 +121,9 @@ def scanned(access: Access, path: str) -> Road:
     from doma.scan.client import scan
 
     start = time.perf_counter()
-    dataset = scan(access.services["flight"], f"/site{path}", access.token(), access.ca_file)
+    dataset = scan(
+        access.services["flight"], f"/site{path}", access.token(), access.ca_file, compression="lz4"
+    )
     table = dataset.to_table(columns=list(COLUMNS), filter="nMuon >= 2")
     muons = ak.from_arrow(table)
     found = spectrum(muons)
