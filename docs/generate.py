@@ -57,9 +57,10 @@ def errors() -> str:
     lines = [
         "# Errors",
         "",
-        "Every door and service answers `application/problem+json` (RFC 9457) where JSON is accepted, one line",
-        "of text otherwise, with the header `X-Error-Code`. The command line prints the same line and exits with",
-        "the exit code; the Python clients raise the class. This page is generated from `doma.core.errors`.",
+        "Every door and service answers `application/problem+json` (RFC 9457) where JSON is accepted, and",
+        "one line of text otherwise, with the header `X-Error-Code`. The command prints the same line and",
+        "exits with the exit code; the Python clients raise the class. This page is generated from",
+        "`doma.core.errors`.",
         "",
         "| code | class | HTTP | exit | retry | meaning |",
         "| --- | --- | --- | --- | --- | --- |",
