@@ -59,6 +59,7 @@ def environment(tmp_path_factory):
     found = {k: v for k, v in os.environ.items() if not k.startswith(("DOMA_", "BEARER_TOKEN"))}
     found |= {
         "DOMA_HOME": str(home),
+        "DOMA_COLUMNS__WORKERS": "1",  # each imports the scientific stack, and one is enough here
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONWARNINGS": "default",
     }
