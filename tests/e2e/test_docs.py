@@ -20,7 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/manual").glob("*.md"))]
 EVERYTHING = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PATIENCE = 60.0
+PATIENCE = 40.0
+"""Seconds for a start and for a page; below the suite's own limit, so that nothing is left running."""
 
 _FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
