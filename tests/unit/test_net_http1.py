@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from doma.net.http1 import HttpProtocol, Hub
+from doma.net.http1 import HttpProtocol
+from doma.net.hub import Hub
 
 
 class Record:

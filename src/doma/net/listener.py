@@ -23,7 +23,8 @@ from doma.core.errors import ConfigError, PortInUse
 from doma.core.ranges import http_date
 from doma.net.bridge import App
 from doma.net.exchange import Address, Answer, Fast, text_answer
-from doma.net.http1 import HttpProtocol, Hub
+from doma.net.http1 import HttpProtocol
+from doma.net.hub import Hub
 from doma.net.memory import keep_heap
 
 log = logging.getLogger(__name__)

@@ -75,6 +75,14 @@ def test_what_is_not_http_gets_400_and_the_end(plain, junk):
     assert plain.closed()
 
 
+@pytest.mark.parametrize("method", ["BREW", "X-CUSTOM", "G"])
+def test_a_method_the_parser_does_not_know_is_answered_501(wire, method):
+    wire.send(f"{method} /json HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    got = wire.answer()
+    assert (got.status, got.headers["connection"]) == (501, "close")
+    assert wire.closed()
+
+
 def test_a_request_smuggled_behind_a_bad_one_is_not_answered(plain, tools):
     plain.send(tools.request("GET", "/json") + b"NONSENSE\r\n\r\n" + tools.request("GET", "/json"))
     assert [plain.answer().status, plain.answer().status] == [200, 400]
