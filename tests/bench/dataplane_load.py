@@ -45,6 +45,12 @@ class Target:
         context.verify_mode = ssl.CERT_NONE
         return context.wrap_socket(sock, server_hostname="localhost")
 
+    def cipher(self) -> str:
+        """What a TLS connection negotiates."""
+        with self.dial(tls=True) as sock:
+            assert isinstance(sock, ssl.SSLSocket)
+            return " ".join(str(part) for part in sock.cipher() or ())
+
     def request(self, more: str = "", method: str = "GET", path: str = "") -> bytes:
         first = f"{method} {path or self.path} HTTP/1.1\r\nHost: localhost\r\n"
         return f"{first}{self.headers}{more}\r\n".encode()
