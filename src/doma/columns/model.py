@@ -133,6 +133,34 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Glance:
+    """What an operator sees of a request: whose it is and how far, never what it asks."""
+
+    id: str
+    title: str | None
+    owner: str
+    state: State
+    files: int
+    completed: int
+    failed: int
+    submitted: float
+    finished: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everybody's requests: numbers of them by state, and the youngest, unfinished ones first."""
+
+    waiting: int
+    running: int
+    complete: int
+    """As ``failed`` and ``canceled``: of those that ended in the last day."""
+    failed: int
+    canceled: int
+    recent: tuple[Glance, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FileResult:
     """One finished file of a request."""
 

@@ -17,6 +17,7 @@ from doma.columns.model import (
     FileState,
     Grant,
     Outcome,
+    Overview,
     Pool,
     Request,
     ResultUrl,
@@ -24,6 +25,7 @@ from doma.columns.model import (
     TokenSource,
     UrlSigner,
 )
+from doma.columns.overview import overview
 from doma.columns.plan import Plan, compile_text
 from doma.columns.runner import Runner
 from doma.core.config import Columns
@@ -38,6 +40,7 @@ MAX_FILES = 100_000
 MAX_URL = 2000
 CHECK = 2.0
 """Seconds that submission may wait for the first file's names."""
+DAY = 24 * 3600.0
 
 
 class ColumnService:
@@ -147,6 +150,10 @@ class ColumnService:
     async def list(self, owner: str, limit: int = 1000) -> Sequence[Request]:
         """An owner's requests, youngest first."""
         return await self._db.look(lambda tx: repo.listed(tx, owner, limit))
+
+    async def overview(self, limit: int = 10) -> Overview:
+        """Everybody's requests, for operators only."""
+        return await self._db.look(lambda tx: overview(tx, self._clock() - DAY, limit))
 
     async def results(self, owner: str, id_: str, later_than: int = -1) -> Sequence[FileResult]:
         """Finished files that became visible after an instant in microseconds. Raises NotFound."""
