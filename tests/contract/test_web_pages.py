@@ -2,21 +2,31 @@
 
 import asyncio
 import json
+import re
 import time
 
 import httpx
 import pytest
 from joserfc.jwk import ECKey
 
+from doma import __version__
+from doma.auth.gate import Gate
 from doma.auth.keys import KeySet
 from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
+from doma.columns.model import Glance, State
+from doma.columns.model import Overview as Columns
 from doma.core.config import Issuer
+from doma.core.errors import StorageUnavailable
 from doma.core.events import Event
 from doma.db import outbox
 from doma.db.engine import Database
+from doma.doors import endpoint as doors
+from doma.doors.endpoint import Endpoint
 from doma.monitor.metrics import Metrics
+from doma.store.memory import MemoryStore
 from doma.web.app import app
+from doma.web.overview import Overview
 from doma.web.stream import Asked, Streams
 
 ISSUER, AUDIENCE = "https://issuer.example/dv", "https://se.example"
@@ -28,22 +38,21 @@ class Site:
         self.db, self.bus, self.metrics, self.now = db, Bus(), Metrics(process=False), 1000.0
         self.keys = KeySet({"ES256": ECKey.generate_key("P-256")})
         verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self.keys.jwks()})
-        self.cache = {"used_bytes": 1234567.0}
         self.streams = Streams(db, self.bus, heartbeat=3600, look=0.01, clock=lambda: self.now)
-        self.app = app(verifier, self.bus, db, self.metrics, self.snapshot, streams=self.streams)
+        self.store = MemoryStore(5 << 20)
+        gate = Gate({ISSUER: ["/"]})
+        self.endpoints = {"<site>": Endpoint("<site>", self.store, gate)}
+        self.columns, self.ticks = Columns(0, 0, 0, 0, 0, ()), 0.0
+        self.overview = Overview(
+            doors.Site(verifier, self.endpoints), AUDIENCE, {"issuer": ISSUER, "flight": "grpc+tls://se.example:1"},
+            self.metrics, db, doors=lambda name: {"https": f"{AUDIENCE}/{name}"}, columns=self.requests,
+            clock=lambda: 1000.0, ticks=lambda: self.ticks,
+        )  # fmt: skip
+        self.app = app(verifier, self.bus, db, self.metrics, self.overview.now, streams=self.streams)
         self.relay = outbox.Relay(db, self.bus.pass_on)
 
-    def snapshot(self):
-        return {
-            "version": "1.2",
-            "started": 0.0,
-            "url": "https://se.example",
-            "endpoints": [
-                {"name": "<site>", "store": "file", "writable": True, "https": "https://se.example/site"}
-            ],
-            "services": {"issuer": ISSUER},
-            "cache": {"cache": dict(self.cache)},
-        }
+    async def requests(self):
+        return self.columns
 
     def bearer(self, scope="", subject="ada"):
         now = int(time.time())
@@ -73,7 +82,7 @@ def site(tmp_path):
     db.close()
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/live"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/events/page"])
 async def test_operators_pages_are_for_this_machine_and_for_admins(site, path):
     site.now = float("inf")  # the live page ends at once
     assert (await site.get(path)).status_code == 200
@@ -88,29 +97,140 @@ async def test_operators_pages_are_for_this_machine_and_for_admins(site, path):
 
 async def test_health_is_for_anybody_and_knows_the_database(site):
     answer = await site.get("/health", client="192.0.2.7")
-    assert answer.json() == {"status": "ok", "version": "1.2"}
+    assert answer.json() == {"status": "ok", "version": __version__}
     site.db.close()
     broken = await site.get("/health")
     assert (broken.status_code, broken.json()["code"]) == (503, "service-unavailable")
 
 
-async def test_the_page_shows_what_the_snapshot_says_and_escapes_it(site):
+async def test_the_page_shows_the_system_and_runs_nothing_but_its_own_script(site):
     page = await site.get("/")
-    assert "&lt;site&gt;" in page.text
-    assert "<site>" not in page.text
-    assert "1,234,567" in page.text
-    nonce = page.headers["content-security-policy"].partition("'nonce-")[2].partition("'")[0]
-    assert f'<script nonce="{nonce}">' in page.text
-    assert "http://" not in page.text
-    assert (await site.get("/", {"accept": "application/json"})).json()["version"] == "1.2"
+    for shown in (__version__, "up 0.0 s", "memory", "5.00 MiB free of 5.00 MiB", f">{ISSUER}</code>"):
+        assert shown in page.text
+    assert f'href="{ISSUER}"' in page.text
+    assert 'href="grpc' not in page.text
+    policy = page.headers["content-security-policy"]
+    nonce = policy.partition("script-src 'nonce-")[2].partition("'")[0]
+    assert "unsafe" not in policy
+    assert page.text.count("<script") == page.text.count(f'<script nonce="{nonce}">') == 1
+    assert re.search(r" on\w+=|style=|src=|http://|url\(", page.text) is None
+    other = (await site.get("/")).headers["content-security-policy"]
+    assert nonce not in other
+
+
+EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+
+
+async def test_hostile_names_titles_and_facts_are_text_on_the_page_and_in_its_stream(site):
+    glance = Glance("id", EVIL, f"{ISSUER}#{EVIL}", State.RUNNING, 2, 1, 0, 0.0, None)
+    site.columns = Columns(0, 1, 0, 0, 0, (glance,))
+    await site.happen(Event(EVIL[:60], f"/site/{EVIL}", {EVIL: EVIL, "size": EVIL}, EVIL))
+    page = (await site.get("/")).text
+    ending = asyncio.create_task(site.end_when_open())
+    stream = json.loads((await site.get("/events/page")).text.removeprefix("data: "))
+    await ending
+    for text in (page.partition("<main")[2].partition("<script nonce")[0], stream):
+        assert "<img" not in text
+        assert "<script" not in text
+        assert "<site>" not in text
+        assert text.count("&lt;img src=x") >= 4  # title, owner, subject, facts
+
+
+async def test_the_page_as_json_has_the_same_facts(site):
+    await site.happen(*(Event("a.b", str(n)) for n in range(30)))
+    found = (await site.get("/", {"accept": "application/json"})).json()
+    assert found["endpoints"][0]["space"] == {"used": 0, "available": 5 << 20}
+    assert [e["subject"] for e in found["events"]] == [str(n) for n in range(29, 9, -1)]
+    assert (found["columns"]["running"], found["trouble"]) == (0, "")
+
+
+async def test_traffic_is_told_by_endpoint_with_rates_over_the_last_half_minute(site):
+    async def told():
+        return (await site.overview.now())["traffic"]
+
+    site.metrics.request("https", "<site>", "GET", 200, 0.1, sent=1000)
+    assert (await told())["<site>"]["requests_per_second"] is None
+    site.ticks = 10.0
+    site.metrics.request("https", "<site>", "PUT", 507, 0.1, received=50, count=5)
+    site.metrics.request("https", "<site>", "GET", 404, 0.1)
+    site.metrics.request("https", "", "GET", 499, 0.1)
+    traffic = await told()
+    assert traffic["<site>"] == {
+        "requests": 7, "refused": 1, "failed": 5, "received": 50, "sent": 1000,
+        "requests_per_second": 0.6, "bytes_per_second": 5.0,
+    }  # fmt: skip
+    assert (traffic[""]["requests"], traffic[""]["refused"], traffic[""]["failed"]) == (1, 0, 0)
+    assert '<span class="bad">5</span>' in (await site.get("/")).text
+    site.ticks = 100.0
+    assert (await told())["<site>"]["requests_per_second"] is None
+
+
+class Stuck(MemoryStore):
+    """A disk that does not answer until it is freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.free = 0, asyncio.Event()
+
+    async def space(self):
+        self.asked += 1
+        await self.free.wait()
+        return await super().space()
+
+
+async def test_a_stuck_or_broken_store_delays_nothing_and_is_asked_once(site):
+    class Broken(MemoryStore):
+        async def space(self):
+            raise StorageUnavailable("/: no disk")
+
+    gate = Gate({ISSUER: ["/"]})
+    stuck = Stuck()
+    site.endpoints |= {"a": Endpoint("a", stuck, gate), "b": Endpoint("b", Broken(), gate)}
+
+    async def spaces():
+        return {p["name"]: p["space"] for p in (await site.overview.now())["endpoints"]}
+
+    both = await asyncio.gather(spaces(), spaces())
+    assert [(s["a"], s["b"], s["<site>"]["used"]) for s in both] == [(None, None, 0)] * 2
+    assert stuck.asked == 1
+    stuck.free.set()
+    assert (await spaces())["a"]["used"] == 0
+
+
+async def test_the_page_says_what_could_not_be_asked(site):
+    site.db.close()
+    page = await site.get("/")
+    assert page.status_code == 200
+    assert "the database is closed" in page.text
 
 
 async def test_the_live_page_is_sent_again_when_it_changes(site):
-    lines = site.streams.page(lambda: f"{site.cache['used_bytes']:.0f}", until=2000.0)
-    assert await anext(lines) == 'data: "1234567"\n\n'
-    site.cache["used_bytes"] = 5.0
-    assert await asyncio.wait_for(anext(lines), 10) == 'data: "5"\n\n'
+    shown = ["one"]
+
+    async def look():
+        return shown[-1]
+
+    lines = site.streams.page(look, until=2000.0)
+    assert await anext(lines) == 'data: "one"\n\n'
+    shown.append("two")
+    assert await asyncio.wait_for(anext(lines), 10) == 'data: "two"\n\n'
     site.streams.close()
+    assert [line async for line in lines] == []
+
+
+async def test_an_event_wakes_the_live_page_before_its_next_look(site):
+    streams, shown = Streams(site.db, site.bus, look=3600), ["one"]
+
+    async def look():
+        return shown[-1]
+
+    lines = streams.page(look, until=float("inf"))
+    await anext(lines)
+    shown.append("two")
+    for _ in range(50):  # a burst is no more than one
+        site.bus.publish("a.b", "x")
+    assert await asyncio.wait_for(anext(lines), 10) == 'data: "two"\n\n'
+    streams.close()
     assert [line async for line in lines] == []
 
 

@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from doma import __version__
 from doma.app.endpoints import RESERVED, caches
 from doma.app.home import Home
 from doma.auth.issuer import Issuer
@@ -31,6 +30,7 @@ from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
 from doma.net.tls import Files
 from doma.web import app as web
+from doma.web.overview import Overview
 from doma.web.stream import Streams
 
 
@@ -85,14 +85,23 @@ class Services:
         Raises:
             ConfigError: a role needs what the configuration does not give.
         """
-        started = time.time()
         streams = Streams(self.db, self.bus)
+        plain = "http://" + self.base.removeprefix("https://")
+        overview = Overview(
+            self.site,
+            self.base,
+            self.urls,
+            self.metrics,
+            self.db,
+            doors=lambda name: self.addresses(name, plain),
+            columns=(lambda: self._service.overview()) if "columns" in self.roles else None,
+        )
         root = web.app(
             self.verifier,
             self.bus,
             self.db,
             self.metrics,
-            lambda: self._snapshot(started),
+            overview.now,
             realm=self.site.name,
             streams=streams,
         )
@@ -202,24 +211,6 @@ class Services:
         self.flight = await asyncio.to_thread(door.start)
         self._stack.push_async_callback(asyncio.to_thread, door.stop)
         self.urls["flight"] = self.flight
-
-    def _snapshot(self, started: float) -> web.Snapshot:
-        return {
-            "version": __version__,
-            "started": started,
-            "url": self.base,
-            "endpoints": [
-                {
-                    "name": name,
-                    "store": type(endpoint.store).__name__,
-                    "writable": endpoint.writable,
-                    "https": f"{self.base}/{name}",
-                }
-                for name, endpoint in self.site.endpoints.items()
-            ],
-            "services": self.urls,
-            "cache": {name: cache.stats().metrics() for name, cache in caches(self.site.endpoints).items()},
-        }
 
 
 def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIApp:

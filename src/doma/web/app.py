@@ -1,38 +1,40 @@
 """Pages and streams: status for people, ``/metrics`` for Prometheus, ``/events`` for whoever waits.
 
-    GET /         status page, live; JSON with ``Accept: application/json``      operators
-    GET /live     the changing part of that page, as Server-Sent Events         operators
-    GET /metrics  Prometheus                                                     operators
-    GET /events   own events (``doma.admin``: all), resumable by Last-Event-ID   a token
-    GET /health   whether the server can work                                    anybody
+    GET /             status page, live; JSON with ``Accept: application/json``      operators
+    GET /events/page  the changing part of that page, as Server-Sent Events         operators
+    GET /metrics      Prometheus                                                     operators
+    GET /events       own events (``doma.admin``: all), resumable by Last-Event-ID   a token
+    GET /health       whether the server can work                                    anybody
 
 Operators are who :mod:`doma.web.access` says.
 """
 
 import asyncio
 import secrets
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, NotRequired, TypedDict
+from typing import Annotated
 
 from fastapi import FastAPI, Header, Query, Request
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import text
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 
+from doma import __version__
 from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
 from doma.core.errors import BadRequest, TimedOut
 from doma.db.engine import Database
 from doma.monitor.metrics import Metrics
 from doma.net.problem import install
+from doma.web import spell
 from doma.web.access import ADMIN, must_be_known, must_be_operator
+from doma.web.overview import Snapshot
 from doma.web.stream import Asked, Streams
 
 _SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-{nonce}'; connect-src 'self';"
+    "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 
@@ -42,33 +44,13 @@ _pages = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_pages.filters["utc"] = lambda seconds: time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-_pages.filters["number"] = lambda value: f"{value:,.0f}" if value == int(value) else f"{value:,.3f}"
-
-
-class Place(TypedDict):
-    """One endpoint on the status page."""
-
-    name: str
-    store: str
-    """Its kind of store, without credentials."""
-    writable: bool
-    http: NotRequired[str]
-    https: NotRequired[str]
-
-
-class Snapshot(TypedDict):
-    """What the status page shows; made by the program on request, cheap and without waiting."""
-
-    version: str
-    started: float
-    """Unix seconds."""
-    url: str
-    endpoints: list[Place]
-    services: Mapping[str, str]
-    """Name to URL."""
-    cache: Mapping[str, Mapping[str, float]]
-    """Endpoint to number by name: ``used_bytes``, ``hit_bytes`` …"""
+_pages.filters |= {
+    "bytes": spell.size,
+    "count": spell.count,
+    "utc": spell.instant,
+    "duration": spell.duration,
+}
+_pages.filters["facts"] = spell.facts
 
 
 def app(
@@ -76,7 +58,7 @@ def app(
     bus: Bus,
     db: Database,
     metrics: Metrics,
-    snapshot: Callable[[], Snapshot],
+    snapshot: Callable[[], Awaitable[Snapshot]],
     *,
     realm: str = "localhost",
     streams: Streams | None = None,
@@ -94,7 +76,7 @@ def app(
                 await db.look(lambda tx: tx.execute(text("SELECT 1")).scalar())
         except TimeoutError as e:
             raise TimedOut("/health: the database has not answered for 5 s") from e
-        return {"status": "ok", "version": snapshot()["version"]}
+        return {"status": "ok", "version": __version__}
 
     @web.get("/metrics")
     async def numbers(request: Request) -> Response:
@@ -122,20 +104,20 @@ def app(
     @web.get("/")
     async def status(request: Request) -> Response:
         await must_be_operator(request, verifier)
-        now = snapshot()
+        now = await snapshot()
         if "json" in request.headers.get("accept", ""):
             return JSONResponse(now)
         nonce = secrets.token_urlsafe(16)
         page = _pages.get_template("status.html").render(now=now, nonce=nonce)
         return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY.format(nonce=nonce)})
 
-    @web.get("/live")
+    @web.get("/events/page")
     async def live(request: Request) -> Response:
         until = await must_be_operator(request, verifier)
         flows.check_room()
 
-        def fragment() -> str:
-            return _pages.get_template("live.html").render(now=snapshot())
+        async def fragment() -> str:
+            return _pages.get_template("live.html").render(now=await snapshot())
 
         return StreamingResponse(flows.page(fragment, until), media_type="text/event-stream", headers=_SSE)
 

@@ -6,7 +6,7 @@ Source: WHATWG HTML §9.2 (server-sent events): ``Last-Event-ID``, comments as h
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -24,6 +24,8 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent: proxies cut silent connections after 30 to 60."""
 LOOK = 2.0
 """Seconds between two looks of a live page at its numbers."""
+BREATH = 0.3
+"""Seconds after an event in which further ones are gathered for one look."""
 RETRY_MS = 2000
 MAX_STREAMS = 1000
 
@@ -97,20 +99,19 @@ class Streams:
             self._open.discard(subscription)
             subscription.close()
 
-    async def page(self, render: Callable[[], str], until: float) -> AsyncIterator[str]:
+    async def page(self, render: Callable[[], Awaitable[str]], until: float) -> AsyncIterator[str]:
         """Send what ``render`` gives, and again when it has changed, until ``until`` (Unix seconds)."""
-        # Hears of nothing but its own end: the numbers of the page change without events.
-        subscription = self._bus.subscribe(())
+        # An event only wakes it: one that waits is as good as many.
+        subscription = self._bus.subscribe(capacity=1)
         self._open.add(subscription)
         try:
-            sent = ""
-            quiet = 0.0
+            loop = asyncio.get_running_loop()
+            sent, spoke = "", loop.time()
             while self._clock() < until:
-                now = render()
-                if now != sent or quiet >= self._heartbeat:
+                now = await render()
+                if now != sent or loop.time() - spoke >= self._heartbeat:
                     yield f"data: {json.dumps(now)}\n\n"
-                    sent, quiet = now, 0.0
-                quiet += self._look
+                    sent, spoke = now, loop.time()
                 try:
                     async with asyncio.timeout(self._look):
                         await anext(subscription)
@@ -118,6 +119,7 @@ class Streams:
                     continue
                 except StopAsyncIteration:
                     return
+                await asyncio.sleep(BREATH)
         finally:
             self._open.discard(subscription)
             subscription.close()

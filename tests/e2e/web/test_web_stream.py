@@ -14,17 +14,15 @@ from doma.core.config import Issuer, Listen
 from doma.core.events import Event
 from doma.db import outbox
 from doma.db.engine import Database
+from doma.doors.endpoint import Site
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
 from doma.net.listener import Listener
 from doma.web.app import app
+from doma.web.overview import Overview
 from doma.web.stream import Streams
 
 ISSUER, AUDIENCE = "https://issuer.example/dv", "https://se.example"
-
-
-def snapshot():
-    return {"version": "1", "started": 0.0, "url": "x", "endpoints": [], "services": {}, "cache": {}}
 
 
 async def until(reader, mark):
@@ -39,7 +37,8 @@ def test_an_event_reaches_its_owners_socket_and_nobody_hangs_at_the_end(tmp_path
         keys = KeySet({"ES256": ECKey.generate_key("P-256")})
         verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: keys.jwks()})
         streams, emit = Streams(db, bus, heartbeat=0.05), outbox.EventWriter(db)
-        web = counted(app(verifier, bus, db, metrics, snapshot, streams=streams), metrics)
+        overview = Overview(Site(verifier, {}), AUDIENCE, {}, metrics, db)
+        web = counted(app(verifier, bus, db, metrics, overview.now, streams=streams), metrics)
         listener = Listener(web, fast=None, listen=Listen(address="127.0.0.1:0", drain=60), tls=None)
         address = await listener.start()
         work = [asyncio.create_task(c) for c in (outbox.Relay(db, bus.pass_on).run(), emit.run())]
@@ -64,7 +63,7 @@ def test_an_event_reaches_its_owners_socket_and_nobody_hangs_at_the_end(tmp_path
         writer.close()
         while streams._open:  # a client that has gone is noticed by the next signs of life
             await asyncio.sleep(0.01)
-        reader, writer = await ask("/live")
+        reader, writer = await ask("/events/page")
         await until(reader, b"data:")
         streams.close()
         await listener.stop()
