@@ -7,16 +7,19 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
+from doma.app.address import placed
 from doma.app.home import Home
-from doma.app.settings import load
-from doma.app.system import ROLES, System
+from doma.app.settings import ROLES, load
 from doma.auth.redact import Redactor
 from doma.core.config import Config
 from doma.core.errors import BadRequest
+
+if TYPE_CHECKING:
+    from doma.app.system import System
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,10 @@ def run(
     os.umask(0o077)
     home.acquire()
     try:
+        settings = settings.model_copy(update={"listen": placed(settings.listen, home)})
+        # whatever can be refused is refused before the price of these imports is paid
+        from doma.app.system import System
+
         uvloop.run(_serve(System(home, settings, frozenset(roles) or frozenset(ROLES), data), ready))
     finally:
         home.release()
@@ -65,7 +72,7 @@ def _with_address(settings: Config, listen: str) -> Config:
     return settings.model_copy(update={"listen": settings.listen.model_copy(update={"address": listen})})
 
 
-async def _serve(system: System, ready: Callable[[dict[str, Any]], None]) -> None:
+async def _serve(system: "System", ready: Callable[[dict[str, Any]], None]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from doma.core.config import Config
 from doma.core.errors import ConfigError
 
+ROLES = ("issuer", "storage", "cache", "columns", "scan", "web")
+"""What a process can run; without ``--role``, all of them."""
+
 NOT_SETTINGS = frozenset({"DOMA_HOME"})
 """Variables with our prefix that mean something else."""
 

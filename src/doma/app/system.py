@@ -1,10 +1,8 @@
 """The running system: opens the engines, wires the chosen roles, starts and stops them in order."""
 
 import asyncio
-import errno
 import logging
 import os
-import random
 import socket
 import ssl
 from collections.abc import Callable, Coroutine
@@ -20,7 +18,6 @@ from doma.app.services import Services
 from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
 from doma.core.config import Config, Issuer, Listen
-from doma.core.errors import ConfigError, PortInUse
 from doma.db.engine import Database
 from doma.db.outbox import EventWriter, Relay
 from doma.doors.endpoint import Site
@@ -30,20 +27,14 @@ from doma.net.listener import Listener
 
 log = logging.getLogger(__name__)
 
-ROLES = ("issuer", "storage", "cache", "columns", "scan", "web")
-"""What a process can run; without ``--role``, all of them."""
-
-PORTS = range(18_000, 32_000)
-"""Where a new home looks for its port: below the ephemeral ports, so that it can keep it."""
-
 
 class System:
     """One process with its roles.
 
     Args:
         home: The locked home.
-        config: The whole configuration.
-        roles: Some of :data:`ROLES`.
+        config: The whole configuration; its address has a real port.
+        roles: Some of :data:`doma.app.settings.ROLES`.
         data: Folder to serve read-only as endpoint ``data``.
     """
 
@@ -59,7 +50,7 @@ class System:
             PortInUse, ConfigError, StorageUnavailable: what was started is stopped by :meth:`stop`.
         """
         home, config = self._home, self._config
-        listen = _placed(config.listen, home)
+        listen = config.listen
         host, port = listen.address.rsplit(":", 1)
         everywhere = host.strip("[]") in {"", "::", "0.0.0.0"}  # noqa: S104 - asked for by the operator
         shown = config.listen.name or (socket.getfqdn() if everywhere else host)
@@ -142,43 +133,6 @@ class System:
         while True:
             await asyncio.sleep(self._config.auth.lifetime / 2)
             self._write_token(issue)
-
-
-def _placed(listen: Listen, home: Home) -> Listen:
-    """The listen section with a real port: the asked one, the home's own, or a free one."""
-    host, colon, port = listen.address.rpartition(":")
-    if not colon or len(port) > 5 or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise ConfigError(
-            f"listen.address {listen.address!r}: is not HOST:PORT; write for example 127.0.0.1:8443,"
-            " or port 0 for a free one"
-        )
-    if int(port):
-        return listen
-    kept = home.port()
-    candidates = [kept] if kept else []
-    candidates += random.sample(PORTS, 32)
-    for number in candidates:
-        if _free(host.strip("[]"), number):
-            if kept and number != kept:
-                log.warning("port %d of this home is taken; using %d", kept, number)
-            return listen.model_copy(update={"address": f"{host}:{number}"})
-    raise PortInUse(
-        f"{host}: no free port found between {PORTS.start} and {PORTS.stop}; give one with --listen"
-    )
-
-
-def _free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, UnicodeError) as e:
-            if isinstance(e, OSError) and e.errno in {errno.EADDRINUSE, errno.EACCES}:
-                return False
-            raise ConfigError(
-                f"listen.address: {host!r} is no address of this machine ({e}); choose another with --listen"
-            ) from e
-    return True
 
 
 def _server_context(listen: Listen, files: tls.Files) -> ssl.SSLContext:
