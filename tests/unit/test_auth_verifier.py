@@ -359,7 +359,9 @@ async def test_no_other_audience_is_accepted(aud):
 async def test_the_refusal_of_an_audience_says_both_names():
     with pytest.raises(InvalidToken) as caught:
         await verifier().verify(token(aud="https://a.example.org"))
-    assert caught.value.message == "token: aud is https://a.example.org, this is https://alias.example.org"
+    assert caught.value.message == (
+        "token: aud is https://a.example.org, this is https://alias.example.org:443; ask for that audience"
+    )
 
 
 async def test_wildcards_can_be_switched_off():

@@ -141,8 +141,9 @@ def _audience(
     wild = {"wlcg": {WLCG_ANY}, "scitokens": {SCITOKENS_ANY}, "any": {WLCG_ANY, SCITOKENS_ANY}}[profile]
     accepted = ours | wild if issuer.wildcard_audience else ours
     if accepted.isdisjoint(listed):
-        this = min((name for name in ours if "://" in name), default=min(ours, default="nameless"))
-        raise InvalidToken(f"token: aud is {shown(' '.join(listed))}, this is {this}")
+        # the fullest of our names: what a new token should hold
+        this = min(ours, key=lambda n: (not n.startswith("https://"), -len(n), n), default="nameless")
+        raise InvalidToken(f"token: aud is {shown(' '.join(listed))}, this is {this}; ask for that audience")
     return tuple(listed)
 
 
