@@ -27,6 +27,7 @@ _FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^>]*) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_SOURCE = re.compile(r"`((?:\w+/)+\w+\.py)`")
 _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 DRIVER = r"""
@@ -129,6 +130,14 @@ def test_every_link_of_a_page_leads_somewhere(page):
         if not target.exists() or (anchor and anchor not in anchors(target)):
             missing.append(link)
     assert missing == []
+
+
+def test_every_source_file_that_a_page_names_is_there():
+    named = {name for page in EVERYTHING for name in _SOURCE.findall(page.read_text())}
+    assert len(named) > 10
+    assert [
+        n for n in sorted(named) if not any((top / n).exists() for top in (ROOT, ROOT / "src/doma"))
+    ] == []
 
 
 def test_the_generated_pages_are_those_of_the_code():
