@@ -183,10 +183,13 @@ class System:
 
     def deliver(self, url: str, columns: tuple[str, ...], tree: str = "") -> Any:
         """Columns of one file by the column service, as a user of func_adl asks for them."""
+        import asyncio
+
         from doma.facility.delivered import Delivered
 
         names = ", ".join(f"'{c}': e.{c}" for c in columns)
-        return Delivered(self.access, [url], tree).Select(f"lambda e: {{{names}}}").value()
+        query = Delivered(self.access, [url], tree).Select(f"lambda e: {{{names}}}")
+        return asyncio.run(query.value_async())
 
     def scan(self, path: str, columns: tuple[str, ...], tree: str | None = None) -> Any:
         """Columns of one file by the scan service."""
@@ -205,7 +208,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts systems on homes of this test, and stops them after it."""
     begun: list[System] = []
 
-    def one(name: str = "home", *options: object) -> System:
+    def one(name: str | Path = "home", *options: object) -> System:
         system = System(tmp_path / name, *options)
         begun.append(system)
         system.up()
@@ -218,7 +221,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Said]:
-    """Runs the real command."""
+    """Runs the real command; ``words`` is how it begins."""
+    doma.words = COMMAND  # type: ignore[attr-defined]
     return doma
 
 
