@@ -1,6 +1,7 @@
 """``doma demo``: starts the system, runs the main job by four roads, shows the table, draws the plot."""
 
 import json as jsonlib
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from doma.app.child import Child
 from doma.app.home import Home
 from doma.cli import show
-from doma.core.errors import DomaError, MissingExtra
+from doma.core.errors import BadRequest, DomaError, MissingExtra
 
 
 def demo(home: Path | None, events: int | None, json: Path | None, plot: Path) -> None:
     """Run the main job; exits 0 only if all roads agree with the independent computation."""
     _need_extra()
+    for wanted in filter(None, (json, plot)):
+        if not os.access(wanted.absolute().parent, os.W_OK):
+            raise BadRequest(f"{wanted}: its folder is not there or cannot be written; choose another place")
     with tempfile.TemporaryDirectory(prefix="doma-demo-") as scratch:
         place = Home(home or Path(scratch) / "home")
         with _running(place):

@@ -6,6 +6,7 @@ delivered   a func_adl query to the column service; the result is read back as c
 scanned     filter and projection go to the scan service; Arrow comes back
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def delivered(access: Access, path: str) -> Road:
             "Muon_charge": e.Muon_charge,
         }
     )
-    muons = query.value()
+    muons = asyncio.run(query.value_async())  # func_adl's value() leaves its event loop open
     found = spectrum(muons)
     return Road("delivered", found, len(muons), source.received, source.read, time.perf_counter() - start)
 
