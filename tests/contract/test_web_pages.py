@@ -112,6 +112,8 @@ async def test_the_page_shows_the_system_and_runs_nothing_but_its_own_script(sit
     policy = page.headers["content-security-policy"]
     nonce = policy.partition("script-src 'nonce-")[2].partition("'")[0]
     assert "unsafe" not in policy
+    # a token may stand in the address of the page: it goes nowhere from there
+    assert (page.headers["cache-control"], page.headers["referrer-policy"]) == ("no-store", "no-referrer")
     assert page.text.count("<script") == page.text.count(f'<script nonce="{nonce}">') == 1
     assert re.search(r" on\w+=|style=|src=|http://|url\(", page.text) is None
     other = (await site.get("/")).headers["content-security-policy"]

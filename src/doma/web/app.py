@@ -32,6 +32,7 @@ from doma.web.access import ADMIN, must_be_known, must_be_operator
 from doma.web.overview import Snapshot
 from doma.web.stream import Asked, Streams
 
+_PAGE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
 _SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _POLICY = (
     "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
@@ -44,13 +45,8 @@ _pages = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_pages.filters |= {
-    "bytes": spell.size,
-    "count": spell.count,
-    "utc": spell.instant,
-    "duration": spell.duration,
-}
-_pages.filters["facts"] = spell.facts
+_pages.filters |= {"bytes": spell.size, "count": spell.count, "utc": spell.instant}
+_pages.filters |= {"duration": spell.duration, "facts": spell.facts}
 
 
 def app(
@@ -106,10 +102,11 @@ def app(
         await must_be_operator(request, verifier)
         now = await snapshot()
         if "json" in request.headers.get("accept", ""):
-            return JSONResponse(now)
+            return JSONResponse(now, headers=_PAGE)
         nonce = secrets.token_urlsafe(16)
         page = _pages.get_template("status.html").render(now=now, nonce=nonce)
-        return HTMLResponse(page, headers={"Content-Security-Policy": _POLICY.format(nonce=nonce)})
+        policy = {"Content-Security-Policy": _POLICY.format(nonce=nonce)}
+        return HTMLResponse(page, headers=_PAGE | policy)
 
     @web.get("/events/page")
     async def live(request: Request) -> Response:
