@@ -1,9 +1,11 @@
 """The home folder: one process at a time, and what a killed one leaves behind."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,28 @@ def test_only_the_owner_may_enter_and_files_appear_whole(tmp_path: Path):
     home.release()
     home.release()
     assert not (home / "run.json").exists()
+
+
+def test_who_only_looks_whether_something_runs_keeps_nobody_out(tmp_path: Path):
+    home = Home(tmp_path / "h")
+    home.acquire()
+    home.release()
+    looks = os.open(home / "lock", os.O_RDONLY)
+    fcntl.flock(looks, fcntl.LOCK_SH)
+    timer = threading.Timer(0.05, os.close, (looks,))
+    timer.start()
+    home.acquire()
+    timer.join()
+    home.release()
+
+
+def test_what_a_killed_process_was_writing_is_cleared(tmp_path: Path):
+    for name in (".token.123", ".run.json.99999", ".keep", ".keep.me", "token"):
+        (tmp_path / name).write_text("x")
+    home = Home(tmp_path)
+    home.acquire()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".keep", ".keep.me", "lock", "token"]
+    home.release()
 
 
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path):

@@ -11,6 +11,8 @@ doma.db tls/ keys/ site/ cache/ results/
 import fcntl
 import json
 import os
+import re
+import time
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +29,14 @@ def default_home() -> Path:
         return Path(home)
     base = os.environ.get("XDG_DATA_HOME")
     return (Path(base) if base else Path.home() / ".local" / "share") / "doma"
+
+
+_TEMPORARY = re.compile(r"\.[a-z.]+\.\d+")
+"""What :meth:`Home.write` writes to before it renames."""
+
+_LOOKS = 10
+_LOOK = 0.02
+"""Tries for the lock and seconds between them: who only asks whether something runs holds it for an instant."""
 
 
 class Home:
@@ -54,19 +64,20 @@ class Home:
             raise ConfigError(
                 f"{self.path}: cannot be used as a home ({e.strerror}); choose another with --home"
             ) from e
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             pid = self._pid(lock)
             os.close(lock)
             raise AlreadyRunning(
                 f"{self.path}: already running with pid {pid}; stop it with 'doma down --home {self.path}'",
                 pid=pid,
-            ) from None
+            )
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock
         (self / "run.json").unlink(missing_ok=True)
+        for left in self.path.iterdir():
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give the lock back and withdraw ``run.json``. Idempotent."""
@@ -122,3 +133,13 @@ class Home:
         with suppress(ValueError):
             return int(os.pread(lock, 32, 0))
         return 0
+
+
+def _locked(lock: int) -> bool:
+    for attempt in range(_LOOKS):
+        if attempt:
+            time.sleep(_LOOK)
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False

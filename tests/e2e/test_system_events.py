@@ -1,0 +1,115 @@
+"""Events of a whole system: from the upload to a subscriber's socket, and to nobody else's."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+
+class Listener:
+    """One subscriber's stream."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines = lines
+        assert next(lines).startswith("retry: "), "the stream has begun: what happens from now on is heard"
+
+    def next(self) -> dict[str, Any]:
+        """The next event; its facts under their names, its number as ``id``."""
+        kind = ""
+        for line in self._lines:
+            field, _, value = line.partition(": ")
+            if field == "event":
+                kind = value
+            elif field == "data":
+                found: dict[str, Any] = json.loads(value)
+                assert found["kind"] == kind
+                return found
+        raise AssertionError("the stream ended")
+
+
+@pytest.fixture
+def listen(shared: Any) -> Iterator[Any]:
+    """Opens streams and closes them after the test."""
+    with ExitStack() as stack:
+
+        @contextmanager
+        def stream(token: str, query: str, headers: dict[str, str]) -> Iterator[Listener]:
+            sent = {"Authorization": f"Bearer {token}", **headers}
+            with (
+                httpx.Client(base_url=shared.run["https"], verify=shared.access.tls(), timeout=30) as http,
+                http.stream("GET", "/events" + query, headers=sent) as answer,
+            ):
+                assert answer.status_code == 200
+                assert answer.headers["content-type"].startswith("text/event-stream")
+                yield Listener(answer.iter_lines())
+
+        yield lambda token, query="", headers=None: stack.enter_context(stream(token, query, headers or {}))
+
+
+def upload(shared: Any, path: str, subject: str, data: bytes = b"x") -> None:
+    answer = shared.ask("PUT", path, shared.token(subject=subject), content=data)
+    assert answer.status_code in {201, 204}
+
+
+def test_an_upload_is_heard_by_its_owner_and_by_operators_and_by_nobody_else(shared, listen):
+    operator = listen(shared.admin(), "?kind=file.*")
+    ada, bob = (listen(shared.token(subject=name), "?kind=file.*") for name in ("ada", "bob"))
+    upload(shared, "/site/events/of-ada", "ada", b"12345")
+    upload(shared, "/site/events/of-bob", "bob")
+    heard = ada.next()
+    assert (heard["kind"], heard["subject"]) == ("file.landed", "/site/events/of-ada")
+    assert heard["data"] == {"endpoint": "site", "size": 5, "adler32": "02f80100"}
+    # the first that bob hears is his own: ada's came before it and was not for him
+    assert bob.next()["subject"] == "/site/events/of-bob"
+    assert [operator.next()["subject"] for _ in range(2)] == ["/site/events/of-ada", "/site/events/of-bob"]
+
+
+def test_what_was_missed_comes_after_a_reconnect_in_order_and_once(shared, listen):
+    first = listen(shared.token(subject="eve"), "?kind=file.landed")
+    upload(shared, "/site/events/1", "eve")
+    seen = first.next()
+    for n in range(2, 6):
+        upload(shared, f"/site/events/{n}", "eve")
+    again = listen(shared.token(subject="eve"), "?kind=file.landed", {"Last-Event-ID": str(seen["id"])})
+    upload(shared, "/site/events/6", "eve")
+    assert [again.next()["subject"] for _ in range(5)] == [f"/site/events/{n}" for n in range(2, 7)]
+    assert [first.next()["subject"] for _ in range(5)] == [f"/site/events/{n}" for n in range(2, 7)]
+
+
+def test_a_change_of_every_kind_is_told(shared, listen):
+    ada = listen(shared.token(subject="mia"))
+    token = shared.token(subject="mia")
+    upload(shared, "/site/events/a", "mia")
+    to = {"Destination": shared.run["https"] + "/site/events/b"}
+    assert shared.ask("MOVE", "/site/events/a", token, to).status_code == 201
+    assert shared.ask("DELETE", "/site/events/b", token).status_code == 204
+    kinds = [ada.next() for _ in range(3)]
+    assert [(e["kind"], e["subject"]) for e in kinds] == [
+        ("file.landed", "/site/events/a"),
+        ("file.moved", "/site/events/b"),
+        ("file.deleted", "/site/events/b"),
+    ]
+
+
+def test_a_request_for_columns_tells_its_owner_when_it_ends(shared, listen):
+    from doma.facility.sample import sample
+
+    shared.put("/site/events/muons.root", sample("nano_dimuon.root").read_bytes())
+    ada, bob = (listen(shared.token(subject=name), "?kind=request.*") for name in ("admin", "bob"))
+    url = shared.run["https"] + "/site/events/muons.root"
+    assert len(shared.deliver(url, ("nMuon",), "Events")) == 40
+    heard = ada.next()
+    while heard["kind"] != "request.finished":
+        heard = ada.next()
+    assert heard["subject"]
+    one = "(lambda (list e) (dict (list 'n') (list (attr e 'nMuon'))))"
+    query = f"(call Select (call EventDataset 'f' 'Events') {one})"
+    token = shared.token(subject="bob")
+    answer = shared.ask(
+        "POST", "/servicex/transformation", token, json={"selection": query, "file-list": [url]}
+    )
+    mine = answer.json()["request_id"]
+    assert bob.next()["subject"] == mine
