@@ -75,11 +75,11 @@ def test_who_only_looks_whether_something_runs_keeps_nobody_out(tmp_path: Path):
 
 
 def test_what_a_killed_process_was_writing_is_cleared(tmp_path: Path):
-    for name in (".token.123", ".run.json.99999", ".keep", ".keep.me", "token"):
+    for name in (".token.a1b2c3_4", ".run.json.abcdefgh", ".keep", ".keep.abcdefgh", "token"):
         (tmp_path / name).write_text("x")
     home = Home(tmp_path)
     home.acquire()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".keep", ".keep.me", "lock", "token"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".keep", ".keep.abcdefgh", "lock", "token"]
     home.release()
 
 

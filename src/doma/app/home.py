@@ -12,8 +12,8 @@ import fcntl
 import json
 import os
 import re
-import time
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,12 +31,12 @@ def default_home() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "share") / "doma"
 
 
-_TEMPORARY = re.compile(r"\.[a-z.]+\.\d+")
+_TEMPORARY = re.compile(r"\.(issuer|port|run\.json|scan\.key|token)\.[a-z0-9_]{8}")
 """What :meth:`Home.write` writes to before it renames."""
 
 _LOOKS = 10
 _LOOK = 0.02
-"""Tries for the lock and seconds between them: who only asks whether something runs holds it for an instant."""
+"""Tries for the lock, and seconds between them: who only asks what runs holds it for an instant."""
 
 
 class Home:
