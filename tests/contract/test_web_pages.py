@@ -129,8 +129,10 @@ async def test_hostile_names_titles_and_facts_are_text_on_the_page_and_in_its_st
     await site.happen(Event(EVIL[:60], f"/site/{EVIL}", {EVIL: EVIL, "size": EVIL}, EVIL))
     page = (await site.get("/")).text
     ending = asyncio.create_task(site.end_when_open())
-    stream = json.loads((await site.get("/events/page")).text.removeprefix("data: "))
+    live = await site.get("/events/page")
+    assert live.status_code == 200
     await ending
+    stream = json.loads(live.text.removeprefix("data: "))
     for text in (page.partition("<main")[2].partition("<script nonce")[0], stream):
         assert "<img" not in text
         assert "<script" not in text
