@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 CREATED, MODIFIED, MOVED_IN, GONE = 0x100, 0x2, 0x80, 0x200
@@ -126,6 +127,27 @@ def test_what_was_killed_comes_back_on_its_port_with_its_files_and_its_tokens_va
         assert system.ask("GET", "/site/deep/kept.bin", token).content == b"kept" * 1000
     for pid in workers:
         assert not Path(f"/proc/{pid}").exists() or "doma" not in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_down_waits_for_no_idle_connection_and_no_event_stream(tmp_path, start, said):
+    (tmp_path / "home").mkdir(mode=0o700)
+    # far beyond the patience of 'down': whoever is waited for makes it fail
+    (tmp_path / "home" / "doma.toml").write_text("[listen]\ndrain = 3600\nidle_timeout = 3600\n")
+    system = start()
+    host, port = system.run["https"].removeprefix("https://").split(":")
+    silent = socket.create_connection((host, int(port)))
+    assert system.ask("GET", "/health", None).status_code == 200  # and its connection stays open
+    headers = {"Authorization": f"Bearer {system.token()}"}
+    with (
+        silent,
+        httpx.Client(base_url=system.run["https"], verify=system.access.tls(), headers=headers) as http,
+        http.stream("GET", "/events") as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines).startswith("retry")
+        assert said("down", "--home", system.home.path)[0] == 0
+        assert not [line for line in lines if line.startswith("data")], "it ended, with nothing more to say"
+    assert "Traceback" not in system.log
 
 
 def test_down_lets_a_running_download_end_and_leaves_nothing_running(start, said):
