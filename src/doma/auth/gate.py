@@ -170,6 +170,8 @@ class Gate:
                 f"{path}: is outside the area of the issuer of this token, {identity.issuer};"
                 f" its area here is {', '.join(area) or 'empty'}"
             )
+        if not self._wide:
+            raise Forbidden(f"{path}: private; ask the service that made it for its address, which opens it")
         nearest = max(inside, key=len)
         scope = written(verb, "/" + path[len(nearest.rstrip("/")) :].lstrip("/"))
         raise Forbidden(

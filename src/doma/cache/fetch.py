@@ -25,6 +25,7 @@ from doma.core.errors import (
     OriginFailed,
     PreconditionFailed,
     RangeNotSatisfiable,
+    Replaced,
     ServiceUnavailable,
 )
 from doma.store.protocol import Buffer
@@ -36,12 +37,6 @@ JOIN = 0.002
 TRIES = 3
 AHEAD_SHARE = 0.25
 """The part of the memory budget that read-ahead may hold."""
-
-
-class Replaced(OriginFailed):
-    """The origin has another version now."""
-
-    code = "replaced"
 
 
 class Budget:

@@ -31,7 +31,7 @@ class Finding:
 
 
 def doctor(home: Path | None, config: Path | None, json: bool) -> None:
-    """Run all checks; exits with 69 if one found a problem."""
+    """Run all checks; exits with 75 if one found a problem."""
     place = Home(home or default_home())
     checks: list[Callable[[], Finding]] = [
         _python,

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from doma.auth.model import Identity
+from doma.core.state import Machine
 
 ENGINE = "1"
 """Version of the interpreter: part of the key of cached results. Raise it when an answer changes."""
@@ -53,16 +54,20 @@ class FileEvent(StrEnum):
     CANCEL = "cancel"
 
 
-FILE_AFTER: Mapping[tuple[FileState, FileEvent], FileState] = {
-    (FileState.WAITING, FileEvent.CLAIM): FileState.RUNNING,
-    # A lease that ran out: another worker takes the file, under the next attempt number.
-    (FileState.RUNNING, FileEvent.CLAIM): FileState.RUNNING,
-    (FileState.RUNNING, FileEvent.FINISH): FileState.DONE,
-    (FileState.RUNNING, FileEvent.FAIL): FileState.FAILED,
-    (FileState.RUNNING, FileEvent.RETRY): FileState.WAITING,
-    (FileState.WAITING, FileEvent.CANCEL): FileState.CANCELED,
-    (FileState.RUNNING, FileEvent.CANCEL): FileState.CANCELED,
-}
+FILES = Machine(
+    FileState.WAITING,
+    {
+        (FileState.WAITING, FileEvent.CLAIM): FileState.RUNNING,
+        # A lease that ran out: another worker takes the file, under the next attempt number.
+        (FileState.RUNNING, FileEvent.CLAIM): FileState.RUNNING,
+        (FileState.RUNNING, FileEvent.FINISH): FileState.DONE,
+        (FileState.RUNNING, FileEvent.FAIL): FileState.FAILED,
+        (FileState.RUNNING, FileEvent.RETRY): FileState.WAITING,
+        (FileState.WAITING, FileEvent.CANCEL): FileState.CANCELED,
+        (FileState.RUNNING, FileEvent.CANCEL): FileState.CANCELED,
+    },
+)
+"""The life of one file of a request."""
 
 
 def verdict(files: int, completed: int, failed: int) -> State:

@@ -34,7 +34,9 @@ from sqlalchemy import (
 
 from doma.columns.model import (
     ENGINE,
+    FILES,
     FINAL,
+    FileEvent,
     FileResult,
     FileState,
     Grant,
@@ -282,7 +284,7 @@ def cancel(tx: Connection, id_: str, now: float) -> None:
     """Stop a request: what is not done will not be done."""
     tx.execute(
         update(files)
-        .where(files.c.request == id_, files.c.state.in_([FileState.WAITING, FileState.RUNNING]))
+        .where(files.c.request == id_, files.c.state.in_(FILES.before(FileEvent.CANCEL)))
         .values(state=FileState.CANCELED, owner=None, lease_until=None)
     )
     ended = tx.execute(

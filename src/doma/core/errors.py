@@ -210,6 +210,18 @@ class OriginFailed(DomaError):
     code, http, exit, retry = "origin-failed", 502, 75, "elsewhere"
 
 
+class Replaced(OriginFailed):
+    """The origin has another version now."""
+
+    code = "replaced"
+
+
+class DigestNotReady(DomaError):
+    """The digest that was asked for is still being computed."""
+
+    code, http, exit, retry = "digest-not-ready", 503, 75, "later"
+
+
 class NotCached(DomaError):
     """The bytes are not in the cache and the client allows no fetch."""
 

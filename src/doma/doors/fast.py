@@ -7,18 +7,20 @@ before, a file whose bytes are in memory, no conditions. Whatever else is asked 
 Source: dataplane.md §3.5, §3.6 of the project's contracts.
 """
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
 
 from doma.auth.model import Identity, Verb
 from doma.core import ranges
-from doma.core.errors import BadRequest, DomaError, RangeNotSatisfiable
+from doma.core.errors import DomaError
 from doma.core.paths import normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import Landing
 from doma.doors.reply import content_type, validators
-from doma.net.exchange import SMALL, Answer, Buffer, Request, Sink, Span, status_line
+from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.net.problem import render
 from doma.store.protocol import CanPeek, Hot, Stat
 
@@ -37,10 +39,19 @@ _SLOW = frozenset(
 """Fields that make a read a special case."""
 
 
-class _Place:
-    """A request target: where it points, and the head lines of the version seen last."""
+FROM_FILE = 32 << 10
+"""Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
 
-    __slots__ = ("endpoint", "fixed", "kind", "path", "peek", "stat")
+Count = Callable[[str, str, int, int, int, float, int], None]
+"""Told of equal requests together: endpoint, method, status, bytes received and sent, seconds, how many."""
+BATCH = 1.0
+"""Seconds after which reads are told at the latest."""
+
+
+class _Place:
+    """A request target: where it points, what was found there last, and the reads that were not told yet."""
+
+    __slots__ = ("cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat", "told")
 
     def __init__(self, endpoint: Endpoint, path: str, peek: Callable[[str], Hot | None]) -> None:
         self.endpoint = endpoint
@@ -49,6 +60,16 @@ class _Place:
         self.kind = content_type(path).encode()
         self.stat: Stat | None = None
         self.fixed = b""
+        self.dynamic = False
+        """The store has header lines of its own for each answer."""
+        self.cold: Callable[[int, int], Awaitable[Buffer]]
+
+    def see(self, hot: Hot) -> None:
+        """Work out what holds for all answers of one version."""
+        self.stat = hot.stat
+        self.fixed = _lines(validators(hot.stat))
+        self.dynamic = hasattr(hot, "headers")
+        self.cold = _Cold(self, hot.stat.version).read
 
 
 class FastDoor:
@@ -57,21 +78,31 @@ class FastDoor:
     Args:
         site: The endpoints.
         clock: Unix seconds.
+        count: Told of what was answered here. Seconds are the door's own for a read, from head to commit
+            for an upload.
     """
 
-    def __init__(self, site: Site, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, site: Site, *, clock: Callable[[], float] = time.time, count: Count | None = None
+    ) -> None:
         self._site = site
         self._clock = clock
+        self._tally = _Tally(count) if count is not None else None
         self._places: dict[bytes, _Place | None] = {}
 
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"GET":
-            if _SLOW.isdisjoint(request.fields):
-                return self._get(request, request.fields.get(b"range", b""))
-            return None
-        return _FastSink(self._site, request) if request.method == b"PUT" else None
+            if not _SLOW.isdisjoint(request.fields):
+                return None
+            asked = request.fields.get(b"range", b"")
+            answer = self._get(request, asked)
+            if answer is not None and asked:
+                answer.again = lambda value: self._get(request, value)
+            return answer
+        return _FastSink(self._site, request, self._tally) if request.method == b"PUT" else None
 
     def _get(self, request: Request, asked: bytes) -> Answer | None:
+        began = perf_counter()
         try:
             place = self._place(request.target)
             if place is None:
@@ -81,17 +112,14 @@ class FastDoor:
             hot = place.peek(place.path)
             if hot is None:
                 return None
-            spans = None
-            size = hot.stat.size
-            if asked:
-                spans = ranges.parse(asked.decode("latin-1"), size)
-        except _Unknown:
-            return None
-        except (BadRequest, RangeNotSatisfiable, DomaError):
+            if place.stat is not hot.stat:
+                place.see(hot)
+            spans = ranges.parse(asked.decode("latin-1"), hot.stat.size) if asked else None
+        except (_Unknown, DomaError):
             return None  # the application says it in full
         answer = self._answer(place, hot, spans, request.tls)
-        if answer is not None and asked:
-            answer.again = lambda value: self._get(request, value)
+        if answer is not None and self._tally is not None:
+            self._tally.read(place.endpoint.name, 206 if spans else 200, answer.size, perf_counter() - began)
         return answer
 
     def _place(self, target: bytes) -> _Place | None:
@@ -132,11 +160,10 @@ class FastDoor:
         return identity
 
     def _answer(self, place: _Place, hot: Hot, spans: list[ranges.Span] | None, tls: bool) -> Answer | None:
-        stat = hot.stat
-        if place.stat is not stat:
-            place.stat, place.fixed = stat, _lines(validators(stat))
-        extra: Mapping[str, str] | None = getattr(hot, "headers", None)
-        fixed = place.fixed if not extra else place.fixed + _lines(list(extra.items()))
+        stat, fixed = hot.stat, place.fixed
+        if place.dynamic:
+            headers: Mapping[str, str] = hot.headers  # type: ignore[attr-defined] # such a store's own
+            fixed += _lines(list(headers.items()))
         if spans is None:
             start, stop = 0, stat.size
             head = b"%sContent-Type: %s\r\nContent-Length: %d\r\n%s" % (_OK, place.kind, stop, fixed)
@@ -147,15 +174,17 @@ class FastDoor:
             )  # fmt: skip
         else:
             return self._multipart(place, hot, spans, fixed)
-        if stop - start <= SMALL:
-            if stop == start:
-                return Answer(head)
-            view = hot.view(start, stop)
-            return None if view is None else Answer(head, (view,))
-        first = min(stop, (start // SMALL + 1) * SMALL)
-        if (tls or hot.fileno(start, first) is None) and hot.view(start, first) is None:
+        size = stop - start
+        if not tls and size >= FROM_FILE:
+            ready = hot.fileno(start, min(stop, start + PIECE))
+            if ready is not None:
+                return Answer(head, span=Span(hot, start, stop, place.cold, ready), size=size)
+        if size <= SMALL:
+            view = hot.view(start, stop) if size else _EMPTY
+            return None if view is None else Answer(head, (view,) if size else (), size=size)
+        if hot.view(start, min(stop, (start // SMALL + 1) * SMALL)) is None:
             return None
-        return Answer(head, span=Span(hot, start, stop, _Cold(place, stat.version).read))
+        return Answer(head, span=Span(hot, start, stop, place.cold), size=size)
 
     def _multipart(self, place: _Place, hot: Hot, spans: list[ranges.Span], fixed: bytes) -> Answer | None:
         mark = secrets.token_hex(16)
@@ -173,7 +202,7 @@ class FastDoor:
         head = b"%sContent-Type: multipart/byteranges; boundary=%s\r\nContent-Length: %d\r\n%s" % (
             _PARTIAL, mark.encode(), total, fixed,
         )  # fmt: skip
-        return Answer(head, parts)
+        return Answer(head, parts, size=total)
 
 
 class _Unknown(Exception):
@@ -181,6 +210,34 @@ class _Unknown(Exception):
 
 
 _OK, _PARTIAL = status_line(200), status_line(206)
+_EMPTY = memoryview(b"")
+
+
+class _Tally:
+    """Adds up reads and tells them about once a second, since telling costs more than a read's own share."""
+
+    def __init__(self, count: Count) -> None:
+        self.count = count
+        self._reads: dict[tuple[str, int], list[float]] = {}
+        self._armed = False
+
+    def read(self, endpoint: str, status: int, sent: int, seconds: float) -> None:
+        """One answer; from the event loop."""
+        sums = self._reads.get((endpoint, status))
+        if sums is None:
+            sums = self._reads[endpoint, status] = [0, 0, 0.0]
+        sums[0] += 1
+        sums[1] += sent
+        sums[2] += seconds
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_later(BATCH, self.tell)
+
+    def tell(self) -> None:
+        """Hand on what was added up."""
+        reads, self._reads, self._armed = self._reads, {}, False
+        for (endpoint, status), (number, sent, seconds) in reads.items():
+            self.count(endpoint, "GET", status, 0, int(sent), seconds, int(number))
 
 
 def _lines(headers: list[tuple[str, str]]) -> bytes:
@@ -208,15 +265,17 @@ class _Cold:
 class _FastSink:
     """A :class:`Landing` between the socket and the store, whose errors are answers."""
 
-    __slots__ = ("_accept", "_failed", "_landing", "_realm")
+    __slots__ = ("_accept", "_began", "_failed", "_landing", "_realm", "_tally")
 
-    def __init__(self, site: Site, request: Request) -> None:
+    def __init__(self, site: Site, request: Request, tally: _Tally | None) -> None:
         path, _, query = request.target.partition(b"?")
         length = None if request.chunked else request.length
         self._landing = Landing(site, path.decode("utf-8", "surrogateescape"), query, request.headers, length)
         self._accept = request.fields.get(b"accept", b"").decode("latin-1")
         self._realm = site.name
         self._failed: DomaError | None = None
+        self._tally = tally
+        self._began = perf_counter()
 
     async def open(self) -> Answer | None:
         try:
@@ -247,6 +306,7 @@ class _FastSink:
             status, headers = await self._landing.commit()
         except DomaError as e:
             return self._refusal(e)
+        self._tell(status, 0)
         return Answer(status_line(status) + _lines(headers))
 
     async def abort(self, reason: str) -> Answer:
@@ -257,4 +317,10 @@ class _FastSink:
         headers["Content-Length"] = str(len(body))
         if status == 405:
             headers["Allow"] = "OPTIONS, GET, HEAD, DELETE, PROPFIND"
+        self._tell(status, len(body))
         return Answer(status_line(status) + _lines(list(headers.items())), (body,))
+
+    def _tell(self, status: int, sent: int) -> None:
+        if self._tally is not None:
+            landing, seconds = self._landing, perf_counter() - self._began
+            self._tally.count(landing.where, "PUT", status, landing.received, sent, seconds, 1)

@@ -16,7 +16,7 @@ from doma.auth.bearer import bearer_of
 from doma.auth.model import Verb, bearer
 from doma.cache.freshness import control, requested
 from doma.core.checksum import COMPUTABLE, wanted
-from doma.core.errors import BadRequest, NotAllowed, TimedOut, Unsupported
+from doma.core.errors import BadRequest, DigestNotReady, NotAllowed, Unsupported
 from doma.core.paths import normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import Landing, text_headers
@@ -122,7 +122,7 @@ async def _with_digest(endpoint: Endpoint, stat: Stat, headers: Mapping[str, str
     """The stat with a digest that is asked for and not stored yet, if the store can compute it in time.
 
     Raises:
-        TimedOut: it takes longer; the computation goes on and a later HEAD finds it.
+        DigestNotReady: it takes longer; the computation goes on and a later HEAD finds it.
     """
     want = wanted(headers.get("want-digest"), headers.get("want-repr-digest"))
     missing = [name for name in want if name in COMPUTABLE]
@@ -134,16 +134,12 @@ async def _with_digest(endpoint: Endpoint, stat: Stat, headers: Mapping[str, str
     except TimeoutError as e:
         _RUNNING.add(work)
         work.add_done_callback(_forget)
-        raise _NotYet(f"{stat.path}: its {missing[0]} is being computed; ask again", retry_after=30) from e
+        raise DigestNotReady(
+            f"{stat.path}: its {missing[0]} is being computed; ask again", retry_after=30
+        ) from e
     except Unsupported:
         return stat
     return await endpoint.store.stat(stat.path)
-
-
-class _NotYet(TimedOut):
-    """The digest is not known yet."""
-
-    code, http = "digest-not-ready", 503
 
 
 _RUNNING: set["asyncio.Future[str]"] = set()

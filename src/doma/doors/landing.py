@@ -47,6 +47,7 @@ class Landing:
         "_site",
         "_target",
         "_upload",
+        "where",
     )
 
     def __init__(self, site: Site, target: str, query: bytes, raw: Raw, length: int | None) -> None:
@@ -56,6 +57,13 @@ class Landing:
         self._existed = False
         self._fed = 0
         self._identity: Identity | None = None
+        self.where = ""
+        """Name of the endpoint, once it is found."""
+
+    @property
+    def received(self) -> int:
+        """Bytes that were taken so far."""
+        return self._fed
 
     async def open(self) -> None:
         """Authorise, check the conditions, begin to write.
@@ -65,6 +73,7 @@ class Landing:
         """
         self._shown = normalise(self._target)
         self._endpoint, self._path = self._site.find(self._shown)
+        self.where = self._endpoint.name
         headers = text_headers(self._raw)
         token = bearer_of(headers.get("authorization"), self._query.decode("latin-1"))
         if token is not None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from doma.core.errors import DomaError
 from doma.net.exchange import SMALL, Buffer, Request, status_line, text_answer
 from doma.net.inflow import CONTINUE, Body
 
@@ -103,6 +104,11 @@ class Cycle:
         body, line = self._body, self._line
         try:
             await self._app(scope_of(self._request), self._receive, self._send)
+        except DomaError as e:
+            if self._started:  # too late for a problem answer; the client sees the connection cut
+                log.warning("%s was cut short: %s", self._what(), e)
+            else:
+                log.exception("%s failed", self._what())
         except Exception as e:  # the outermost loop of a request: whatever the app did, others go on
             if not (body.lost and isinstance(e, OSError)):
                 log.exception("%s failed", self._what())

@@ -87,17 +87,24 @@ class Span:
         stop: One beyond the last.
         cold: Reads bytes that are not hot; the listener asks for at most :data:`PIECE`. Its failure cuts
             the connection, since the length is announced already.
+        ready: The source's descriptor for the first :data:`PIECE`, if it gave one.
     """
 
-    __slots__ = ("cold", "source", "start", "stop")
+    __slots__ = ("cold", "ready", "source", "start", "stop")
 
     def __init__(
-        self, source: Source, start: int, stop: int, cold: Callable[[int, int], Awaitable[Buffer]]
+        self,
+        source: Source,
+        start: int,
+        stop: int,
+        cold: Callable[[int, int], Awaitable[Buffer]],
+        ready: int | None = None,
     ) -> None:
         self.source = source
         self.start = start
         self.stop = stop
         self.cold = cold
+        self.ready = ready
 
 
 class Answer:
@@ -109,9 +116,10 @@ class Answer:
         span: The body as a part of a file, instead of ``parts``.
         again: Answers the same request with another ``Range`` value (digits, commas, blanks and minus
             signs), or None; lets the listener skip the parser for repeated requests.
+        size: Bytes of the body, where the door counts them.
     """
 
-    __slots__ = ("again", "head", "parts", "span")
+    __slots__ = ("again", "head", "parts", "size", "span")
 
     def __init__(
         self,
@@ -119,11 +127,13 @@ class Answer:
         parts: Sequence[Buffer] = (),
         span: Span | None = None,
         again: "Callable[[bytes], Answer | None] | None" = None,
+        size: int = 0,
     ) -> None:
         self.head = head
         self.parts = parts
         self.span = span
         self.again = again
+        self.size = size
 
 
 class Sink(Protocol):

@@ -211,12 +211,16 @@ class HttpProtocol(Reading):
                 if not keep:
                     self.close_softly()
                 return
+        outflow = Outflow(self, answer.head + tail, answer.span or answer.parts)
+        if outflow.start():
+            if not keep:
+                self.close_softly()
+            return
         exchange = Exchange(request or self.blank())
         exchange.body.complete = True
         exchange.request.keep_alive = keep
         self.current = exchange
-        self._outflow = Outflow(self, answer.head + tail, answer.span or answer.parts)
-        self._outflow.start()
+        self._outflow = outflow
 
     def sent(self) -> None:
         """The outflow is done."""

@@ -64,6 +64,7 @@ class Outflow:
         "_reading",
         "_sock",
         "_span",
+        "_waits",
         "_watching",
     )
 
@@ -77,33 +78,37 @@ class Outflow:
         self._sock: socket.socket | None = None
         self._watching = False
         self._reading = False
+        """A cold piece is being read, or the connection is gone: nothing is sent just now."""
+        self._waits = False
+        """The transport was told to call us only when it is empty."""
 
-    def start(self) -> None:
-        """Send what can be sent at once and go on by itself."""
+    def start(self) -> bool:
+        """Send what can be sent at once. True: all; else the rest goes by itself, then ``pipe.sent()``."""
         span, pipe = self._span, self._pipe
-        if span is None or pipe.tls or not self._by_descriptor(span):
-            self._pump()
-        elif pipe.transport.get_write_buffer_size():
+        if span is None or pipe.tls or span.ready is None:
+            return self._pump()
+        if pipe.transport.get_write_buffer_size():
             # Earlier answers are still with the transport: it wakes us when it is empty.
+            self._waits = True
             pipe.transport.set_write_buffer_limits(0)
             if not pipe.blocked:
-                pipe.loop.call_soon(self.start)
-        else:
+                pipe.loop.call_soon(self._on_room)
+            return False
+        if self._waits:
+            self._waits = False
             pipe.transport.set_write_buffer_limits(SMALL, 0)
-            self._sock = pipe.duplicate()
-            self._pending = memoryview(self._head)
-            self._flow()
+        self._sock = pipe.duplicate()
+        self._pending = memoryview(self._head)
+        return self._flow()
 
     def wake(self) -> None:
         """The transport takes bytes again. Never writes inside the callback: uvloop may stall (T26)."""
         if self._sock is None and not self._reading:
-            by_file = (
-                self._head
-                and self._span is not None
-                and not self._pipe.tls
-                and self._by_descriptor(self._span)
-            )
-            self._pipe.loop.call_soon(self.start if by_file else self._pump)
+            self._pipe.loop.call_soon(self._on_room)
+
+    def _on_room(self) -> None:
+        if self.start() if self._head else self._pump():
+            self._pipe.sent()
 
     def stop(self) -> None:
         """The connection is gone."""
@@ -111,36 +116,28 @@ class Outflow:
         self._span, self._batches = None, iter(())
         self._reading = True
 
-    def _by_descriptor(self, span: Span) -> bool:
-        return span.source.fileno(span.start, min(span.stop, span.start + PIECE)) is not None
-
     # Over TLS or from memory: views into the transport.
 
-    def _pump(self) -> None:
-        pipe = self._pipe
-        if self._reading:
-            return
-        if self._span is None:
-            while not pipe.blocked:
+    def _pump(self) -> bool:
+        pipe, span = self._pipe, self._span
+        while not pipe.blocked and not self._reading:
+            if span is None:
                 batch = next(self._batches, None)
                 if batch is None:
-                    pipe.sent()
-                    return
+                    return True
                 self._write(batch)
-            return
-        span = self._span
-        while not pipe.blocked:
+                continue
             if self._at >= span.stop:
-                pipe.sent()
-                return
+                return True
             # Up to the next multiple: a store that knows its bytes by blocks is then asked for whole ones.
             stop = min((self._at // SMALL + 1) * SMALL, span.stop)
             view = span.source.view(self._at, stop)
             if view is None:
                 self._fetch(span)
-                return
+                return False
             self._at = stop
             self._write([view])
+        return False
 
     def _write(self, buffers: list[Buffer]) -> None:
         if self._head:
@@ -151,39 +148,47 @@ class Outflow:
 
     # Over plain TCP: sendfile on our own socket.
 
-    def _flow(self) -> None:
-        """Send until the kernel is full or 1 MiB is out; then wait for the socket."""
+    def _flow(self) -> bool:
+        """Send until the kernel is full or 1 MiB is out; then wait for the socket. True: all is out."""
         pipe, span, sock = self._pipe, self._span, self._sock
         try:
             if span is None or sock is None or self._reading:
-                return
+                return False
             if self._pending is not None and not self._send_pending(sock, span):
-                return
+                return False
             if self._at < span.stop:
                 stop = min(self._at + PIECE, span.stop)
-                fd = span.source.fileno(self._at, stop)
+                fd = span.ready if self._at == span.start else span.source.fileno(self._at, stop)
                 if fd is None:
                     self._fetch(span)
-                    return
+                    return False
                 count = os.sendfile(sock.fileno(), fd, self._at, stop - self._at)
                 if count == 0:
                     log.warning("a file got shorter while it was sent; connection cut")
                     pipe.cut()
-                    return
+                    return False
                 self._at += count
-                pipe.alive()
             if self._at < span.stop:
                 self._watch()
-            else:
-                self._unwatch()
-                pipe.sent()
+                return False
         except (BlockingIOError, InterruptedError):
             self._watch()
+            return False
         except OSError:
             pipe.cut()
-        except Exception:
+            return False
+        except Exception:  # or the loop would call for ever (T3)
             log.exception("sending failed; connection cut")
             pipe.cut()
+            return False
+        self._unwatch()
+        return True
+
+    def _on_writable(self) -> None:
+        """The socket takes bytes again."""
+        self._pipe.alive()
+        if self._flow():
+            self._pipe.sent()
 
     def _send_pending(self, sock: socket.socket, span: Span) -> bool:
         assert self._pending is not None
@@ -200,7 +205,7 @@ class Outflow:
     def _watch(self) -> None:
         if not self._watching and self._sock is not None:
             self._watching = True
-            self._pipe.loop.add_writer(self._sock, self._flow)
+            self._pipe.loop.add_writer(self._sock, self._on_writable)
 
     def _unwatch(self) -> None:
         if self._watching and self._sock is not None:
@@ -229,10 +234,12 @@ class Outflow:
         self._at = stop
         if self._sock is not None:
             self._pending = memoryview(data)
-            self._flow()
+            done = self._flow()
         else:
             self._write([data])
-            self._pump()
+            done = self._pump()
+        if done:
+            self._pipe.sent()
 
 
 def _batches(parts: Sequence[Buffer]) -> Iterator[list[Buffer]]:

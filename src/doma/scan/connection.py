@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from doma.auth.bearer import discover
 from doma.scan import jsontext
 from doma.scan.flighterror import from_flight
 
@@ -70,6 +71,8 @@ class Remote:
                     fl.FlightClient(self.url, tls_root_certs=ca) if ca else fl.FlightClient(self.url)
                 )
             token = self._token() if callable(self._token) else self._token
+            if token is None:  # as every WLCG client does: environment, then the user's token file
+                token = discover(os.environ, os.geteuid())
             headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
             return work(self._client, fl.FlightCallOptions(headers=headers))
         except (fl.FlightError, pa.ArrowException) as e:

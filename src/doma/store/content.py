@@ -28,7 +28,6 @@ SAMPLED = 64
 STAYS_WARM = 300.0
 """Seconds after which a block is checked again: the kernel may have evicted it."""
 
-_COLD, _NEAR, _WARM = 0, 1, 2
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
 _SINK = bytearray(BLOCK)  # What is read only to warm a block lands here; nobody looks at it.
 _EMPTY = memoryview(b"")
@@ -44,7 +43,7 @@ class Content:
         mapped: Whether it is ours and so immutable.
     """
 
-    __slots__ = ("_blocks", "_map", "_mapped", "_since", "_stat", "fd", "found")
+    __slots__ = ("_cold", "_far", "_map", "_mapped", "_since", "_stat", "fd", "found")
 
     def __init__(self, fd: int, found: os.stat_result, stat: Stat, *, mapped: bool) -> None:
         self.fd = fd
@@ -52,8 +51,7 @@ class Content:
         self._stat = stat
         self._mapped = mapped and found.st_size > 0
         self._map = _EMPTY
-        self._blocks = bytearray(self._count())
-        self._since = time.monotonic()
+        self._cool(time.monotonic())
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -78,7 +76,7 @@ class Content:
         if not self._mapped:
             return self._copied(start, stop)
         first, last = self._range(start, stop)
-        if not self._all(_WARM, first, last) and not self._warm_now(first, last):
+        if self._cold.find(1, first, last) >= 0 and not self._warm_now(first, last):
             return None
         return self._mapping()[start:stop]
 
@@ -87,7 +85,7 @@ class Content:
         if not self._mapped or stop <= start:
             return None
         first, last = self._range(start, stop)
-        if self._blocks.find(_COLD, first, last) >= 0 and not self._sample(first, last):
+        if self._far.find(1, first, last) >= 0 and not self._sample(first, last):
             return None
         return self.fd
 
@@ -106,7 +104,7 @@ class Content:
                 first, last = self._range(start, stop)
                 for block in range(first, last):
                     self._warm(block, 0)
-                if not self._all(_WARM, first, last):
+                if self._cold.find(1, first, last) >= 0:
                     raise StorageUnavailable(
                         f"{path}: the file is shorter than its size; it was damaged on disk"
                     )
@@ -131,17 +129,20 @@ class Content:
             return None  # EAGAIN, or NOWAIT is not offered here: the slow road says what is wrong.
         return memoryview(target) if whole else None
 
-    def _count(self) -> int:
-        return (self.found.st_size + BLOCK - 1) >> SHIFT if self._mapped else 0
+    def _cool(self, now: float) -> None:
+        """Forget what is in memory."""
+        count = (self.found.st_size + BLOCK - 1) >> SHIFT if self._mapped else 0
+        self._since = now
+        # 1 for each block whose part of the map may not be touched yet …
+        self._cold = bytearray(b"\1") * count
+        # … and for each of which not even one byte was seen in the page cache.
+        self._far = bytearray(self._cold)
 
     def _range(self, start: int, stop: int) -> tuple[int, int]:
         now = time.monotonic()
         if now - self._since > STAYS_WARM:
-            self._since, self._blocks = now, bytearray(self._count())
+            self._cool(now)
         return start >> SHIFT, ((stop - 1) >> SHIFT) + 1
-
-    def _all(self, least: int, first: int, last: int) -> bool:
-        return all(self._blocks.find(level, first, last) < 0 for level in range(least))
 
     def _mapping(self) -> memoryview:
         if self._map is _EMPTY:
@@ -157,27 +158,26 @@ class Content:
                 self._warm(block, _NOWAIT)
         except OSError:
             return False
-        return self._all(_WARM, first, last)
+        return self._cold.find(1, first, last) < 0
 
     def _warm(self, block: int, flags: int) -> None:
-        blocks = self._blocks
-        if blocks[block] == _WARM:
+        if not self._cold[block]:
             return
         start = block << SHIFT
         size = min(BLOCK, self.found.st_size - start)
         if os.preadv(self.fd, [memoryview(_SINK)[:size]], start, flags) == size:
-            blocks[block] = _WARM
+            self._cold[block] = self._far[block] = 0
 
     def _sample(self, first: int, last: int) -> bool:
         if _NOWAIT is None or last - first > SAMPLED:
             return False
-        one, blocks = memoryview(_SINK)[:1], self._blocks
+        one, far = memoryview(_SINK)[:1], self._far
         try:
             for block in range(first, last):
-                if blocks[block] == _COLD:
+                if far[block]:
                     if os.preadv(self.fd, [one], block << SHIFT, _NOWAIT) != 1:
                         return False
-                    blocks[block] = _NEAR
+                    far[block] = 0
         except OSError:
             return False
         return True
