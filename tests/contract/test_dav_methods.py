@@ -391,3 +391,19 @@ async def test_a_public_endpoint_is_read_by_anybody_and_changed_by_nobody(door):
     assert (await door.ask("GET", "/open/d", None)).status == 200
     assert (await door.ask("PROPFIND", "/open/d", None, {"depth": "1"})).status == 207
     assert (await door.ask("DELETE", "/open/d/f", None)).status == 405
+
+
+async def test_a_refusal_names_the_path_with_its_endpoint(door):
+    missing = await door.ask("GET", "/site/no/such")
+    assert missing.text.startswith("/site/no/such: ")
+    refused = await door.ask("DELETE", "/site/no/such", READ)
+    assert (refused.status, refused.text.startswith("/site/no/such: the token of ")) == (403, True)
+
+
+async def test_directories_on_the_way_to_a_grant_may_be_made_but_never_moved(door):
+    mine = "storage.modify:/user/alice storage.modify:/group/x"
+    assert (await door.ask("MKCOL", "/site/user", mine)).status == 201
+    await door.put("/user/bob/f", b"bob's")
+    moved = await door.ask("MOVE", "/site/user", mine, {"Destination": "/site/group"})
+    assert moved.status == 403
+    assert await exists(door, "/user/bob/f")

@@ -549,3 +549,13 @@ def certificate():
     pem = serialization.Encoding.PEM
     plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return cert.public_bytes(pem), key.private_bytes(pem, *plain)
+
+
+def test_without_a_token_given_the_client_finds_the_users_own(site, monkeypatch):
+    monkeypatch.setenv("BEARER_TOKEN", "alice")
+    found = scan(site.url, "/site/cms_doublemuparked_100k.root")
+    assert found.count_rows() == 100_000
+    monkeypatch.delenv("BEARER_TOKEN")
+    monkeypatch.setenv("BEARER_TOKEN_FILE", "/nowhere/token")
+    with pytest.raises(DomaError, match="/nowhere/token"):
+        found.count_rows()

@@ -237,3 +237,11 @@ def test_covering_is_comparing_lists_of_components(area, scope, path, verb, slas
     full = area + scope
     covered = path[: len(full)] == full and not (slash and scope and path == full)
     assert allowed(Gate({ISSUER: [prefix]}), who(word), verb, asked) == covered
+
+
+def test_where_every_path_has_its_own_token_a_refusal_does_not_advise_a_wider_scope():
+    gate = Gate({ISSUER: ["/"]}, wide=False)
+    with pytest.raises(Forbidden, match="/r/x: private; ask the service") as caught:
+        gate.decide(who("storage.read:/"), Verb.READ, "/r/x")
+    assert "scope" not in caught.value.detail
+    gate.decide(who("storage.read:/r"), Verb.READ, "/r/x")
