@@ -133,7 +133,8 @@ def test_down_waits_for_no_idle_connection_and_no_event_stream(tmp_path, start, 
     (tmp_path / "home").mkdir(mode=0o700)
     # far beyond the patience of 'down': whoever is waited for makes it fail
     (tmp_path / "home" / "doma.toml").write_text("[listen]\ndrain = 3600\nidle_timeout = 3600\n")
-    system = start()
+    system = start("home", "--role", "issuer", "--role", "web")
+    assert set(system.run["endpoints"]) == set()
     host, port = system.run["https"].removeprefix("https://").split(":")
     silent = socket.create_connection((host, int(port)))
     assert system.ask("GET", "/health", None).status_code == 200  # and its connection stays open

@@ -200,7 +200,8 @@ class Reading(asyncio.BufferedProtocol):
         self.enter(exchange)
 
     def on_body(self, data: bytes) -> None:
-        self._heads = -len(data)
+        # one piece of the wire may hold parts of several chunks: what each brings counts
+        self._heads = min(self._heads, 0) - len(data)
         self._take(memoryview(data))
 
     def on_message_complete(self) -> None:
