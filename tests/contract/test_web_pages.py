@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import time
 
@@ -40,6 +41,7 @@ class Site:
         verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self.keys.jwks()})
         self.streams = Streams(db, self.bus, heartbeat=3600, look=0.01, clock=lambda: self.now)
         self.store = MemoryStore(5 << 20)
+        self.peer = os.geteuid()
         gate = Gate({ISSUER: ["/"]})
         self.endpoints = {"<site>": Endpoint("<site>", self.store, gate)}
         self.columns, self.ticks = Columns(0, 0, 0, 0, 0, ()), 0.0
@@ -48,7 +50,15 @@ class Site:
             self.metrics, db, doors=lambda name: {"https": f"{AUDIENCE}/{name}"}, columns=self.requests,
             clock=lambda: 1000.0, ticks=lambda: self.ticks,
         )  # fmt: skip
-        self.app = app(verifier, self.bus, db, self.metrics, self.overview.now, streams=self.streams)
+        self.app = app(
+            verifier,
+            self.bus,
+            db,
+            self.metrics,
+            self.overview.now,
+            streams=self.streams,
+            peer=lambda _: self.peer,
+        )
         self.relay = outbox.Relay(db, self.bus.pass_on)
 
     async def requests(self):
@@ -80,6 +90,16 @@ def site(tmp_path):
     db.migrate()
     yield Site(db)
     db.close()
+
+
+@pytest.mark.parametrize("peer", [None, os.geteuid() + 1])
+async def test_the_page_that_names_people_is_for_the_user_who_runs_the_system(site, peer):
+    site.peer = peer
+    for path in ("/", "/events/page"):
+        other = await site.get(path)
+        assert (other.status_code, "doma.admin" in other.json()["detail"]) == (401, True)
+    assert (await site.get("/", site.bearer("doma.admin"))).status_code == 200
+    assert (await site.get("/metrics")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/events/page"])

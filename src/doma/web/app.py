@@ -2,7 +2,7 @@
 
     GET /             status page, live; JSON with ``Accept: application/json``      operators
     GET /events/page  the changing part of that page, as Server-Sent Events         operators
-    GET /metrics      Prometheus                                                     operators
+    GET /metrics      Prometheus                                                     this machine, operators
     GET /events       own events (``doma.admin``: all), resumable by Last-Event-ID   a token
     GET /health       whether the server can work                                    anybody
 
@@ -28,7 +28,7 @@ from doma.db.engine import Database
 from doma.monitor.metrics import Metrics
 from doma.net.problem import install
 from doma.web import spell
-from doma.web.access import ADMIN, must_be_known, must_be_operator
+from doma.web.access import ADMIN, Peer, must_be_known, must_be_operator, owner_of_peer
 from doma.web.overview import Snapshot
 from doma.web.stream import Asked, Streams
 
@@ -58,6 +58,7 @@ def app(
     *,
     realm: str = "localhost",
     streams: Streams | None = None,
+    peer: Peer = owner_of_peer,
 ) -> FastAPI:
     """The application. ``app.state.streams.close()`` ends its endless answers when the server stops."""
     web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None)
@@ -99,7 +100,7 @@ def app(
 
     @web.get("/")
     async def status(request: Request) -> Response:
-        await must_be_operator(request, verifier)
+        await must_be_operator(request, verifier, peer)
         now = await snapshot()
         if "json" in request.headers.get("accept", ""):
             return JSONResponse(now, headers=_PAGE)
@@ -110,7 +111,7 @@ def app(
 
     @web.get("/events/page")
     async def live(request: Request) -> Response:
-        until = await must_be_operator(request, verifier)
+        until = await must_be_operator(request, verifier, peer)
         flows.check_room()
 
         async def fragment() -> str:

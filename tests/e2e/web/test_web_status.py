@@ -1,6 +1,9 @@
 """The status page of a whole system, asked as a browser asks."""
 
 import json
+import os
+import shutil
+import subprocess
 
 import httpx
 
@@ -22,4 +25,16 @@ def test_the_page_of_a_running_system_is_live_and_tells_of_an_upload(start):
         facts = http.get("/", headers={"accept": "application/json"}).json()
         assert facts["events"][0]["subject"] == "/site/a<b.root"
         assert set(facts["cache"]["cache"]) >= {"bytes", "counts", "hit_ratio", "used", "size"}
+    stranger = _as_nobody(f"{url}/")
+    if stranger is not None:
+        assert (stranger, _as_nobody(f"{url}/metrics")) == ("401", "200")
     assert "ERROR" not in system.log
+
+
+def _as_nobody(url):
+    """The status that another user of this machine gets; None where we cannot become one."""
+    curl = shutil.which("curl", path="/usr/bin:/bin")
+    if os.geteuid() != 0 or curl is None:
+        return None
+    command = [curl, "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", url]
+    return subprocess.run(command, user=65534, group=65534, capture_output=True, text=True, check=True).stdout
