@@ -231,6 +231,19 @@ def test_doctor_names_what_is_wrong_and_exits_so(tmp_path, said):
     assert json.loads(err)["detail"].startswith("doctor found a problem")
 
 
+def test_doctor_names_a_home_that_cannot_be_and_one_that_is_not_yet(tmp_path, said):
+    (tmp_path / "file").write_text("x")
+    for home, state, words in (
+        (tmp_path / "file" / "home", "problem", f"{tmp_path / 'file'} is no folder"),
+        (tmp_path / "new", "ok", "'doma up' makes it"),
+    ):
+        code, out, _ = said("doctor", "--home", home, "--json")
+        (found,) = [c for c in json.loads(out) if c["check"] == "home"]
+        assert (found["state"], code == 0) == (state, state == "ok")
+        assert words in found["text"]
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_token_is_alone_on_its_line_and_is_what_was_asked_for(shared, command):
     made = command(
         "token", "--home", shared.home.path, "--scope", "storage.read:/ storage.modify:/x", "--audience",

@@ -84,7 +84,10 @@ def _own(place: Home) -> Path | None:
 
 
 def _folder(place: Home) -> Finding:
-    if not place.path.exists():
+    if not place.path.is_dir():
+        above = next(p for p in (place.path, *place.path.parents) if p.exists())
+        if not above.is_dir():
+            return Finding("home", "problem", f"{above} is no folder; choose another with --home")
         return Finding("home", "ok", "does not exist yet; 'doma up' makes it")
     mode = place.path.stat().st_mode & 0o777
     if mode & 0o077:
@@ -95,7 +98,7 @@ def _folder(place: Home) -> Finding:
 
 
 def _nearest(place: Home) -> Path:
-    return next(p for p in (place.path, *place.path.parents) if p.exists())
+    return next(p for p in (place.path, *place.path.parents) if p.is_dir())
 
 
 def _space(place: Home) -> Finding:
