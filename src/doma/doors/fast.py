@@ -39,7 +39,7 @@ _SLOW = frozenset(
 """Fields that make a read a special case."""
 
 
-FROM_FILE = 32 << 10
+FROM_FILE = 128 << 10
 """Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
 
 Count = Callable[[str, str, int, int, int, float, int], None]
