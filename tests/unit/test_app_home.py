@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -81,6 +82,41 @@ def test_what_a_killed_process_was_writing_is_cleared(tmp_path: Path):
     home.acquire()
     assert sorted(p.name for p in tmp_path.iterdir()) == [".keep", ".keep.abcdefgh", "lock", "token"]
     home.release()
+
+
+def test_nothing_runs_where_no_home_can_be(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    assert Home(tmp_path / "file" / "h").running() is None
+    assert Home(tmp_path / "new").running() is None
+
+
+ASK = """
+import os, sys
+from pathlib import Path
+from doma.app.home import Home
+from doma.app.identity import issuer_of
+from doma.core.errors import ConfigError
+os.setgid(65534), os.setuid(65534)
+home = Home(Path(sys.argv[1]))
+for ask in (home.running, lambda: issuer_of(home), home.acquire):
+    try:
+        ask()
+    except ConfigError as e:
+        print(e.message.count(str(home.path)))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_home_of_somebody_else_is_named_not_opened():
+    with tempfile.TemporaryDirectory() as name:  # closed to others, as every home is
+        home = Path(name) / "h"
+        home.mkdir(0o700)
+        (home / "lock").touch()
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK, str(home)], capture_output=True, text=True, check=True
+        )
+    assert len(asked.stdout.split()) == 3, asked.stdout
+    assert "0" not in asked.stdout.split()
 
 
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path):

@@ -88,15 +88,26 @@ class Home:
             self._lock = None
 
     def running(self) -> int | None:
-        """The pid of the process that runs here, or None."""
-        with suppress(FileNotFoundError):
+        """The pid of the process that runs here, or None.
+
+        Raises:
+            ConfigError: the home is not ours to look into.
+        """
+        try:
             lock = os.open(self / "lock", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return self._pid(lock)
-            finally:
-                os.close(lock)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise ConfigError(
+                f"{self.path}: cannot be looked into ({e.strerror}); ask as its owner or choose another"
+                " with --home"
+            ) from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._pid(lock)
+        finally:
+            os.close(lock)
         return None
 
     def publish(self, run: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from doma.auth.clients import Clients
 from doma.auth.issuer import Issuer
 from doma.auth.keys import KeySet
 from doma.core.config import Auth
-from doma.core.errors import ServiceUnavailable
+from doma.core.errors import ConfigError, ServiceUnavailable
 
 ADMIN_SCOPES = "storage.read:/ storage.modify:/ doma.admin"
 
@@ -29,11 +29,13 @@ def issuer_of(home: Home) -> Issuer:
     """The issuer of a home as it was last started.
 
     Raises:
-        ServiceUnavailable: nothing ever ran in this home.
+        ServiceUnavailable: nothing ever ran in this home. ConfigError: it is not ours.
     """
     try:
         url, base, vo, lifetime = (home / "issuer").read_text().splitlines()
-    except (FileNotFoundError, ValueError) as e:
+    except PermissionError as e:
+        raise ConfigError(f"{home.path}: cannot be looked into ({e.strerror}); ask as its owner") from e
+    except (OSError, ValueError) as e:
         raise ServiceUnavailable(
             f"{home.path}: has no issuer yet; start it once with 'doma up --home {home.path}'"
         ) from e
