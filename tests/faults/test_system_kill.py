@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -324,3 +326,42 @@ def _ignoring_failure(child: Any) -> None:
         child.start()
     except ServiceUnavailable:
         return
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_stopped_takes_its_system_and_its_workers_with_it(tmp_path, command, number):
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [*command.words, "demo", "--home", str(home), "--events", "1000", "--plot", str(tmp_path / "x.png")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (home / "run.json").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(random.Random(number).uniform(0, 2))
+        family = _descendants(process.pid)
+        process.send_signal(number)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+        process.wait()
+    assert family
+    check_dead(family)
+    assert not (home / "run.json").exists()
+
+
+def _descendants(pid: int) -> set[int]:
+    """Children of a process, theirs, and so on."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found, more = set[int](), {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more}
+        found |= more
+    return found

@@ -2,6 +2,8 @@
 
 import json as jsonlib
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ def demo(home: Path | None, events: int | None, json: Path | None, plot: Path) -
     for wanted in filter(None, (json, plot)):
         if not os.access(wanted.absolute().parent, os.W_OK):
             raise BadRequest(f"{wanted}: its folder is not there or cannot be written; choose another place")
-    with tempfile.TemporaryDirectory(prefix="doma-demo-") as scratch:
+    with _ending_in_order(), tempfile.TemporaryDirectory(prefix="doma-demo-") as scratch:
         place = Home(home or Path(scratch) / "home")
         with _running(place):
             _main_job(place, Path(scratch), events, json, plot)
@@ -35,6 +37,16 @@ def _need_extra() -> None:
     for module in ("coffea", "distributed", "hist", "mplhep", "func_adl"):
         if importlib.util.find_spec(module) is None:
             raise MissingExtra(f"{module} is not installed; the demo needs: pip install 'doma-hep[facility]'")
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: what it started is stopped."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
