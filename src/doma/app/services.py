@@ -119,6 +119,12 @@ class Services:
         doors = counted(webdav.app(self.site), self.metrics, endpoints=self.site.endpoints)
         self.app = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
 
+    def count(
+        self, endpoint: str, method: str, status: int, received: int, sent: int, seconds: float, times: int
+    ) -> None:
+        """Count what the door answered without the application (:data:`doma.doors.fast.Count`)."""
+        self.metrics.request("https", endpoint, method, status, seconds, received, sent, times)
+
     def addresses(self, name: str, plain: str) -> dict[str, str]:
         """The doors of an endpoint, for ``run.json``."""
         doors = {"http": f"{plain}/{name}", "https": f"{self.base}/{name}"}

@@ -83,7 +83,9 @@ class System:
         site = Site(verifier, endpoints, emit, shown)
         services = Services(home, config, self._roles, base, files, site, db, bus, issuer, verifier)
         services.build()
-        listener = Listener(services.app, fast=FastDoor(site), listen=listen, tls=context)
+        listener = Listener(
+            services.app, fast=FastDoor(site, count=services.count), listen=listen, tls=context
+        )
         await listener.start()
         home.write("port", f"{port}\n")
         self._stack.push_async_callback(listener.stop)
