@@ -17,6 +17,7 @@ import pytest
 if TYPE_CHECKING:
     import httpx
 
+    from doma.auth.issuer import Issuer
     from doma.facility.access import Access
 
 COMMAND = (sys.executable, "-c", "from doma.cli import main; main()")
@@ -73,7 +74,8 @@ class System:
     def up(self) -> dict[str, Any]:
         """Start it; the content of ``run.json``."""
         self.run = self._child.start()
-        self.__dict__.pop("access", None)
+        for name in ("access", "_issuer", "_usual"):
+            self.__dict__.pop(name, None)
         return self.run
 
     def down(self) -> int:
@@ -117,6 +119,17 @@ class System:
 
         return Access.read(self.home.path)
 
+    @cached_property
+    def _issuer(self) -> "Issuer":
+        from doma.app.identity import issuer_of
+
+        return issuer_of(self.home)
+
+    @cached_property
+    def _usual(self) -> str:
+        """Ada's token for most requests: signing one for each would cost more than the requests."""
+        return self.token(lifetime=3600)
+
     def token(
         self,
         scope: str = everything,
@@ -128,10 +141,9 @@ class System:
         lifetime: float = 600,
     ) -> str:
         """A token of its issuer; ``age``: seconds ago when it was made."""
-        from doma.app.identity import issuer_of
         from doma.auth.issuer import Issuer
 
-        kept = issuer_of(self.home)
+        kept = self._issuer
         issuer = Issuer(
             kept.url, kept.vo, kept.keys, clients=kept.clients, clock=lambda: time.time() - age,
             default_audience=kept.default_audience,
@@ -159,7 +171,7 @@ class System:
             self._http = httpx.Client(base_url=self.run["https"], verify=self.access.tls(), timeout=60)
         sent = dict(headers or {})
         if token is not None:
-            sent["Authorization"] = f"Bearer {token or self.token()}"
+            sent["Authorization"] = f"Bearer {token or self._usual}"
         return self._http.request(method, path, headers=sent, **options)
 
     def raw(self, method: str, target: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
@@ -168,7 +180,7 @@ class System:
         connection = http.client.HTTPSConnection(place, context=self.access.tls(), timeout=60)
         try:
             connection.putrequest(method, target)
-            for name, value in {"Authorization": f"Bearer {self.token()}", **(headers or {})}.items():
+            for name, value in {"Authorization": f"Bearer {self._usual}", **(headers or {})}.items():
                 connection.putheader(name, value)
             connection.endheaders()
             answer = connection.getresponse()
