@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from time import perf_counter
 
 from doma.auth.model import Identity, Verb
@@ -91,33 +92,37 @@ class FastDoor:
         self._places: dict[bytes, _Place | None] = {}
 
     def head(self, request: Request) -> Answer | Sink | None:
-        if request.method == b"GET":
-            if not _SLOW.isdisjoint(request.fields):
-                return None
-            asked = request.fields.get(b"range", b"")
-            answer = self._get(request, asked)
-            if answer is not None and asked:
-                answer.again = lambda value: self._get(request, value)
-            return answer
-        return _FastSink(self._site, request, self._tally) if request.method == b"PUT" else None
-
-    def _get(self, request: Request, asked: bytes) -> Answer | None:
-        began = perf_counter()
+        if request.method == b"PUT":
+            return _FastSink(self._site, request, self._tally)
+        if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
+            return None
         try:
             place = self._place(request.target)
-            if place is None:
-                return None
+        except DomaError:
+            return None  # the application says it in full
+        if place is None:
+            return None
+        asked = request.fields.get(b"range", b"")
+        answer = self._get(request, place, asked)
+        if answer is not None and asked:
+            answer.again = partial(self._get, request, place)
+        return answer
+
+    def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:
+        began = perf_counter()
+        try:
             identity = self._identity(request)
             place.endpoint.gate.decide(identity, Verb.READ, place.path)
             hot = place.peek(place.path)
             if hot is None:
                 return None
-            if place.stat is not hot.stat:
+            stat = hot.stat
+            if place.stat is not stat:
                 place.see(hot)
-            spans = ranges.parse(asked.decode("latin-1"), hot.stat.size) if asked else None
+            spans = ranges.parse(asked.decode("latin-1"), stat.size) if asked else None
         except (_Unknown, DomaError):
-            return None  # the application says it in full
-        answer = self._answer(place, hot, spans, request.tls)
+            return None
+        answer = self._answer(place, hot, stat.size, spans, request.tls)
         if answer is not None and self._tally is not None:
             self._tally.read(place.endpoint.name, 206 if spans else 200, answer.size, perf_counter() - began)
         return answer
@@ -159,18 +164,20 @@ class FastDoor:
             raise _Unknown
         return identity
 
-    def _answer(self, place: _Place, hot: Hot, spans: list[ranges.Span] | None, tls: bool) -> Answer | None:
-        stat, fixed = hot.stat, place.fixed
+    def _answer(
+        self, place: _Place, hot: Hot, whole: int, spans: list[ranges.Span] | None, tls: bool
+    ) -> Answer | None:
+        fixed = place.fixed
         if place.dynamic:
             headers: Mapping[str, str] = hot.headers  # type: ignore[attr-defined] # such a store's own
             fixed += _lines(list(headers.items()))
         if spans is None:
-            start, stop = 0, stat.size
+            start, stop = 0, whole
             head = b"%sContent-Type: %s\r\nContent-Length: %d\r\n%s" % (_OK, place.kind, stop, fixed)
         elif len(spans) == 1:
             start, stop = spans[0]
             head = b"%sContent-Type: %s\r\nContent-Length: %d\r\nContent-Range: bytes %d-%d/%d\r\n%s" % (
-                _PARTIAL, place.kind, stop - start, start, stop - 1, stat.size, fixed,
+                _PARTIAL, place.kind, stop - start, start, stop - 1, whole, fixed,
             )  # fmt: skip
         else:
             return self._multipart(place, hot, spans, fixed)

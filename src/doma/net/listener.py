@@ -25,7 +25,6 @@ from doma.net.bridge import App
 from doma.net.exchange import Address, Answer, Fast, text_answer
 from doma.net.http1 import HttpProtocol
 from doma.net.hub import Hub
-from doma.net.memory import keep_heap
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,6 @@ class Listener:
                 "the listener needs the event loop of uvloop >= 0.23; start it with uvloop.run()"
             )
         self._socket = self._bind()
-        keep_heap()
         self._spare = os.open(os.devnull, os.O_RDONLY)
         host, port = self._socket.getsockname()[:2]
         self._server: Address = (str(host), int(port))

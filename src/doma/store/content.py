@@ -43,22 +43,18 @@ class Content:
         mapped: Whether it is ours and so immutable.
     """
 
-    __slots__ = ("_cold", "_far", "_map", "_mapped", "_since", "_stat", "fd", "found")
+    __slots__ = ("_cold", "_far", "_map", "_mapped", "_since", "fd", "found", "stat")
 
     def __init__(self, fd: int, found: os.stat_result, stat: Stat, *, mapped: bool) -> None:
         self.fd = fd
         self.found = found
-        self._stat = stat
+        self.stat = stat
         self._mapped = mapped and found.st_size > 0
         self._map = _EMPTY
         self._cool(time.monotonic())
 
     def __del__(self) -> None:
         os.close(self.fd)
-
-    @property
-    def stat(self) -> Stat:
-        return self._stat
 
     def is_still(self, found: os.stat_result) -> bool:
         """Whether a ``stat`` shows this very content."""
@@ -75,16 +71,22 @@ class Content:
             return _EMPTY
         if not self._mapped:
             return self._copied(start, stop)
-        first, last = self._range(start, stop)
+        first, last = start >> SHIFT, ((stop - 1) >> SHIFT) + 1
+        now = time.monotonic()
+        if now - self._since > STAYS_WARM:
+            self._cool(now)
         if self._cold.find(1, first, last) >= 0 and not self._warm_now(first, last):
             return None
-        return self._mapping()[start:stop]
+        return (self._map or self._mapping())[start:stop]
 
     def fileno(self, start: int, stop: int) -> int | None:
         """See ``Hot``; ask for pieces of some MiB at most, a long cold range is refused unseen."""
         if not self._mapped or stop <= start:
             return None
-        first, last = self._range(start, stop)
+        first, last = start >> SHIFT, ((stop - 1) >> SHIFT) + 1
+        now = time.monotonic()
+        if now - self._since > STAYS_WARM:
+            self._cool(now)
         if self._far.find(1, first, last) >= 0 and not self._sample(first, last):
             return None
         return self.fd
@@ -98,10 +100,10 @@ class Content:
         """
         if stop <= start:
             return _EMPTY
-        path = self._stat.path
+        path = self.stat.path
         with translated(path):
             if self._mapped:
-                first, last = self._range(start, stop)
+                first, last = start >> SHIFT, ((stop - 1) >> SHIFT) + 1
                 for block in range(first, last):
                     self._warm(block, 0)
                 if self._cold.find(1, first, last) >= 0:
@@ -137,12 +139,6 @@ class Content:
         self._cold = bytearray(b"\1") * count
         # … and for each of which not even one byte was seen in the page cache.
         self._far = bytearray(self._cold)
-
-    def _range(self, start: int, stop: int) -> tuple[int, int]:
-        now = time.monotonic()
-        if now - self._since > STAYS_WARM:
-            self._cool(now)
-        return start >> SHIFT, ((stop - 1) >> SHIFT) + 1
 
     def _mapping(self) -> memoryview:
         if self._map is _EMPTY:
