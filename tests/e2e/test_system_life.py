@@ -78,6 +78,10 @@ def test_run_json_has_the_keys_that_others_rely_on(shared):
         assert doors["https"] == f"https://127.0.0.1:{port}/{name}"
         assert doors["http"] == f"http://127.0.0.1:{port}/{name}"
     token = Path(run["token_file"]).read_text().strip()
+    bearer = {"Authorization": f"Bearer {token}", "Depth": "0"}
+    assert (
+        httpx.request("PROPFIND", run["endpoints"]["site"]["http"] + "/", headers=bearer).status_code == 207
+    )
     assert shared.ask("PROPFIND", "/site/", token, {"Depth": "0"}).status_code == 207
     assert claims(token)["scope"] == "storage.read:/ storage.modify:/ doma.admin"
 
@@ -129,12 +133,15 @@ def test_what_was_killed_comes_back_on_its_port_with_its_files_and_its_tokens_va
         assert not Path(f"/proc/{pid}").exists() or "doma" not in Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def test_down_waits_for_no_idle_connection_and_no_event_stream(tmp_path, start, said):
+def test_the_admin_token_is_renewed_and_down_waits_for_no_idle_connection_or_stream(tmp_path, start, said):
     (tmp_path / "home").mkdir(mode=0o700)
     # far beyond the patience of 'down': whoever is waited for makes it fail
-    (tmp_path / "home" / "doma.toml").write_text("[listen]\ndrain = 3600\nidle_timeout = 3600\n")
+    (tmp_path / "home" / "doma.toml").write_text(
+        "[listen]\ndrain = 3600\nidle_timeout = 3600\n[auth]\nlifetime = 2\n"
+    )
     system = start("home", "--role", "issuer", "--role", "web")
-    assert set(system.run["endpoints"]) == set()
+    assert system.run["endpoints"] == {}
+    first = system.admin()
     host, port = system.run["https"].removeprefix("https://").split(":")
     silent = socket.create_connection((host, int(port)))
     assert system.ask("GET", "/health", None).status_code == 200  # and its connection stays open
@@ -146,6 +153,11 @@ def test_down_waits_for_no_idle_connection_and_no_event_stream(tmp_path, start, 
     ):
         lines = answer.iter_lines()
         assert next(lines).startswith("retry")
+        while system.admin() == first:  # the admin token is renewed in place, before it expires
+            time.sleep(0.05)
+        assert system.ask("GET", "/events?last=x", system.admin()).status_code == 400, (
+            "known, and told what is wrong"
+        )
         assert said("down", "--home", system.home.path)[0] == 0
         assert not [line for line in lines if line.startswith("data")], "it ended, with nothing more to say"
     assert "Traceback" not in system.log
