@@ -16,7 +16,7 @@ from doma.auth.bearer import bearer_of
 from doma.auth.model import Verb, bearer
 from doma.cache.freshness import control, requested
 from doma.core.checksum import COMPUTABLE, wanted
-from doma.core.errors import BadRequest, DigestNotReady, NotAllowed, Unsupported
+from doma.core.errors import BadRequest, DigestNotReady, NotAllowed, Replaced, Unsupported
 from doma.core.paths import normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import Landing, text_headers
@@ -79,26 +79,37 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
         await send(_start(answer))
         await send({"type": "http.response.body", "body": b""})
         return
+    try:
+        reader, answer, ahead = await _begin(endpoint, path, headers)
+    except Replaced:
+        # nothing was sent yet: the version that is there now can be told from its beginning
+        reader, answer, ahead = await _begin(endpoint, path, headers)
+    try:
+        await _send(reader, answer, ahead, send)
+    finally:
+        await reader.close()
+
+
+async def _begin(endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> tuple[Reader, Reply, Buffer]:
+    """One version of a file, the answer about it and its first bytes: what fails here fails cleanly."""
     reader = await endpoint.store.open(path)
     try:
-        answer = reply(method, headers, reader.stat, {}, _boundary)
+        answer = reply("GET", headers, reader.stat, {}, _boundary)
         spans = answer.spans or [(0, 0)]
         if isinstance(reader, CanPrepare):
             about = reader.prepare(min(a for a, _ in spans), max(b for _, b in spans))
         else:
             about = getattr(reader, "headers", None) or {}
         answer.headers.extend(about.items())
-        await _send(reader, answer, send)
-    finally:
+        start, stop = spans[0]
+        return reader, answer, await reader.read(start, min(stop, start + PIECE)) if stop > start else b""
+    except BaseException:
         await reader.close()
+        raise
 
 
-async def _send(reader: Reader, answer: Reply, send: Send) -> None:
-    """The answer with its bytes; the first ones are read before the status, so that failing is clean."""
-    ahead: Buffer = b""
-    if answer.spans:
-        start, stop = answer.spans[0]
-        ahead = await reader.read(start, min(stop, start + PIECE))
+async def _send(reader: Reader, answer: Reply, ahead: Buffer, send: Send) -> None:
+    """The answer with its bytes, of which the first are here already."""
     await send(_start(answer))
     for index, (start, stop) in enumerate(answer.spans):
         if answer.frames:

@@ -211,3 +211,12 @@ def test_a_warm_range_of_a_partly_cached_file_is_a_hit_and_fetches_nothing_ahead
     assert (status, body, headers["X-Cache"]) == (206, data[:8192], "MISS")
     assert cache.stats().bytes["origin"] - before == 8192
     assert client.ask("GET", "/warm/part", Range="bytes=100-199")[1]["X-Cache"] == "HIT"
+
+
+def test_a_partly_cached_file_that_was_replaced_is_answered_whole_and_new_at_the_first_try(server, client):
+    old, new = (random.Random(seed).randbytes(SIZE) for seed in (6, 7))
+    put(client, "/swap", old)
+    assert client.ask("GET", "/warm/swap", Range="bytes=0-8191")[2] == old[:8192]
+    put(client, "/swap", new)
+    status, _, body = client.ask("GET", "/warm/swap")
+    assert (status, body == new) == (200, True)
