@@ -559,3 +559,11 @@ def test_without_a_token_given_the_client_finds_the_users_own(site, monkeypatch)
     monkeypatch.setenv("BEARER_TOKEN_FILE", "/nowhere/token")
     with pytest.raises(DomaError, match="/nowhere/token"):
         found.count_rows()
+
+
+def test_an_unknown_column_is_told_with_the_file_the_place_in_the_query_and_the_near_ones(site):
+    events = site.open("/site/cms_doublemuparked_100k.root")
+    with pytest.raises(
+        UnknownColumn, match=r"^/site/cms_\S+root: query/columns/0: no column 'Muon_ptt'.*Muon_pt"
+    ):
+        events.to_table(columns=["Muon_ptt"])

@@ -21,7 +21,7 @@ import pyarrow as pa
 from doma.auth.gate import Gate
 from doma.auth.model import Identity, Verb
 from doma.core.config import Scan
-from doma.core.errors import Cancelled, LimitExceeded, NotFound, PreconditionFailed, TooManyRequests
+from doma.core.errors import BadQuery, Cancelled, LimitExceeded, NotFound, PreconditionFailed, TooManyRequests
 from doma.scan.catalog import Catalog, unified
 from doma.scan.execute import Job, Stats
 from doma.scan.groups import Group
@@ -249,7 +249,12 @@ class ScanService:
 
     def _job(self, query: Query, files: tuple[FileRef, ...], schemas: list[pa.Schema]) -> Job:
         names = [ref.name for ref in files]
-        return Job(query, unified(list(zip(names, schemas, strict=True))), self._config.memory)
+        try:
+            return Job(query, unified(list(zip(names, schemas, strict=True))), self._config.memory)
+        except BadQuery as e:
+            # the query's text says where in it, this says of what
+            e.message = f"{query.dataset}: {e.message}"
+            raise
 
     def _batches(self, job: Job, ticket: Ticket, record: _Record) -> Iterator[pa.RecordBatch]:
         stats, options = record.stats, job.query.options
