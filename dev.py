@@ -73,7 +73,7 @@ def check(args: Sequence[str]) -> int:
         run(BIN / "ruff", "check", "--quiet", "src", "tests", "docs", "dev.py"),
         run(BIN / "mypy", *args),
         run(BIN / "lint-imports"),
-        run(BIN / "python", "-m", "pytest", "-q", "--no-header", "--durations=0", "src"),
+        run(BIN / "python", "-m", "pytest", "-q", "--no-header", "src"),
         run(BIN / "python", "docs/generate.py", "--check"),
     ]
     return max(map(abs, codes))
