@@ -28,6 +28,9 @@ SAMPLED = 64
 STAYS_WARM = 300.0
 """Seconds after which a block is checked again: the kernel may have evicted it."""
 
+LOOK = 0.1
+"""Seconds for which a file's path is taken to lead to it, as long as the file itself tells nothing else."""
+
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
 _SINK = bytearray(BLOCK)  # What is read only to warm a block lands here; nobody looks at it.
 _EMPTY = memoryview(b"")
@@ -43,7 +46,19 @@ class Content:
         mapped: Whether it is ours and so immutable.
     """
 
-    __slots__ = ("_cold", "_far", "_map", "_mapped", "_since", "fd", "found", "stat")
+    __slots__ = (
+        "_changed",
+        "_cold",
+        "_far",
+        "_links",
+        "_look_at",
+        "_map",
+        "_mapped",
+        "_since",
+        "fd",
+        "found",
+        "stat",
+    )
 
     def __init__(self, fd: int, found: os.stat_result, stat: Stat, *, mapped: bool) -> None:
         self.fd = fd
@@ -51,6 +66,8 @@ class Content:
         self.stat = stat
         self._mapped = mapped and found.st_size > 0
         self._map = _EMPTY
+        self._changed = self._links = 0
+        self._look_at = 0.0
         self._cool(time.monotonic())
 
     def __del__(self) -> None:
@@ -65,6 +82,25 @@ class Content:
             and found.st_size == mine.st_size
             and found.st_dev == mine.st_dev
         )
+
+    def is_at(self, place: str) -> bool:
+        """Whether a path of the file system still leads to this very content.
+
+        A look at the open descriptor costs half of one at the path, and tells as surely that the file was
+        replaced, removed, renamed or changed. Only that a folder above it was moved by another process shows
+        in the path alone: it is looked at after :data:`LOOK` seconds again.
+        """
+        now = time.monotonic()
+        try:
+            if now < self._look_at:
+                found = os.fstat(self.fd)
+                if found.st_ctime_ns == self._changed and found.st_nlink == self._links:
+                    return True
+            found = os.stat(place)
+        except OSError:
+            return False
+        self._changed, self._links, self._look_at = found.st_ctime_ns, found.st_nlink, now + LOOK
+        return self.is_still(found)
 
     def view(self, start: int, stop: int) -> memoryview | None:
         if stop <= start:

@@ -7,7 +7,6 @@ the new one, whole.
 """
 
 import asyncio
-import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,11 +111,7 @@ class FileStore:
         content = self._hot.get(path)
         if content is None:
             return None
-        try:
-            current = content.is_still(os.stat(self._prefix + path))
-        except OSError:
-            current = False
-        if not current:
+        if not content.is_at(self._prefix + path):
             del self._hot[path]
             return None
         self._hot.move_to_end(path)
@@ -173,7 +168,8 @@ class FileStore:
     async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
         source, target = self._writable(source), checked(target)
         replaced = await self._run(source, self._folder.rename, source, target, overwrite)
-        self._hot.pop(source, None)
+        for path in [path for path in self._hot if path == source or path.startswith(source + "/")]:
+            del self._hot[path]
         self._emit(Event("file.moved", target, {"source": source}))
         return replaced
 
