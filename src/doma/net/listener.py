@@ -219,7 +219,7 @@ class Listener:
             self._adopt(sock, peer, self._tls) if self._tls is not None else sock.close()
         elif first[0] == _ROOT:
             self._root(sock) if self._root is not None else sock.close()
-        elif self._plain_allowed(peer):
+        elif may_be_plain(self._listen.plain_http, peer[0]):
             self._adopt(sock, peer, None)
         else:
             self._refuse_plain(sock)
@@ -228,12 +228,6 @@ class Listener:
         del self._peeking[sock]
         self._loop.remove_reader(sock)
         return sock
-
-    def _plain_allowed(self, peer: Address) -> bool:
-        policy = self._listen.plain_http
-        if policy == "loopback":
-            return is_loopback(peer[0])
-        return policy == "always"
 
     def _refuse_plain(self, sock: socket.socket) -> None:
         answer = text_answer(
@@ -274,6 +268,15 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._spare = os.open(os.devnull, os.O_RDONLY)
         self._sweeper = self._loop.call_later(1.0, self._sweep)
+
+
+def may_be_plain(policy: str, host: str) -> bool:
+    """Whether a client may speak HTTP without TLS: ``always``, ``never``, or from this machine alone.
+
+    >>> may_be_plain("loopback", "127.0.0.1"), may_be_plain("loopback", "192.0.2.1")
+    (True, False)
+    """
+    return is_loopback(host) if policy == "loopback" else policy == "always"
 
 
 def is_loopback(host: str) -> bool:

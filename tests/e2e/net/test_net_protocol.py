@@ -8,9 +8,11 @@ import threading
 
 import httpx
 import pytest
+import uvloop
 
+from doma.core.config import Listen
 from doma.core.errors import ConfigError, PortInUse
-from doma.net.listener import is_loopback
+from doma.net.listener import Listener, is_loopback, may_be_plain
 
 
 def test_one_port_speaks_http_and_https(server, trust):
@@ -263,6 +265,90 @@ def test_plain_http_can_be_switched_off(site, launch, trust, tools):
             assert wire.ask("GET", "/json").status == 200
 
 
+@pytest.mark.parametrize(
+    ("policy", "host", "allowed"),
+    [
+        ("loopback", "127.0.0.1", True),
+        ("loopback", "::ffff:127.0.0.1", True),
+        ("loopback", "192.0.2.7", False),
+        ("loopback", "", False),
+        ("always", "192.0.2.7", True),
+        ("never", "127.0.0.1", False),
+    ],
+)
+def test_plain_http_from_afar_needs_a_policy_that_says_so(policy, host, allowed):
+    assert may_be_plain(policy, host) is allowed
+
+
+def test_two_workers_share_one_port(site, tools):
+    async def main():
+        def worker(address, shared=True):
+            listen, app = Listen(address=address), tools.application(site)
+            return Listener(app, fast=None, listen=listen, tls=None, reuse_port=shared)
+
+        one = worker("127.0.0.1:0")
+        host, port = await one.start()
+        two = worker(f"{host}:{port}")
+        await two.start()
+        with pytest.raises(PortInUse):
+            await worker(f"{host}:{port}", shared=False).start()
+        await one.stop()
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://{host}:{port}/json")).status_code == 200
+        await two.stop()
+
+    uvloop.run(main())
+
+
+FEW_FILES = """
+import asyncio, resource, uvloop
+from doma.core.config import Listen
+from doma.net.listener import Listener
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 204, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+async def main():
+    listener = Listener(app, fast=None, listen=Listen(address="127.0.0.1:0"), tls=None)
+    _, port = await listener.start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    print(port, flush=True)
+    await asyncio.Event().wait()
+
+uvloop.run(main())
+"""
+
+
+def test_a_server_without_descriptors_refuses_and_recovers():
+    with subprocess.Popen([sys.executable, "-c", FEW_FILES], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            port = int(server.stdout.readline())
+            socks = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(60)]
+            refused = 0
+            for sock in socks:
+                try:
+                    sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    refused += not sock.recv(100)
+                except ConnectionError:
+                    refused += 1
+            assert 15 < refused < 45
+            for sock in socks:
+                sock.close()
+            assert any(_answers(port) for _ in range(200))
+        finally:
+            server.terminate()
+
+
+def _answers(port):
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            return sock.recv(100).startswith(b"HTTP/1.1 204")
+    except ConnectionError:
+        return False
+
+
 def test_root_connections_are_closed_politely_without_a_root_door(server):
     with server.dial() as wire:
         wire.send(b"\0\0\0\0")
@@ -281,9 +367,6 @@ def test_a_taken_port_is_named_with_the_remedy(server, site, launch, tools):
 
 
 async def test_another_loop_is_refused():
-    from doma.core.config import Listen
-    from doma.net.listener import Listener
-
     with pytest.raises(ConfigError, match="uvloop"):
         await Listener(None, fast=None, listen=Listen(), tls=None).start()
 
