@@ -32,7 +32,8 @@ from doma.core.errors import (
 from doma.scan import jsontext
 from doma.scan.flighterror import to_flight
 from doma.scan.model import Query, parse, whole
-from doma.scan.service import Planned, Run, ScanService
+from doma.scan.plan import Planned
+from doma.scan.service import Run, ScanService
 
 log = logging.getLogger(__name__)
 

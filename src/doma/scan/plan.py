@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from doma.auth.model import Identity
 from doma.core.errors import BadRequest, Forbidden, LimitExceeded, PreconditionFailed
 from doma.scan.grammar import COMPARE, Program, Step
@@ -57,6 +59,26 @@ class Ticket:
     stop: int
     owner: str
     expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a planned scan that can be fetched on its own."""
+
+    ticket: bytes
+    rows: int
+    """-1: only the scan itself can say."""
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A planned scan."""
+
+    scan: str
+    schema: pa.Schema
+    parts: tuple[Part, ...]
+    rows: int
 
 
 def owner_of(identity: Identity | None) -> str:

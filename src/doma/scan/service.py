@@ -27,7 +27,7 @@ from doma.scan.execute import Job, Stats
 from doma.scan.groups import Group
 from doma.scan.model import Query, parse
 from doma.scan.opener import Counted, Opener
-from doma.scan.plan import FileRef, Ticket, can_skip, owner_of, seal, unseal
+from doma.scan.plan import FileRef, Part, Planned, Ticket, can_skip, owner_of, seal, unseal
 from doma.scan.source import Named, Source, open_source
 
 log = logging.getLogger(__name__)
@@ -44,26 +44,6 @@ class Verifies(Protocol):
 
     async def verify(self, token: str) -> Identity:
         """Raises InvalidToken, IssuerUnavailable."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a planned scan that can be fetched on its own."""
-
-    ticket: bytes
-    rows: int
-    """-1: only the scan itself can say."""
-    files: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Planned:
-    """A planned scan."""
-
-    scan: str
-    schema: pa.Schema
-    parts: tuple[Part, ...]
-    rows: int
 
 
 class Run:
@@ -360,6 +340,9 @@ class ScanService:
         with self._lock:
             self._running -= 1
             record.running -= 1
+            idle = not self._running
+        if idle:  # Arrow's pool keeps what a scan needed; the server lives longer
+            pa.default_memory_pool().release_unused()
 
     def _own(self, scan: str, identity: Identity | None) -> _Record:
         with self._lock:
