@@ -114,7 +114,7 @@ class HttpProtocol(Reading):
         answer = fast.head(request)
         if answer is not None:
             assert isinstance(answer, Answer)
-            self._answer(answer, request.keep_alive)
+            self._answer(answer, request.keep_alive, request)
         return answer
 
     def answer_repeated(self, data: memoryview) -> bool:
@@ -150,7 +150,7 @@ class HttpProtocol(Reading):
         if fast is not None and not request.repeats and (put or not request.has_body):
             found = fast.head(request)
             if isinstance(found, Answer):
-                self._answer(found, request.keep_alive)
+                self._answer(found, request.keep_alive, request)
                 return
             if found is not None:
                 self.current = exchange

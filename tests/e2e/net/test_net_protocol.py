@@ -184,6 +184,10 @@ def test_http_1_0_and_connection_close_end_the_connection(server, token, tools):
         for _ in range(2):
             kept.send(b"GET /json HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
             assert kept.answer().headers["connection"] == "keep-alive"
+        auth = b"Authorization: Bearer " + token.encode()
+        for _ in range(3):
+            kept.send(b"GET /site/f HTTP/1.0\r\nConnection: keep-alive\r\n" + auth + b"\r\n\r\n")
+            assert kept.answer().headers["connection"] == "keep-alive"
 
 
 def test_an_upgrade_is_not_offered_and_answered_plainly(wire):
