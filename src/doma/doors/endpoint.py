@@ -1,12 +1,14 @@
 """An endpoint: a store behind doors, under a policy. Its name is the first path component of a URL."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from doma.auth.gate import Gate
 from doma.auth.verifier import Verifier
-from doma.core.errors import NotFound
+from doma.core.errors import DomaError, NotFound
 from doma.core.events import Emit
+from doma.core.paths import normalise
 from doma.store.protocol import Store
 
 
@@ -42,3 +44,17 @@ class Site:
             known = ", ".join(sorted(self.endpoints)) or "none"
             raise NotFound(f"{path}: there is no endpoint {name!r} here; endpoints: {known}")
         return endpoint, "/" + rest
+
+    def name_in_full(self, error: DomaError, target: str) -> None:
+        """Put the endpoint's name before the path that an error begins with.
+
+        Stores and gates know a path within its endpoint; people know it with the endpoint's name.
+
+        Args:
+            error: What is about to be answered.
+            target: The request's path as on the wire.
+        """
+        with suppress(DomaError):
+            endpoint, path = self.find(normalise(target))
+            if error.message.startswith(f"{path}:"):
+                error.message = f"/{endpoint.name}{error.message}"

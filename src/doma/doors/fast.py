@@ -279,14 +279,14 @@ class _Cold:
 class _FastSink:
     """A :class:`Landing` between the socket and the store, whose errors are answers."""
 
-    __slots__ = ("_accept", "_began", "_failed", "_landing", "_realm", "_tally")
+    __slots__ = ("_accept", "_began", "_failed", "_landing", "_site", "_tally", "_target")
 
     def __init__(self, site: Site, request: Request, tally: _Tally | None) -> None:
         path, _, query = request.target.partition(b"?")
         length = None if request.chunked else request.length
-        self._landing = Landing(site, path.decode("utf-8", "surrogateescape"), query, request.headers, length)
+        self._site, self._target = site, path.decode("utf-8", "surrogateescape")
+        self._landing = Landing(site, self._target, query, request.headers, length)
         self._accept = request.fields.get(b"accept", b"").decode("latin-1")
-        self._realm = site.name
         self._failed: DomaError | None = None
         self._tally = tally
         self._began = perf_counter()
@@ -327,7 +327,8 @@ class _FastSink:
         return self._refusal(await self._landing.abort(reason))
 
     def _refusal(self, error: DomaError) -> Answer:
-        status, headers, body = render(error, self._accept, self._realm)
+        self._site.name_in_full(error, self._target)
+        status, headers, body = render(error, self._accept, self._site.name)
         headers["Content-Length"] = str(len(body))
         if status == 405:
             headers["Allow"] = "OPTIONS, GET, HEAD, DELETE, PROPFIND"

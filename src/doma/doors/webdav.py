@@ -8,7 +8,6 @@ Source: RFC 4918 (class 1), RFC 9110; rules W1-W24 of the storage contract, §5 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
@@ -50,7 +49,7 @@ def app(site: Site) -> App:
         except DomaError as e:
             if reply.started:
                 raise  # the status has gone out: only a broken connection can tell the client now
-            _name_in_full(site, scope, e)
+            site.name_in_full(e, files.wire_path(scope))
             await refuse(send, method, e, headers.get("accept", ""), site.name)
         except Exception:  # the outermost line of a request: say it, and keep the server
             if reply.started:
@@ -63,14 +62,6 @@ def app(site: Site) -> App:
             bearer.reset(held)
 
     return application
-
-
-def _name_in_full(site: Site, scope: Scope, error: DomaError) -> None:
-    """Stores and gates know a path within its endpoint; people know it with the endpoint's name."""
-    with suppress(DomaError):
-        endpoint, path = site.find(normalise(files.wire_path(scope)))
-        if error.message.startswith(f"{path}:"):
-            error.message = f"/{endpoint.name}{error.message}"
 
 
 class _Reply:

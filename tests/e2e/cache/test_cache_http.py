@@ -220,3 +220,11 @@ def test_a_partly_cached_file_that_was_replaced_is_answered_whole_and_new_at_the
     put(client, "/swap", new)
     status, _, body = client.ask("GET", "/warm/swap")
     assert (status, body == new) == (200, True)
+
+
+def test_a_refused_upload_names_the_path_with_its_endpoint(server, client):
+    put(client, "/taken", b"x")
+    status, _, text = client.ask("PUT", "/site/taken/below", b"y")
+    assert (status, text.decode().startswith("/site/taken/below: ")) == (409, True)
+    status, _, text = client.ask("PUT", "/warm/new", b"y")
+    assert (status, "read-only" in text.decode()) == (405, True)
