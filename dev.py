@@ -5,6 +5,8 @@ Needs Python 3.11 or later and nothing else: it makes the environment ``.venv`` 
 ``constraints.txt`` and then runs the command inside it. Further arguments are passed on.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as being refused
+
 import hashlib
 import os
 import shutil
@@ -34,7 +36,7 @@ def must(*command: str | Path) -> None:
 
 def setup() -> None:
     """Make ``.venv`` with everything pinned; a second call costs nothing."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - whoever runs this may have an older one
         raise SystemExit(f"doma needs Python 3.11 or later, this is {sys.version.split()[0]}")
     state = hashlib.sha256(PINS.read_bytes() + (ROOT / "pyproject.toml").read_bytes())
     state.update(f"{sys.version_info[:2]} {ROOT}".encode())
@@ -46,7 +48,7 @@ def setup() -> None:
         shutil.rmtree(HOME, ignore_errors=True)
         venv.create(HOME, with_pip=True)
     pip = (BIN / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps")
-    # The pin file lists every package of every extra, so pip has nothing to resolve; only wheels, never a build.
+    # The pin file lists every package of every extra: pip has nothing to resolve. Only wheels, never a build.
     must(*pip, "--require-hashes", "--only-binary", ":all:", "-r", PINS)
     must(*pip, "--no-build-isolation", "--editable", ROOT)
     stamp.write_text(state.hexdigest())
@@ -58,11 +60,10 @@ def lock(args: Sequence[str]) -> int:
     if not (tool / "bin" / "uv").exists():
         venv.create(tool, with_pip=True)
         must(tool / "bin" / "pip", "install", "--quiet", "--only-binary", ":all:", "uv")
-    must(
-        tool / "bin" / "uv", "pip", "compile", "pyproject.toml", "--extra", "test", "--universal", "--upgrade",
-        "--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header", "--python-version", "3.11",
-        "--quiet", "--output-file", PINS, *args,
-    )  # fmt: skip
+    options = "--extra test --universal --upgrade --generate-hashes --no-emit-index-url --no-annotate"
+    options += " --no-header --python-version 3.11 --quiet"
+    command = (tool / "bin" / "uv", "pip", "compile", "pyproject.toml", *options.split())
+    must(*command, "--output-file", PINS, *args)
     return 0
 
 
@@ -79,11 +80,6 @@ def check(args: Sequence[str]) -> int:
     return max(map(abs, codes))
 
 
-def pytest(*places: str) -> "Sequence[str | Path]":
-    """The test runner over some folders."""
-    return (BIN / "python", "-m", "pytest", "-q", *places)
-
-
 def main(argv: Sequence[str]) -> int:
     """Set up, then do what the first argument says."""
     verb, args = (argv[0], list(argv[1:])) if argv else ("", [])
@@ -93,21 +89,15 @@ def main(argv: Sequence[str]) -> int:
     if verb == "lock":
         return lock(args)
     setup()
-    match verb:
-        case "demo":
-            return run(BIN / "doma", "demo", *args)
-        case "test":
-            return run(*pytest(), *args)
-        case "faults":
-            return run(*pytest("tests/faults"), *args)
-        case "clients":
-            return run(*pytest("tests/clients"), *args)
-        case "check":
-            return check(args)
-        case "bench":
-            return max(run(BIN / "python", p, *args) for p in sorted((ROOT / "tests/bench").glob("bench_*.py")))
-        case _:
-            return 0
+    if verb == "demo":
+        return run(BIN / "doma", "demo", *args)
+    if verb == "check":
+        return check(args)
+    if verb == "bench":
+        programs = sorted((ROOT / "tests" / "bench").glob("bench_*.py"))
+        return max(run(BIN / "python", program, *args) for program in programs)
+    places = {"test": (), "faults": ("tests/faults",), "clients": ("tests/clients",)}
+    return run(BIN / "python", "-m", "pytest", "-q", *places[verb], *args) if verb in places else 0
 
 
 if __name__ == "__main__":

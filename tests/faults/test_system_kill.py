@@ -331,11 +331,14 @@ def _ignoring_failure(child: Any) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_demo_that_is_stopped_takes_its_system_and_its_workers_with_it(tmp_path, command, number):
     home = tmp_path / "home"
+    # a shell's background job ignores SIGINT and its children inherit that; a handler of ours they don't
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command.words, "demo", "--home", str(home), "--events", "1000", "--plot", str(tmp_path / "x.png")],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         while not (home / "run.json").exists():
             assert process.poll() is None
