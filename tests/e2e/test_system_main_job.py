@@ -161,3 +161,12 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(said, tmp_pa
         assert str(tmp_path / "none") in err
         assert len(err.splitlines()) == 1
     assert not (tmp_path / "home").exists()
+
+
+def test_the_address_where_a_request_is_told_about_leads_there(shared, results):
+    admin = shared.admin()
+    found = shared.ask("GET", "/servicex/transformation", admin).json()["requests"]
+    assert found
+    for record in found:
+        told = shared.ask("GET", record["log-url"].removeprefix(shared.run["https"]), admin)
+        assert (told.status_code, told.json()["request_id"]) == (200, record["request_id"])

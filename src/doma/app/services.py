@@ -189,7 +189,7 @@ class Services:
             router(
                 self._service,
                 self.verifier,
-                log_url=f"{self.base}/servicex",
+                log_url=f"{self.base}/servicex/transformation",
                 results_url=f"{self.base}/results",
             )
         )

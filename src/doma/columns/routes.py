@@ -60,7 +60,7 @@ def router(service: ColumnService, verifier: Verifier, *, log_url: str, results_
     Args:
         service: What answers.
         verifier: Every route needs a token that it accepts; the owner is ``issuer#subject``.
-        log_url: Prefix of the page about a request; the id is appended.
+        log_url: Address that tells about a request once its id is appended.
         results_url: https URL of the result endpoint.
     """
     api = APIRouter(tags=["columns"], redirect_slashes=False)

@@ -9,6 +9,7 @@ Source: RFC 9112; dataplane.md §3.3, §3.4, traps T1, T13, T17-T19 of the proje
 import asyncio
 import logging
 import re
+from abc import ABC, abstractmethod
 from typing import Any, cast
 
 import httptools
@@ -41,7 +42,7 @@ class Exchange:
         """The listener's own answer: the head was not understood."""
 
 
-class Reading(asyncio.BufferedProtocol):
+class Reading(asyncio.BufferedProtocol, ABC):
     """The reading half of a connection; the other half decides what is done with a request."""
 
     __slots__ = (
@@ -101,25 +102,25 @@ class Reading(asyncio.BufferedProtocol):
 
     # What the other half does.
 
+    @abstractmethod
     def enter(self, exchange: Exchange) -> None:
         """A request has come; its body may follow.
 
         Raises:
             Flood: more are waiting than anybody sends.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def answer_at_once(self, request: Request) -> Answer | None:
         """Answer a request without a body now, if its turn has come and the door knows the answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer_repeated(self, data: memoryview) -> bool:
         """The same for what may be the last request with another range, unparsed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body_over(self) -> None:
         """The body that was read is whole."""
-        raise NotImplementedError
 
     # The transport's callbacks.
 

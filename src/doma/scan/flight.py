@@ -262,7 +262,7 @@ def _answered(work: Callable[[], T], token: str | None = None) -> T:
         return work()
     except DomaError as e:
         raise to_flight(e) from e
-    except Exception as e:
+    except Exception as e:  # the outermost line of a call: gRPC would show the client a traceback
         log.exception("a scan call failed")
         raise to_flight(DomaError("scan: internal error; the server's log has the cause")) from e
     finally:

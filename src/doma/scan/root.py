@@ -8,6 +8,7 @@ Source: scan.md §5.
 
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -70,7 +71,7 @@ def open_root(name: str, file: BinaryIO, tree: str | None) -> "RootSource":
         raise broken(name, e) from e
 
 
-class RootSource:
+class RootSource(ABC):
     """What trees and RNTuples share: columns read one by one over entry ranges."""
 
     def __init__(
@@ -126,14 +127,17 @@ class RootSource:
             raise broken(self.name, lost, column, start)
         return array
 
+    @abstractmethod
     def _borders(self, columns: Sequence[str]) -> Sequence[int]:
-        raise NotImplementedError
+        """Entry numbers at which the file's own clusters begin, ascending."""
 
+    @abstractmethod
     def _bytes(self, column: str) -> int:
-        raise NotImplementedError
+        """About the bytes that a whole column takes in memory."""
 
+    @abstractmethod
     def _layout(self, column: str, start: int, stop: int) -> Any:
-        raise NotImplementedError
+        """Awkward layout of the entries ``[start, stop)`` of a column."""
 
 
 class TreeSource(RootSource):
