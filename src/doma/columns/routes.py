@@ -64,7 +64,6 @@ def router(service: ColumnService, verifier: Verifier, *, log_url: str, results_
         results_url: https URL of the result endpoint.
     """
     api = APIRouter(tags=["columns"], redirect_slashes=False)
-    place = urlsplit(results_url)
 
     async def caller(request: Request) -> Grant:
         token = bearer_of(request.headers.get("authorization"))
@@ -76,14 +75,7 @@ def router(service: ColumnService, verifier: Verifier, *, log_url: str, results_
 
     def record(found: model.Request, *, keys: bool) -> dict[str, Any]:
         entry = _record(found, f"{log_url.rstrip('/')}/{found.id}")
-        if keys:
-            entry |= {
-                "minio-endpoint": place.netloc,
-                "minio-secured": place.scheme == "https",
-                "minio-access-key": "",
-                "minio-secret-key": "",
-            }
-        return entry
+        return entry | _object_store(results_url) if keys else entry
 
     @api.get("/servicex")
     async def info(who: Caller) -> dict[str, Any]:
@@ -196,6 +188,17 @@ def _instant(text: str) -> int:
 
 def _time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _object_store(results_url: str) -> dict[str, Any]:
+    """Where results lie, in the words of the S3 client; it has no keys before there is an S3 door."""
+    place = urlsplit(results_url)
+    return {
+        "minio-endpoint": place.netloc,
+        "minio-secured": place.scheme == "https",
+        "minio-access-key": "",
+        "minio-secret-key": "",
+    }
 
 
 def _record(r: model.Request, log_url: str) -> dict[str, Any]:
