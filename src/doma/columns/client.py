@@ -6,7 +6,6 @@ Example:
 """
 
 import asyncio
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -133,6 +132,7 @@ class ColumnClient:
 
     async def read(self, result: Delivered) -> "pa.Table":
         """One result as a table."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
@@ -147,7 +147,11 @@ class ColumnClient:
             )
         self.received += len(answer.content)
         self.read_bytes += result.read
-        return pq.read_table(io.BytesIO(answer.content))
+        # Into memory of Arrow's own: its I/O threads would let go of a Python object while the interpreter
+        # ends, and the process would abort.
+        held = pa.BufferOutputStream()
+        held.write(answer.content)
+        return pq.read_table(pa.BufferReader(held.getvalue()))
 
     async def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
