@@ -19,12 +19,25 @@ Source: storage.md W42-W50 of the project's contracts; object_store (Rust) for t
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 
 PIECE = 1 << 20
 """Bytes a caller should read or write at once at most (1 MiB): bounds memory."""
+
+
+class Locality(StrEnum):
+    """Where the bytes of a file are now, in the words of the WLCG Tape REST API."""
+
+    DISK = "DISK"
+    TAPE = "TAPE"
+    DISK_AND_TAPE = "DISK_AND_TAPE"
+    LOST = "LOST"
+    NONE = "NONE"
+    """The file is empty: it has no bytes that could be anywhere."""
+    UNAVAILABLE = "UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,7 @@ class Stat:
     is_dir: bool = False
     checksums: Mapping[str, str] = field(default_factory=dict)
     """Algorithm (``adler32``, ``crc32c``, ``md5``, ``sha-256``) to lower-case hex, as far as stored."""
+    locality: Locality = Locality.DISK
 
 
 class Reader(Protocol):
@@ -203,3 +217,21 @@ class CanSpace(Protocol):
     """A store that knows its space."""
 
     async def space(self) -> Space: ...
+
+
+@runtime_checkable
+class CanAnnotate(Protocol):
+    """A store that keeps a client's own properties with a file or directory (RFC 4918 dead properties).
+
+    They follow a rename, are copied by the caller, and go with the file when it is replaced or deleted.
+    """
+
+    async def annotations(self, path: str) -> Mapping[str, str]:
+        """Name (``{namespace}local``) to text. Raises NotFound."""
+
+    async def annotate(self, path: str, changes: Mapping[str, str | None]) -> None:
+        """Set or (None) remove properties, all of them or none.
+
+        Raises:
+            NotFound. LimitExceeded: more than 64 KiB would be kept for this path.
+        """
