@@ -34,6 +34,9 @@ RESERVED = frozenset(
 )
 """First path components that belong to services."""
 
+SHAREABLE = ("file:", "http:", "https:", "s3:", "root:", "roots:")
+"""Stores that keep nothing in a process: any number of processes may serve them."""
+
 
 def build_endpoints(
     home: Home,
@@ -44,6 +47,8 @@ def build_endpoints(
     ca_file: Path,
     issuers: Sequence[config.Issuer],
     emit: Emit,
+    *,
+    shared: bool = False,
 ) -> dict[str, Endpoint]:
     """All endpoints of this process by name.
 
@@ -57,6 +62,7 @@ def build_endpoints(
         ca_file: CA that signed this server's certificate.
         issuers: Who is trusted, with their areas.
         emit: Takes the events of the caches.
+        shared: Only those that several processes can serve at once.
 
     Raises:
         ConfigError: a reserved name or an address that no engine takes.
@@ -70,6 +76,8 @@ def build_endpoints(
     prefixes = {issuer.issuer: issuer.prefixes for issuer in issuers}
     built: dict[str, Endpoint] = {}
     for name, section in wanted.items():
+        if shared and not section.store.startswith(SHAREABLE):
+            continue
         if name in RESERVED | {settings.auth.vo} or not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(
                 f"endpoints.{name}: this name is reserved or has other than letters, digits, - and _"

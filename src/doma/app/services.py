@@ -14,21 +14,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from doma.app.endpoints import RESERVED, caches
 from doma.app.home import Home
+from doma.app.opened import Opened
 from doma.auth.issuer import Issuer
 from doma.auth.routes import issuer_app, metadata_route
-from doma.auth.verifier import Verifier
 from doma.bus.local import Bus
 from doma.cache.store import CacheStore
 from doma.columns.model import Grant
 from doma.core.config import Config
 from doma.core.errors import ConfigError
 from doma.core.paths import encode
-from doma.db.engine import Database
 from doma.doors import webdav
-from doma.doors.endpoint import Site
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
-from doma.net.tls import Files
 from doma.web import app as web
 from doma.web.overview import Overview
 from doma.web.stream import Streams
@@ -66,13 +63,8 @@ class Services:
     home: Home
     config: Config
     roles: frozenset[str]
-    base: str
-    files: Files
-    site: Site
-    db: Database
+    opened: Opened
     bus: Bus
-    issuer: Issuer | None
-    verifier: Verifier
     metrics: Metrics = field(default_factory=Metrics)
     urls: dict[str, str] = field(default_factory=dict)
     app: ASGIApp = field(init=False)
@@ -85,38 +77,37 @@ class Services:
         Raises:
             ConfigError: a role needs what the configuration does not give.
         """
-        streams = Streams(self.db, self.bus)
-        plain = "http://" + self.base.removeprefix("https://")
+        streams = Streams(self.opened.db, self.bus)
         overview = Overview(
-            self.site,
-            self.base,
+            self.opened.site,
+            self.opened.base,
             self.urls,
             self.metrics,
-            self.db,
-            doors=lambda name: self.addresses(name, plain),
+            self.opened.db,
+            doors=self.addresses,
             columns=(lambda: self._service.overview()) if "columns" in self.roles else None,
         )
         root = web.app(
-            self.verifier,
+            self.opened.verifier,
             self.bus,
-            self.db,
+            self.opened.db,
             self.metrics,
             overview.now,
-            realm=self.site.name,
+            realm=self.opened.site.name,
             streams=streams,
         )
         self._stack.callback(streams.close)
-        if self.issuer is not None and "issuer" in self.roles:
-            root.routes.append(metadata_route(self.issuer))
-            root.mount(self.issuer.path, issuer_app(self.issuer))
-            self.urls["issuer"] = self.issuer.url
+        if self.opened.issuer is not None and "issuer" in self.roles:
+            root.routes.append(metadata_route(self.opened.issuer))
+            root.mount(self.opened.issuer.path, issuer_app(self.opened.issuer))
+            self.urls["issuer"] = self.opened.issuer.url
         if "web" in self.roles:
-            self.urls |= {"dashboard": self.base + "/", "metrics": self.base + "/metrics"}
-            self.urls["events"] = self.base + "/events"
+            self.urls |= {"dashboard": self.opened.base + "/", "metrics": self.opened.base + "/metrics"}
+            self.urls["events"] = self.opened.base + "/events"
         self._caches(root)
         if "columns" in self.roles:
             self._columns(root)
-        doors = counted(webdav.app(self.site), self.metrics, endpoints=self.site.endpoints)
+        doors = counted(webdav.app(self.opened.site), self.metrics, endpoints=self.opened.site.endpoints)
         self.app = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
 
     def count(
@@ -125,9 +116,9 @@ class Services:
         """Count what the door answered without the application (:data:`doma.doors.fast.Count`)."""
         self.metrics.request("https", endpoint, method, status, seconds, received, sent, times)
 
-    def addresses(self, name: str, plain: str) -> dict[str, str]:
+    def addresses(self, name: str) -> dict[str, str]:
         """The doors of an endpoint, for ``run.json``."""
-        doors = {"http": f"{plain}/{name}", "https": f"{self.base}/{name}"}
+        doors = {"http": f"{self.opened.plain}/{name}", "https": f"{self.opened.base}/{name}"}
         return doors | ({"flight": f"{self.flight}/{name}"} if self.flight and name != "results" else {})
 
     async def __aenter__(self) -> Self:
@@ -148,11 +139,13 @@ class Services:
     def _caches(self, root: Any) -> None:
         from doma.cache.routes import router
 
-        found = caches(self.site.endpoints)
+        found = caches(self.opened.site.endpoints)
         for name, cache in found.items():
             # the first answers at the plain address that clients know, each further one below its name
             prefix = "" if name == next(iter(found)) else f"/api/v1/endpoints/{name}"
-            root.include_router(router(cache, self.verifier, self.site.endpoints[name].gate), prefix=prefix)
+            root.include_router(
+                router(cache, self.opened.verifier, self.opened.site.endpoints[name].gate), prefix=prefix
+            )
         names = next(iter(found.values())).stats().metrics() if found else {}
         for metric in names:
             self.metrics.watch(
@@ -168,32 +161,32 @@ class Services:
         from doma.columns.service import ColumnService
         from doma.columns.worker import WorkerPool
 
-        if self.issuer is None:
+        if self.opened.issuer is None:
             raise ConfigError(
                 "auth.embedded = false: the role 'columns' needs the embedded issuer to renew tokens"
             )
-        mint, section = Minter(self.issuer, self.base), self.config.columns
+        mint, section = Minter(self.opened.issuer, self.opened.base), self.config.columns
         self._service = ColumnService(
-            self.db,
-            self.site.endpoints["results"].store,
-            f"{self.base}/results",
+            self.opened.db,
+            self.opened.site.endpoints["results"].store,
+            f"{self.opened.base}/results",
             WorkerPool(section.workers, section.worker_memory, section.lease),
             mint,
             mint.sign,
             section,
             work_dir=self.home / "work",
-            ca_file=str(self.files.ca),
-            allow=(self.base,),
+            ca_file=str(self.opened.files.ca),
+            allow=(self.opened.base,),
         )
         root.include_router(
             router(
                 self._service,
-                self.verifier,
-                log_url=f"{self.base}/servicex/transformation",
-                results_url=f"{self.base}/results",
+                self.opened.verifier,
+                log_url=f"{self.opened.base}/servicex/transformation",
+                results_url=f"{self.opened.base}/results",
             )
         )
-        self.urls["servicex"] = self.base
+        self.urls["servicex"] = self.opened.base
 
     async def _scan(self) -> None:
         from doma.scan.flight import FlightDoor
@@ -201,18 +194,23 @@ class Services:
         from doma.scan.service import ScanService
 
         loop = asyncio.get_running_loop()
-        served = {name: e for name, e in self.site.endpoints.items() if name != "results"}
+        served = {name: e for name, e in self.opened.site.endpoints.items() if name != "results"}
         service = ScanService(
             {name: StoreOpener(e.store, loop) for name, e in served.items()},
-            self.verifier,
+            self.opened.verifier,
             {name: e.gate for name, e in served.items()},
             self.config.scan,
             # kept, so that tickets outlive a restart and workers take each other's
             key=self.home.secret("keys/tickets.key"),
         )
-        host = str(urlsplit(self.base).hostname)
+        host = str(urlsplit(self.opened.base).hostname)
         door = FlightDoor(
-            service, host, 0, self.files.certificate.read_bytes(), self.files.key.read_bytes(), loop=loop
+            service,
+            host,
+            0,
+            self.opened.files.certificate.read_bytes(),
+            self.opened.files.key.read_bytes(),
+            loop=loop,
         )
         self.flight = await asyncio.to_thread(door.start)
         self._stack.push_async_callback(asyncio.to_thread, door.stop)

@@ -1,0 +1,141 @@
+"""What every process of a system opens alike: its tables, tokens and endpoints."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from doma.app.endpoints import build_endpoints
+from doma.app.home import Home
+from doma.app.identity import make_issuer
+from doma.auth.issuer import Issuer
+from doma.auth.verifier import Verifier
+from doma.core import config
+from doma.db.engine import Database
+from doma.db.outbox import EventWriter
+from doma.doors.endpoint import Site
+from doma.net import tls
+
+log = logging.getLogger(__name__)
+
+
+class Background:
+    """Work that runs until the process stops."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin it; that it failed is logged."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def cancel(self) -> None:
+        """End all of it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a background task failed", exc_info=error)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The site of one process and what it rests on."""
+
+    base: str
+    """``https://host:port``."""
+    plain: str
+    """``http://host:port``."""
+    db: Database
+    files: tls.Files
+    tls: ssl.SSLContext
+    issuer: Issuer | None
+    verifier: Verifier
+    site: Site
+    background: Background
+
+
+async def open_site(
+    home: Home,
+    settings: config.Config,
+    roles: frozenset[str],
+    data: Path | None,
+    stack: AsyncExitStack,
+    *,
+    shared: bool = False,
+) -> Opened:
+    """Open them; ``stack`` closes them again.
+
+    Args:
+        home: The home.
+        settings: The whole configuration; its address has a real port.
+        roles: What the process runs.
+        data: Folder to serve read-only as endpoint ``data``.
+        stack: Closes them again, background work first after the doors.
+        shared: Only the endpoints that several processes can serve at once.
+
+    Raises:
+        ConfigError, StorageUnavailable: something cannot be opened.
+    """
+    listen = settings.listen
+    host, port = listen.address.rsplit(":", 1)
+    everywhere = host.strip("[]") in {"", "::", "0.0.0.0"}  # noqa: S104 - asked for by the operator
+    shown = listen.name or (socket.getfqdn() if everywhere else host)
+    base, plain = f"https://{shown}:{port}", f"http://{shown}:{port}"
+    db = Database(settings.database.url or f"sqlite:///{home / 'doma.db'}")
+    stack.callback(db.close)
+    background = Background()
+    # after the doors are closed and before the database is: the event writer flushes what is left
+    stack.push_async_callback(background.cancel)
+    if not shared:
+        await asyncio.to_thread(db.migrate)
+    files = tls.ensure(home / "tls", [shown])
+    issuer = make_issuer(home, base, settings.auth) if settings.auth.embedded else None
+    trusted = [*settings.auth.issuers]
+    if issuer is not None:
+        trusted.insert(0, config.Issuer(issuer=issuer.url, vo=settings.auth.vo))
+    verifier = Verifier(
+        trusted,
+        _audiences(base, plain, host, port, settings),
+        local={issuer.url: issuer.keys.jwks} if issuer is not None else {},
+        skew=settings.auth.clock_skew,
+        cache_dir=home / "keys" / "cache",
+    )
+    stack.push_async_callback(verifier.close)
+    emit = EventWriter(db)
+    background.spawn(emit.run())
+    endpoints = build_endpoints(home, settings, roles, data, base, files.ca, trusted, emit, shared=shared)
+    for endpoint in endpoints.values():
+        stack.push_async_callback(endpoint.store.close)
+    site = Site(verifier, endpoints, emit, shown)
+    context = _server_context(listen, files)
+    return Opened(base, plain, db, files, context, issuer, verifier, site, background)
+
+
+def _server_context(listen: config.Listen, files: tls.Files) -> ssl.SSLContext:
+    if listen.certificate:
+        return tls.server_context(listen.certificate, listen.key)
+    return tls.server_context(files.certificate, files.key)
+
+
+def _audiences(base: str, plain: str, host: str, port: str, settings: config.Config) -> list[str]:
+    """All names of this server: as URL, and bare."""
+    names = {base, plain, *settings.auth.audiences}
+    for name in {
+        host,
+        settings.listen.name,
+        *(("localhost", "127.0.0.1") if host.startswith("127.") else ()),
+    }:
+        if name:
+            names |= {f"https://{name}:{port}", f"http://{name}:{port}", name, f"{name}:{port}"}
+    return sorted(names)
