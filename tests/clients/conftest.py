@@ -1,0 +1,98 @@
+"""Ours and a real XRootD side by side, for every client; one pair for all tests that clean up behind them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from doma.core.config import Config
+from tests.clients.xrootd_server import XRootD, missing
+from tests.conftest import System
+
+
+def settings(more: str = "") -> str:
+    """A configuration under which loopback may be copied from and to."""
+    tpc = '[tpc]\nallow = ["loopback"]\n' if "tpc" in Config.model_fields else ""
+    return tpc + more
+
+
+@dataclass
+class Said:
+    """What a program said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def all(self) -> str:
+        return self.out + self.err
+
+
+@dataclass
+class Grid:
+    """Two storage elements that trust each other's certificates and the same issuer.
+
+    ``ours`` and ``other`` are URL prefixes; a token of ``system.token()`` is good for both.
+    """
+
+    system: System
+    xrootd: XRootD
+    scratch: Path
+
+    @property
+    def ours(self) -> str:
+        return str(self.system.run["https"]) + "/site"
+
+    @property
+    def other(self) -> str:
+        return self.xrootd.https + self.xrootd.export
+
+    @property
+    def ca(self) -> str:
+        return str(self.system.run["ca_file"])
+
+    def environment(self, token: str | None = "") -> dict[str, str]:
+        """Of a client: CA and token (ada's with all rights unless one is given) where programs look."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("BEARER", "X509", "XRD"))}
+        kept |= self.xrootd.environment
+        if token is not None:
+            kept["BEARER_TOKEN"] = token or self.system.token(lifetime=3600)
+        return kept
+
+    def run(
+        self,
+        *command: object,
+        token: str | None = "",
+        env: Mapping[str, str] | None = None,
+        limit: float = 60,
+    ) -> Said:
+        """Run a program as a user would."""
+        done = subprocess.run(
+            [str(word) for word in command], capture_output=True, text=True, errors="replace", timeout=limit,
+            env=self.environment(token) | dict(env or {}), cwd=self.scratch, check=False,
+        )  # fmt: skip
+        return Said(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
+    """Ours beside XRootD; skipped where there is no XRootD."""
+    if packages := missing():
+        pytest.skip(f"XRootD is not installed (Debian: {packages})")
+    base = tmp_path_factory.mktemp("grid")
+    (base / "doma.toml").write_text(settings())
+    (base / "scratch").mkdir()
+    system = System(base / "home", "--config", base / "doma.toml")
+    system.up()
+    try:
+        with XRootD.beside(base / "home") as other:
+            yield Grid(system, other, base / "scratch")
+    finally:
+        code = system.down()
+    assert code == 0, system.log
