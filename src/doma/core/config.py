@@ -58,6 +58,8 @@ class Issuer(Section):
     """Accept tokens without ``iat`` or ``jti``."""
     wildcard_audience: bool = True
     """Accept the audience ``https://wlcg.cern.ch/jwt/v1/any`` (or ``ANY``)."""
+    max_lifetime: Seconds = 0
+    """Longest life (``exp`` minus ``iat``) of a token that is accepted; 0: any."""
     ca_file: str = ""
     """CA bundle to fetch its keys with; empty: the system's."""
 
@@ -88,6 +90,10 @@ class Endpoint(Section):
     """Whether anything may be changed through the doors."""
     public: bool = False
     """Whether reading needs no token."""
+    issuers: dict[str, tuple[str, ...]] = {}
+    """Issuers (by URL or VO) that count here, each with its areas; empty: all, with their own ``prefixes``."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Group to scopes (``"/vo/prod" = ["storage.read:/"]``) of its members whose tokens carry no capability."""
 
 
 class Cache(Section):
