@@ -5,10 +5,11 @@ import logging
 import socket
 import ssl
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from doma.app.endpoints import build_endpoints
 from doma.app.home import Home
@@ -104,9 +105,10 @@ async def open_site(
     trusted = [*settings.auth.issuers]
     if issuer is not None:
         trusted.insert(0, config.Issuer(issuer=issuer.url, vo=settings.auth.vo))
+    audiences = _audiences(base, plain, host, port, settings)
     verifier = Verifier(
         trusted,
-        _audiences(base, plain, host, port, settings),
+        audiences,
         local={issuer.url: issuer.keys.jwks} if issuer is not None else {},
         skew=settings.auth.clock_skew,
         cache_dir=home / "keys" / "cache",
@@ -117,7 +119,7 @@ async def open_site(
     endpoints = build_endpoints(home, settings, roles, data, base, files.ca, trusted, emit, shared=shared)
     for endpoint in endpoints.values():
         stack.push_async_callback(endpoint.store.close)
-    site = Site(verifier, endpoints, emit, shown)
+    site = Site(verifier, endpoints, emit, shown, _doors(audiences))
     context = _server_context(listen, files)
     return Opened(base, plain, db, files, context, issuer, verifier, site, background)
 
@@ -139,3 +141,14 @@ def _audiences(base: str, plain: str, host: str, port: str, settings: config.Con
         if name:
             names |= {f"https://{name}:{port}", f"http://{name}:{port}", name, f"{name}:{port}"}
     return sorted(names)
+
+
+def _doors(audiences: list[str]) -> frozenset[tuple[str, int]]:
+    """Host and port of the names that are URLs of a server, not of something on it."""
+    doors = set()
+    for name in audiences:
+        with suppress(ValueError):  # a port that is no number: a name for tokens only
+            url = urlsplit(name)
+            if url.scheme in {"https", "http"} and url.hostname and url.path in {"", "/"}:
+                doors.add((url.hostname, url.port or (443 if url.scheme == "https" else 80)))
+    return frozenset(doors)

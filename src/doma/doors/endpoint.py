@@ -31,6 +31,8 @@ class Site:
     emit: Emit = field(default=lambda event: None)
     name: str = "localhost"
     """Host name for ``WWW-Authenticate: Bearer realm=``."""
+    doors: frozenset[tuple[str, int]] = frozenset()
+    """Host and port of every way to this server: a COPY between two of them stays here (W71)."""
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.
