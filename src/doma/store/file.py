@@ -177,6 +177,14 @@ class FileStore:
         path = self._writable(path)
         await self._run(path, self._folder.make_dir, path)
 
+    async def annotations(self, path: str) -> Mapping[str, str]:
+        path = checked(path)
+        return await self._run(path, self._folder.annotations, path)
+
+    async def annotate(self, path: str, changes: Mapping[str, str | None]) -> None:
+        path = self._writable(path)
+        await self._run(path, self._folder.annotate, path, changes)
+
     async def close(self) -> None:
         for upload in tuple(self._uploads):
             await upload.abort()

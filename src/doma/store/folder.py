@@ -7,7 +7,7 @@ import errno
 import os
 import stat as modes
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from doma.core.paths import RESERVED
 from doma.store.beneath import Tree, parts_of
 from doma.store.content import Content
 from doma.store.marks import Mark, Marks, version_of
+from doma.store.notes import Notes, drop_inside
 from doma.store.protocol import PIECE, Space, Stat
 from doma.store.spool import PathLocks, Spool
 from doma.store.upload import Temporary, move
@@ -52,6 +53,7 @@ class Folder:
         self._spools: dict[int, Spool] = {}
         self._side: int | None = None
         self._locks: PathLocks | None = None
+        self._notes = Notes(None)
         try:
             if not read_only:
                 root.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,7 @@ class Folder:
                 spool = self._spool("/", [])
                 self._side = spool.folder("marks")
                 self._locks = PathLocks(spool.folder("locks"))
+                self._notes = Notes(spool.folder("notes"))
         except OSError as e:
             why = e.strerror or type(e).__name__
             raise ConfigError(
@@ -78,6 +81,7 @@ class Folder:
             self._locks.close()
         if self._side is not None:
             os.close(self._side)
+        self._notes.close()
 
     # --- looking ---
 
@@ -141,6 +145,11 @@ class Folder:
         self._marks.write(content.fd, found, Mark({**mark.checksums, algorithm: value}, mark.published))
         return value
 
+    def annotations(self, path: str) -> dict[str, str]:
+        """See ``CanAnnotate.annotations``."""
+        with self._opened(path) as (fd, found):
+            return self._notes.read(fd, found)
+
     def space(self) -> Space:
         """Of the whole file system."""
         disk = os.fstatvfs(self.tree.fd)
@@ -195,6 +204,7 @@ class Folder:
             if not modes.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=above)
                 self._marks.forget(found)
+                self._notes.forget(found)
                 return
             if path == "/":
                 raise Refused("/: the top of a store cannot be deleted; delete what lies below")
@@ -204,9 +214,11 @@ class Folder:
                 except OSError as e:
                     if e.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                         raise
-                    raise Conflict(
-                        f"{path}: the directory is not empty; delete recursively or empty it"
-                    ) from e
+                    if not drop_inside(name, above):
+                        raise Conflict(
+                            f"{path}: the directory is not empty; delete recursively or empty it"
+                        ) from e
+                    os.rmdir(name, dir_fd=above)
                 return
             spool = self._spool(path, parts_of(path)[:-1], above)
             hidden = spool.discard(name, above)
@@ -232,6 +244,11 @@ class Folder:
             except FileExistsError as e:
                 raise AlreadyExists(f"{path}: there is already a file or directory of this name") from e
 
+    def annotate(self, path: str, changes: Mapping[str, str | None]) -> None:
+        """See ``CanAnnotate.annotate``."""
+        with self._held(path), self._opened(path) as (fd, found):
+            self._notes.change(path, fd, found, changes)
+
     # --- inside ---
 
     def _find(self, path: str) -> Stat | None:
@@ -239,6 +256,18 @@ class Folder:
             return self.stat(path)
         except (FileNotFoundError, NotADirectoryError, NotFound):
             return None
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
+        """A file or directory, open for reading."""
+        with self.tree.target(path) as (above, name, found):
+            if not modes.S_ISDIR(found.st_mode):
+                _must_be_file(path, found)
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
+        try:
+            yield fd, os.fstat(fd)
+        finally:
+            os.close(fd)
 
     def _described(self, path: str, above: int, name: str, found: os.stat_result) -> Stat:
         if modes.S_ISDIR(found.st_mode):

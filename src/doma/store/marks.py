@@ -55,7 +55,7 @@ class Marks:
 
     def read(self, where: int | str, found: os.stat_result) -> Mark:
         """The mark of a file, by descriptor or by ``/proc/self/fd/…`` path; an empty one if there is none."""
-        text = _attribute(where)
+        text = read_attribute(where, ATTRIBUTE)
         mark = _parse(text, found) if text else None
         if mark is None and self._side is not None:
             mark = _parse(self._read_side(version_of(found)), found)
@@ -68,7 +68,9 @@ class Marks:
             OSError: the disk is full or broken.
         """
         text = _format(mark, found)
-        if self._side is None or not (_set(fd, text) or self._write_side(version_of(found), text)):
+        if self._side is None or not (
+            set_attribute(fd, ATTRIBUTE, text) or self._write_side(version_of(found), text)
+        ):
             self._memory[version_of(found)] = mark
             if len(self._memory) > REMEMBERED:
                 self._memory.popitem(last=False)
@@ -122,17 +124,23 @@ def _parse(text: bytes, found: os.stat_result) -> Mark | None:
     return Mark(sums, published=words[1] == "published")
 
 
-def _attribute(where: int | str) -> bytes:
+def read_attribute(where: int | str, name: str) -> bytes:
+    """An extended attribute of a file; nothing where there is none."""
     try:
-        return os.getxattr(where, ATTRIBUTE)
+        return os.getxattr(where, name)
     except (OSError, AttributeError):  # AttributeError: not Linux
         return b""
 
 
-def _set(fd: int, text: bytes) -> bool:
-    """Set the attribute; False where that cannot be."""
+def clear_attribute(fd: int, name: str) -> None:
+    """Remove an extended attribute that was read before."""
+    os.removexattr(fd, name)
+
+
+def set_attribute(fd: int, name: str, text: bytes) -> bool:
+    """Set an extended attribute; False where that cannot be."""
     try:
-        os.setxattr(fd, ATTRIBUTE, text)
+        os.setxattr(fd, name, text)
     except AttributeError:
         return False
     except OSError as e:

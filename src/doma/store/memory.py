@@ -1,13 +1,15 @@
 """Files in memory: for tests, and for what need not survive."""
 
 import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 
 from doma.core.checksum import hasher
-from doma.core.errors import AlreadyExists, Conflict, NotFound, Refused, StorageFull
+from doma.core.errors import AlreadyExists, Conflict, LimitExceeded, NotFound, Refused, StorageFull
 from doma.core.paths import checked, parent
+from doma.store.notes import LIMIT
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target, check_version
 
@@ -69,6 +71,7 @@ class MemoryStore:
         self._dirs: dict[str, float] = {"/": clock()}
         self._serial = itertools.count(1)
         self._pending = 0
+        self._notes: dict[str, dict[str, str]] = {}
 
     async def stat(self, path: str) -> Stat:
         return self._there(checked(path))
@@ -112,6 +115,7 @@ class MemoryStore:
         check_version(path, there, version)
         if not there.is_dir:
             del self._files[path]
+            self._notes.pop(path, None)
             return
         if path == "/":
             raise Refused("/: the top of a store cannot be deleted; delete what lies below")
@@ -121,6 +125,8 @@ class MemoryStore:
             del self._files[name]
         for name in [d for d in self._dirs if d == path or d.startswith(path + "/")]:
             del self._dirs[name]
+        for name in [n for n in self._notes if n == path or n.startswith(path + "/")]:
+            del self._notes[name]
 
     async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
         source, target = checked(source), checked(target)
@@ -129,6 +135,9 @@ class MemoryStore:
         if not self._is_dir(parent(target)):
             raise Conflict(f"{target}: its directory does not exist; make it first")
         check_target(target, moving, there, overwrite)
+        self._notes.pop(target, None)
+        for name in [n for n in self._notes if n == source or n.startswith(source + "/")]:
+            self._notes[target + name[len(source) :]] = self._notes.pop(name)
         if not moving.is_dir:
             self._files[target] = self._files.pop(source).moved(target)
             return there is not None
@@ -156,6 +165,18 @@ class MemoryStore:
             self._files[file.stat.path] = hashed
         return hashed.stat.checksums[algorithm]
 
+    async def annotations(self, path: str) -> Mapping[str, str]:
+        return dict(self._notes.get(self._there(checked(path)).path, {}))
+
+    async def annotate(self, path: str, changes: Mapping[str, str | None]) -> None:
+        path = self._there(checked(path)).path
+        notes = {**self._notes.get(path, {}), **changes}
+        kept = {name: value for name, value in notes.items() if value is not None}
+        size = len(json.dumps(kept))
+        if size > LIMIT:
+            raise LimitExceeded(f"{path}: its own properties would take {size} bytes, {LIMIT} are kept")
+        self._notes[path] = kept
+
     async def space(self) -> Space:
         used = self._used()
         return Space(used, max(0, (self._capacity if self._capacity is not None else 1 << 62) - used))
@@ -182,6 +203,7 @@ class MemoryStore:
             path, len(data), f"{next(self._serial):x}-{len(data):x}", self._clock(), checksums=checksums
         )
         self._files[path] = MemoryFile(stat, data)
+        self._notes.pop(path, None)
         return stat
 
     def _used(self) -> int:
