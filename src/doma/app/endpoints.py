@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 from doma.app.home import Home
 from doma.auth.gate import Gate
+from doma.auth.policy import gate_of
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core import config
@@ -83,14 +84,14 @@ def build_endpoints(
                 f"endpoints.{name}: this name is reserved or has other than letters, digits, - and _"
             )
         store = _store(name, section.store, home, settings.cache, ca_file, emit)
-        built[name] = Endpoint(name, store, Gate(prefixes, public=section.public), section.writable)
+        built[name] = Endpoint(name, store, gate_of(name, section, issuers), section.writable)
     if data is not None:
         built["data"] = Endpoint(
-            "data", FileStore(data.absolute(), read_only=True), Gate(prefixes), writable=False
+            "data", FileStore(data.absolute(), read_only=True), Gate(prefixes, name="data"), writable=False
         )
     if "columns" in roles:
         # results belong to whoever asked: a wide "storage.read:/" opens nothing here
-        private = Gate(prefixes, wide=False)
+        private = Gate(prefixes, wide=False, name="results")
         built["results"] = Endpoint("results", FileStore(home / "results"), private, writable=False)
     return built
 

@@ -40,6 +40,7 @@ def identity_of(
     """
     profile = _profile(claims, issuer)
     expires = _times(claims, now, skew)
+    _life(claims, issuer, expires, now)
     subject = _subject(claims, required=profile != "scitokens")
     _required(claims, issuer, profile)
     audience = _audience(claims, issuer, profile, audiences)
@@ -100,6 +101,16 @@ def _times(claims: Mapping[str, Any], now: float, skew: float) -> float:
                 f" at most {skew:g} s in the future are accepted"
             )
     return expires
+
+
+def _life(claims: Mapping[str, Any], issuer: Issuer, expires: float, now: float) -> None:
+    """No longer than this issuer's tokens may live (T4); a token that hides its beginning began now."""
+    begun = _instant(claims, "iat")
+    life = expires - (now if begun is None else begun)
+    if 0 < issuer.max_lifetime < life:
+        raise InvalidToken(
+            f"token: lives {life:g} s (exp - iat); {issuer.issuer} may give {issuer.max_lifetime:g} s"
+        )
 
 
 def _instant(claims: Mapping[str, Any], name: str) -> float | None:

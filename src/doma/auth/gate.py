@@ -51,6 +51,7 @@ class Gate:
             owner, who hands out narrow tokens.
         groups: Group name to what its members may do, for tokens without any capability scope; the paths
             are relative to the issuer's area.
+        name: The endpoint's: an identity that is limited to one endpoint has rights at this name only.
 
     Raises:
         ConfigError: a prefix or a group's path is not a path.
@@ -63,6 +64,7 @@ class Gate:
         public: bool = False,
         wide: bool = True,
         groups: Mapping[str, Sequence[Capability]] | None = None,
+        name: str = "",
     ) -> None:
         try:
             self._prefixes = {
@@ -70,13 +72,14 @@ class Gate:
                 for issuer, areas in prefixes.items()
             }
             self._groups = {
-                name: tuple(Capability(right.verb, scope_path(encode(right.path))) for right in rights)
-                for name, rights in (groups or {}).items()
+                group: tuple(Capability(right.verb, scope_path(encode(right.path))) for right in rights)
+                for group, rights in (groups or {}).items()
             }
         except BadRequest as e:
             raise ConfigError(f"policy: {e.message}") from e
         self._public = public
         self._wide = wide
+        self._name = name
         self._memo: dict[int, _Rights] = {}
 
     @property
@@ -139,7 +142,7 @@ class Gate:
         self.decide(identity, Verb.CREATE, path, True)
 
     def _work_out(self, identity: Identity) -> _Rights:
-        area = self._prefixes.get(identity.issuer.removesuffix("/"), ())
+        area = self._area(identity)
         held: Sequence[Capability] = identity.capabilities
         if not held and not decides_alone(identity.scopes):
             held = [right for group in identity.groups for right in self._groups.get(group, ())]
@@ -147,7 +150,10 @@ class Gate:
         by_verb = {
             verb: tuple(
                 dict.fromkeys(
-                    _grant(prefix, right.path) for right in counted if right.verb in enough for prefix in area
+                    _grant(prefix, right.path)
+                    for right in counted
+                    if right.verb in enough
+                    for prefix in (("/",) if identity.only and area else area)
                 )
             )
             for verb, enough in SATISFIED_BY.items()
@@ -157,13 +163,23 @@ class Gate:
         rights = self._memo[id(identity)] = _Rights(identity, area, by_verb)
         return rights
 
+    def _area(self, identity: Identity) -> tuple[str, ...]:
+        """Where the identity's issuer counts here; nowhere if the identity is for another endpoint."""
+        if identity.only and identity.only != self._name:
+            return ()
+        return self._prefixes.get(identity.issuer.removesuffix("/"), ())
+
     def _refuse(self, identity: Identity | None, verb: Verb, path: str) -> None:
         if identity is None:
             raise Unauthenticated(
                 f"{path}: a token is needed to {verb} this; send it as 'Authorization: Bearer ...'"
             )
-        area = self._prefixes.get(identity.issuer.removesuffix("/"), ())
+        area = self._area(identity)
         log.info("%s may not %s %s: no scope or group covers it", identity, verb, encode(path))
+        if identity.only:
+            raise Forbidden(
+                f"{path}: the macaroon of {identity} does not allow to {verb} this; ask for another"
+            )
         inside = [prefix for prefix in area if covers(prefix, path)]
         if not inside:
             raise Forbidden(

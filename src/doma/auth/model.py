@@ -52,6 +52,9 @@ class Identity:
     """All scope words as written, for service scopes (``fts``, ``compute.*``, ``doma.admin``)."""
     groups: tuple[str, ...] = ()
     jti: str = ""
+    only: str = ""
+    """Name of the one endpoint at which it counts, where its capabilities' paths then begin (a macaroon);
+    empty: wherever its issuer does."""
 
     def __str__(self) -> str:
         """How messages and logs name it.
