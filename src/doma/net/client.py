@@ -19,10 +19,10 @@ from doma.core.errors import BadRequest, DomaError, OriginFailed
 from doma.core.url import Origin, https, origin_of, redacted
 from doma.net.byteranges import collect, content_range
 from doma.net.pool import Allow, Limits, Pool
-from doma.net.sinks import Fill, Head, Sink
-from doma.net.wire import NEVER, Connection, OnHead, Queue
+from doma.net.sinks import Fill, Head, Piece, Sink
+from doma.net.wire import NEVER, Address, Connection, OnHead, Queue
 
-Body = bytes | AsyncIterator[bytes]
+Body = bytes | AsyncIterator[Piece]
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _REPEATABLE = {"GET", "HEAD", "OPTIONS", "PROPFIND"}
@@ -49,6 +49,11 @@ class Response:
         self.head = head
         self.url = url
         """Where the answer came from, after redirects."""
+
+    @property
+    def ends(self) -> tuple[Address, Address] | None:
+        """This end of the connection and the peer's, address and port each; None: it is gone."""
+        return self._connection.ends()
 
     def get(self, name: str, default: str = "") -> str:
         """A header by its lower-case name."""
@@ -315,14 +320,14 @@ class _Stream:
             return {"Transfer-Encoding": "chunked"}
         return {"Content-Length": str(len(self.body))} if isinstance(self.body, bytes) else {}
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncIterator[Piece]:
         """The pieces as they go over the wire."""
         self.begun = True
         assert self.body is not None
         assert not isinstance(self.body, bytes)
         async for piece in self.body:
             if self._chunked and piece:
-                yield b"%x\r\n%b\r\n" % (len(piece), piece)
+                yield b"".join((b"%x\r\n" % len(piece), piece, b"\r\n"))
             elif piece:
                 yield piece
 

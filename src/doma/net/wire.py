@@ -15,7 +15,7 @@ from typing import cast
 import httptools
 
 from doma.core.errors import DomaError, OriginFailed, StorageUnavailable
-from doma.net.sinks import Fill, Head, Piece, Sink
+from doma.net.sinks import Fill, Flow, Head, Piece, Sink
 
 HEAD_LIMIT = 64 << 10
 """Bytes of a response head, with all its header fields."""
@@ -69,6 +69,9 @@ class Queue:
             self._connection.resume(self)
         return piece
 
+
+Address = tuple[str, int]
+"""Literal IP address and port."""
 
 OnHead = Callable[[Head], Sink | None]
 """Chooses where a body goes when its head is there; None: a queue."""
@@ -133,6 +136,13 @@ class Connection(asyncio.BufferedProtocol):
         self.upload_done = True
         self.head: asyncio.Future[tuple[Head, Sink] | None] = self._loop.create_future()
         self.go_on: asyncio.Future[None] = self._loop.create_future()
+
+    def ends(self) -> tuple[Address, Address] | None:
+        """Literal addresses and ports of this end and of the peer; None when the connection is gone."""
+        if self._transport is None:
+            return None
+        own, peer = (self._transport.get_extra_info(name) for name in ("sockname", "peername"))
+        return ((str(own[0]), int(own[1])), (str(peer[0]), int(peer[1]))) if own and peer else None
 
     @property
     def usable(self) -> bool:
@@ -312,6 +322,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._ends_with_connection = length is None and not transfer
         self._left = length or 0
+        if isinstance(sink, Flow):
+            sink.attach(self)
         self._deliver(head, sink)
 
     def _deliver(self, head: Head, sink: Sink) -> None:
@@ -336,7 +348,7 @@ class Connection(asyncio.BufferedProtocol):
             self.go_on.set_result(None)
         if not self.done.done():
             self.done.set_result(self.error)
-        if isinstance(self._sink, Queue):
+        if isinstance(self._sink, Queue | Flow):
             self._sink.end(self.error)
         if not (keep and self.upload_done) and self._transport is not None:
             self._transport.abort()
