@@ -240,6 +240,15 @@ class IssuerUnavailable(DomaError):
     code, http, exit, retry = "issuer-unavailable", 503, 75, "later"
 
 
+class PartlyFailed(DomaError):
+    """Some parts of a collection could not be done.
+
+    ``detail["parts"]`` has the problem object (:func:`problem`) of each, by its path.
+    """
+
+    code, http, exit, retry = "partly-failed", 502, 75, "later"
+
+
 class ServiceUnavailable(DomaError):
     """A service is not there or is shutting down."""
 
