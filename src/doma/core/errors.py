@@ -138,6 +138,12 @@ class Conflict(DomaError):
     code, http, exit = "conflict", 409, 73
 
 
+class OnTape(Conflict):
+    """The file is only on tape; it must be staged first."""
+
+    code, http, exit, retry = "on-tape", 409, 75, "later"
+
+
 class AlreadyExists(DomaError):
     """The thing exists already."""
 

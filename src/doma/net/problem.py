@@ -20,6 +20,7 @@ from doma.core.errors import (
     DomaError,
     Forbidden,
     InvalidToken,
+    OnTape,
     RangeNotSatisfiable,
     Unauthenticated,
     from_problem,
@@ -51,6 +52,8 @@ def headers_of(error: DomaError, realm: str) -> dict[str, str]:
         )
     elif isinstance(error, RangeNotSatisfiable) and "size" in error.detail:
         headers["Content-Range"] = f"bytes */{error.detail['size']}"
+    elif isinstance(error, OnTape):
+        headers["X-Locality"] = "TAPE"
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     return headers
