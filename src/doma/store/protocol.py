@@ -17,10 +17,12 @@ with a version. Engine errors are translated in the engine: nothing above sees `
 Source: storage.md W42-W50 of the project's contracts; object_store (Rust) for the cut of the trait.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
+
+from doma.core.errors import DomaError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -54,6 +56,8 @@ class Stat:
     checksums: Mapping[str, str] = field(default_factory=dict)
     """Algorithm (``adler32``, ``crc32c``, ``md5``, ``sha-256``) to lower-case hex, as far as stored."""
     locality: Locality = Locality.DISK
+    upload: str = ""
+    """The client's id of the upload that published it, if it named one and the store keeps it."""
 
 
 class Reader(Protocol):
@@ -193,6 +197,57 @@ class CanFeed(Protocol):
 
 
 @runtime_checkable
+class CanTag(Protocol):
+    """An :class:`Upload` that keeps the client's id of it with what it publishes (``Stat.upload``)."""
+
+    def tag(self, upload: str) -> None:
+        """Say the id, of at most 128 printable ASCII characters without blanks, before the commit."""
+
+
+class Session(Upload, CanTag, Protocol):
+    """An upload that outlives its request and its process: ``write`` appends at :attr:`offset`."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are here and verified."""
+
+    async def check(self, start: int, data: Buffer) -> None:
+        """Compare bytes that come once more with those that are here. Raises Conflict if they differ."""
+
+    async def pause(self) -> None:
+        """End this use of the session and keep what came. Idempotent, as :meth:`abort`, which forgets all."""
+
+
+@runtime_checkable
+class CanResume(Protocol):
+    """A store whose uploads may come in parts."""
+
+    async def resume(
+        self,
+        path: str,
+        key: str,
+        *,
+        size: int,
+        checksums: Mapping[str, str] | None = None,
+        if_version: str | None = None,
+        if_absent: bool = False,
+    ) -> Session:
+        """The session of that key, made if there is none; the other arguments are those of ``create``.
+
+        Args:
+            path: The name to publish under; a part of the session's name, as is ``size``.
+            key: 1 to 64 letters and digits.
+            size: Bytes that the whole will have.
+
+        Raises:
+            TooManyRequests: another request is writing to it.
+        """
+
+    async def resumable(self, path: str, key: str) -> int | None:
+        """Bytes that a session holds; None: there is no such session."""
+
+
+@runtime_checkable
 class CanPrepare(Protocol):
     """A :class:`Reader` that wants to know which bytes it will be asked for (a cache)."""
 
@@ -235,3 +290,17 @@ class CanAnnotate(Protocol):
         Raises:
             NotFound. LimitExceeded: more than 64 KiB would be kept for this path.
         """
+
+
+@runtime_checkable
+class CanStage(Protocol):
+    """A store whose files may lie on tape; :mod:`doma.store.tape_requests` brings them online."""
+
+    async def tickets(self, paths: Sequence[str]) -> Sequence[tuple[Stat, str] | DomaError]:
+        """For each path, in order: its stat and the key of its row in ``tape_files``, or why not.
+
+        The key is empty for what cannot be staged: a directory, an empty file.
+        """
+
+    def wake(self) -> None:
+        """Say that files were queued to be recalled, or pins were given up. Never waits."""
