@@ -12,6 +12,7 @@ from doma.app.home import Home
 from doma.app.identity import ADMIN_SCOPES
 from doma.app.opened import open_site
 from doma.app.services import Services
+from doma.app.workers import Workers, order_for
 from doma.bus.local import Bus
 from doma.core.config import Config
 from doma.db.outbox import Relay
@@ -49,11 +50,19 @@ class System:
             fast=FastDoor(opened.site, count=services.count),
             listen=config.listen,
             tls=opened.tls,
+            reuse_port=config.listen.workers > 1,
         )
         await listener.start()
         home.write("port", config.listen.address.rpartition(":")[2] + "\n")
         self._stack.push_async_callback(listener.stop)
-        spawn(Relay(opened.db, bus.pass_on).run())
+        relay = Relay(opened.db, bus.pass_on)
+        spawn(relay.run())
+        if config.listen.workers > 1:
+            order = order_for(home.path, config, self._roles, self._data, opened.site.endpoints)
+            workers = Workers(config.listen.workers - 1, services.app, order, services.metrics, relay.wake)
+            self._stack.push_async_callback(workers.stop)
+            await workers.start()
+        # entered last, so that endless answers are ended before anybody waits for running ones
         await self._stack.enter_async_context(services)
         if issuer is not None:
             self._write_token(issuer.issue)

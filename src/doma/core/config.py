@@ -38,7 +38,9 @@ class Listen(Section):
     body_timeout: Seconds = 60
     """A body, or the reader of an answer, may stand still for this time."""
     max_connections: int = Field(default=10_000, ge=1)
-    """Connections beyond this are refused."""
+    """Connections beyond this are refused, by each process."""
+    workers: int = Field(default=1, ge=1, le=128)
+    """Processes that serve this port; beyond the first they serve files, s3 and remote stores only."""
     drain: Seconds = 30
     """Running answers may finish for this time at shutdown."""
 
@@ -152,6 +154,35 @@ class Database(Section):
     """SQLAlchemy URL; empty: SQLite in the home. ``postgresql+psycopg://…`` needs the extra ``postgres``."""
 
 
+class Tpc(Section):
+    """Third-party copy: transfers between this server and another one that a client names."""
+
+    allow: tuple[str, ...] = ()
+    """Other servers besides those at public addresses: ``loopback``, ``private``, networks, host names."""
+    deny: tuple[str, ...] = ()
+    """Servers that are never spoken to, in the same words; asked before ``allow``."""
+    plain_http: bool = False
+    """Whether ``http://`` is spoken: bytes and tokens in the clear."""
+    ca_file: str = ""
+    """PEM file of authorities to trust besides the system's, as for grid certificates."""
+    forward_credentials: tuple[tuple[str, str], ...] = ()
+    """Pairs of ``https://host[:port]``: a redirect from the first to the second keeps the credentials."""
+    stall: Seconds = 60
+    """A transfer without any progress for this time fails."""
+    min_rate: Bytes = 0
+    """Bytes per second; a transfer that is slower over ``rate_window`` fails."""
+    rate_window: Seconds = Field(default=300, gt=0)
+    """Time over which the rate is measured."""
+    per_issuer: int = Field(default=200, ge=1)
+    """Transfers of one token issuer's clients that run at once; others queue."""
+    per_host: int = Field(default=64, ge=1)
+    """Transfers with one remote host that run at once; others queue."""
+    waiting: int = Field(default=1000, ge=0)
+    """Transfers that may queue; beyond this a request is refused with 429."""
+    scitags: str = ""
+    """``host[:port]`` of a collector of SciTags flow marks (firefly, UDP); empty: none are sent."""
+
+
 class Config(Section):
     """Everything that can be set."""
 
@@ -161,5 +192,6 @@ class Config(Section):
     endpoints: dict[str, Endpoint] = {}
     """Endpoints by name (the first path component). Empty: ``site`` and ``cache``."""
     cache: Cache = Cache()
+    tpc: Tpc = Tpc()
     columns: Columns = Columns()
     scan: Scan = Scan()

@@ -112,6 +112,10 @@ class Relay:
         self._position: int | None = None
         self._pruned = 0.0
 
+    def wake(self) -> None:
+        """Look now: another process has committed events. Only from the event loop's thread."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Work until cancelled."""
         loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ Source: Prometheus exposition format; §8 of the monitoring contract for names.
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -40,6 +40,7 @@ class Metrics(Collector):
     def __init__(self, *, process: bool = True) -> None:
         self._requests: dict[tuple[str, str, str, int], int] = {}
         self._flows: dict[tuple[str, str, str], _Flow] = {}
+        self._others: dict[str, Sums] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
         if process:
@@ -82,6 +83,23 @@ class Metrics(Collector):
         flow.seconds += seconds
         flow.buckets[bisect_left(BOUNDS, seconds / count)] += count
 
+    def give(self) -> "Sums":
+        """All that was counted so far, for the metrics of another process."""
+        return {
+            "requests": [[*key, count] for key, count in self._requests.items()],
+            "flows": [[*key, f.received, f.sent, f.seconds, f.buckets] for key, f in self._flows.items()],
+        }
+
+    def take(self, name: str, sums: "Sums") -> None:
+        """Tell another process's numbers beside ours; its newest sums replace those before."""
+        self._others[name] = sums
+
+    def keep(self, name: str) -> None:
+        """That process has ended: its numbers become ours, so that no counter falls. Idempotent."""
+        sums = self._others.pop(name, None)
+        if sums is not None:
+            _add(self._requests, self._flows, sums)
+
     def watch(
         self,
         name: str,
@@ -107,20 +125,24 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What prometheus-client asks for."""
+        counts = dict(self._requests)
+        flows = {key: flow.copy() for key, flow in tuple(self._flows.items())}
+        for sums in tuple(self._others.values()):
+            _add(counts, flows, sums)
         labels = ["door", "endpoint", "method"]
         requests = CounterMetricFamily("doma_requests", "Requests answered.", labels=[*labels, "status"])
-        for (*where, status), count in tuple(self._requests.items()):
+        for (*where, status), count in counts.items():
             requests.add_metric([*where, str(status)], count)
         received = CounterMetricFamily("doma_received_bytes", "Bytes of bodies received.", labels=labels)
         sent = CounterMetricFamily("doma_sent_bytes", "Bytes of bodies sent.", labels=labels)
         took = HistogramMetricFamily(
             "doma_request_seconds", "Seconds from the head of a request to the last byte.", labels=labels
         )
-        for key, flow in tuple(self._flows.items()):
+        for key, flow in flows.items():
             received.add_metric(key, flow.received)
             sent.add_metric(key, flow.sent)
-            counts = zip([*map(str, map(float, BOUNDS)), "+Inf"], accumulate(flow.buckets), strict=True)
-            took.add_metric(key, [(bound, float(count)) for bound, count in counts], flow.seconds)
+            buckets = zip([*map(str, map(float, BOUNDS)), "+Inf"], accumulate(flow.buckets), strict=True)
+            took.add_metric(key, [(bound, float(count)) for bound, count in buckets], flow.seconds)
         yield from (requests, received, sent, took)
 
     def describe(self) -> Iterator[Metric]:
@@ -142,6 +164,33 @@ class _Flow:
         self.received = self.sent = 0
         self.seconds = 0.0
         self.buckets = [0] * (len(BOUNDS) + 1)
+
+    def copy(self) -> "_Flow":
+        """The same sums, apart."""
+        return _Flow().add(self.received, self.sent, self.seconds, self.buckets)
+
+    def add(self, received: int, sent: int, seconds: float, buckets: Sequence[int]) -> "_Flow":
+        """Add another's sums."""
+        self.received += received
+        self.sent += sent
+        self.seconds += seconds
+        self.buckets = [a + b for a, b in zip(self.buckets, buckets, strict=True)]
+        return self
+
+
+Sums = Mapping[str, Sequence[Sequence[Any]]]
+"""Rows of requests and flows, as JSON takes them."""
+
+
+def _add(
+    requests: dict[tuple[str, str, str, int], int], flows: dict[tuple[str, str, str], _Flow], sums: Sums
+) -> None:
+    for door, endpoint, method, status, count in sums["requests"]:
+        key = door, endpoint, method, status
+        requests[key] = requests.get(key, 0) + count
+    for door, endpoint, method, received, sent, seconds, buckets in sums["flows"]:
+        flow = flows.setdefault((door, endpoint, method), _Flow())
+        flow.add(received, sent, seconds, buckets)
 
 
 class _Watched(Collector):

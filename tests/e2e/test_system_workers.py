@@ -1,0 +1,200 @@
+"""Several processes on one port: to a client they are one server."""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import System
+
+PROCESSES = 3
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    base = tmp_path_factory.mktemp("workers")
+    (base / "doma.toml").write_text(f"[listen]\nworkers = {PROCESSES}\n")
+    system = System(base / "home", "--config", base / "doma.toml", "--role", "issuer", "--role", "storage",
+                    "--role", "cache", "--role", "web")  # fmt: skip
+    system.up()
+    yield system
+    assert system.down() == 0, system.log
+
+
+def everyone(system: System, ask: Callable[[http.client.HTTPSConnection], Any]) -> list[Any]:
+    """Ask over so many new connections that the kernel has dealt each process some."""
+
+    def one(_: int) -> Any:
+        place = system.run["https"].removeprefix("https://")
+        connection = http.client.HTTPSConnection(place, context=system.access.tls(), timeout=60)
+        try:
+            return ask(connection)
+        finally:
+            connection.close()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return list(pool.map(one, range(24)))
+
+
+def listeners(system: System) -> set[int]:
+    """The processes that listen on the system's port."""
+    port = int(system.run["https"].rpartition(":")[2])
+    inodes = {
+        line.split()[9]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].rpartition(":")[2], 16) == port
+    }
+    found = set()
+    for pid in (system.pid, *system.workers()):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                name = os.readlink(fd)
+            except OSError:
+                continue
+            if (match := re.fullmatch(r"socket:\[(\d+)\]", name)) and match[1] in inodes:
+                found.add(pid)
+    return found
+
+
+def call(
+    system: System, method: str, path: str, body: bytes | None = None, token: str | None = "", **headers: Any
+) -> Callable[[http.client.HTTPSConnection], tuple[int, bytes]]:
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token or system.token()}"
+
+    def ask(connection: http.client.HTTPSConnection) -> tuple[int, bytes]:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    return ask
+
+
+def test_as_many_processes_listen_as_are_asked_for(three: System) -> None:
+    assert len(listeners(three)) == PROCESSES
+
+
+def test_a_file_put_through_one_process_is_read_through_all(three: System) -> None:
+    data = os.urandom(100_000)
+    three.put("/site/w/a.bin", data)
+    assert everyone(three, call(three, "GET", "/site/w/a.bin")) == [(200, data)] * 24
+    changed = os.urandom(100_000)
+    three.put("/site/w/a.bin", changed)
+    assert everyone(three, call(three, "GET", "/site/w/a.bin")) == [(200, changed)] * 24
+
+
+def test_what_only_the_main_process_has_is_answered_by_all(three: System) -> None:
+    data = os.urandom(3_000_000)
+    three.put("/site/w/cached.bin", data)
+    assert everyone(three, call(three, "GET", "/cache/w/cached.bin")) == [(200, data)] * 24
+    got = everyone(three, call(three, "GET", "/health"))
+    assert {json.loads(body)["status"] for _, body in got} == {"ok"}
+    issuers = everyone(three, call(three, "GET", "/doma/.well-known/openid-configuration", token=None))
+    assert len(set(issuers)) == 1
+
+
+def test_odd_targets_reach_the_main_process_as_they_were_sent(three: System) -> None:
+    target = "/cache/w/%C3%A9%20%2B.bin?x=%2F&y=a+b"
+    three.put("/site/w/é +.bin", b"odd")
+    assert set(everyone(three, call(three, "GET", target))) == {(200, b"odd")}
+    assert {s for s, _ in everyone(three, call(three, "GET", "/cache/w/%2e%2e/x"))} == {400}
+
+
+def test_a_copy_to_an_endpoint_of_the_main_process_finds_its_way(three: System) -> None:
+    three.put("/site/w/source.bin", b"x")
+    got = everyone(three, call(three, "COPY", "/site/w/source.bin", Destination="/cache/w/target.bin"))
+    assert {status for status, _ in got} == {405}
+
+
+def test_a_refused_upload_is_refused_by_all_before_its_body(three: System) -> None:
+    got = everyone(three, call(three, "PUT", "/cache/w/no.bin", b"z" * 1000, Expect="100-continue"))
+    assert {status for status, _ in got} == {405}
+
+
+def test_the_numbers_of_all_processes_are_told_together(three: System) -> None:
+    def counted() -> float:
+        text = three.ask("GET", "/metrics", three.admin()).text
+        found = re.findall(
+            r'doma_requests_total\{.*endpoint="site",method="PROPFIND",status="207"\} (\S+)', text
+        )
+        return sum(map(float, found))
+
+    before = counted()
+    got = everyone(three, call(three, "PROPFIND", "/site/", Depth="0"))
+    assert {status for status, _ in got} == {207}
+    deadline = time.monotonic() + 20
+    while (now := counted()) != before + 24 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert now == before + 24
+
+
+def test_events_of_every_process_are_told_at_once_in_one_stream(three: System) -> None:
+    token = three.admin()
+    place = three.run["https"].removeprefix("https://")
+    stream = http.client.HTTPSConnection(place, context=three.access.tls(), timeout=30)
+    stream.request("GET", "/events?kind=file.landed", headers={"Authorization": f"Bearer {token}"})
+    answer = stream.getresponse()
+    assert answer.status == 200
+    number = iter(range(24))
+    everyone(three, lambda c: call(three, "PUT", f"/site/w/e{next(number)}", b"e")(c))
+    seen: set[bytes] = set()
+    while len(seen) < 24:
+        seen |= set(re.findall(rb"/site/w/e\d+", answer.readline()))
+    stream.close()
+
+
+def test_the_private_door_of_the_main_process_is_closed_to_all_but_its_workers(three: System) -> None:
+    own = {
+        int(line.split()[1].rpartition(":")[2], 16)
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and line.split()[1].startswith("0100007F")
+    }
+    refused = 0
+    for port in own - {int(three.run["https"].rpartition(":")[2])}:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/", headers={"x-doma-worker": "guess", "x-doma-where": "{}"})
+            answer = connection.getresponse()
+            refused += answer.status == 403 and not answer.read()
+        except (OSError, http.client.HTTPException):
+            continue
+        finally:
+            connection.close()
+    assert refused >= 1
+
+
+def test_a_killed_worker_comes_back_and_the_others_go_on(three: System) -> None:
+    before = listeners(three)
+    victim = (before - {three.pid}).pop()
+    os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while (len(now := listeners(three)) < PROCESSES or victim in now) and time.monotonic() < deadline:
+        assert three.ask("GET", "/health").status_code == 200
+        time.sleep(0.1)
+    assert len(now) == PROCESSES
+    assert victim not in now
+    three.put("/site/w/after", b"after")
+    assert everyone(three, call(three, "GET", "/site/w/after")) == [(200, b"after")] * 24
+
+
+def test_workers_end_with_a_killed_main_process(start: Callable[..., System], tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text("[listen]\nworkers = 2\n")
+    system = start("home", "--config", tmp_path / "two.toml", "--role", "issuer", "--role", "storage")
+    (worker,) = listeners(system) - {system.pid}
+    os.kill(system.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{worker}").exists()
+    host, port = system.run["https"].removeprefix("https://").split(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
