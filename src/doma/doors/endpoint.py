@@ -1,8 +1,9 @@
 """An endpoint: a store behind doors, under a policy. Its name is the first path component of a URL."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from doma.auth.gate import Gate
 from doma.auth.verifier import Verifier
@@ -33,6 +34,9 @@ class Site:
     """Host name for ``WWW-Authenticate: Bearer realm=``."""
     doors: frozenset[tuple[str, int]] = frozenset()
     """Host and port of every way to this server: a COPY between two of them stays here (W71)."""
+
+    third_party: Callable[[Any], Awaitable[None]] | None = None
+    """Answers a COPY that names another server (:class:`doma.doors.tpc.ThirdParty`); None: 501."""
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.
