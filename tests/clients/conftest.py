@@ -1,6 +1,8 @@
 """Ours and a real XRootD side by side, for every client; one pair for all tests that clean up behind them."""
 
 import os
+import secrets
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from doma.core.config import Config
 from tests.clients.xrootd_server import XRootD, missing
 from tests.conftest import System
+
+DEBIAN_PYTHON = "/usr/bin/python3"
+"""The interpreter that Debian's Python packages (gfal2, gfal2-util) are for."""
 
 
 def settings(more: str = "") -> str:
@@ -32,6 +37,13 @@ class Said:
     @property
     def all(self) -> str:
         return self.out + self.err
+
+
+def need(*programs: str, package: str) -> None:
+    """Skip, naming the Debian package, where one of the programs is missing."""
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed (Debian: {package})")
 
 
 @dataclass
@@ -56,6 +68,10 @@ class Grid:
     @property
     def ca(self) -> str:
         return str(self.system.run["ca_file"])
+
+    def bearer(self, token: str = "") -> str:
+        """A header line with ada's usual token, or another."""
+        return f"Authorization: Bearer {token or self.system.token(lifetime=3600)}"
 
     def environment(self, token: str | None = "") -> dict[str, str]:
         """Of a client: CA and token (ada's with all rights unless one is given) where programs look."""
@@ -96,3 +112,54 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     finally:
         code = system.down()
     assert code == 0, system.log
+
+
+@dataclass
+class Spot:
+    """A folder of one test on both servers, and on the local disk."""
+
+    grid: Grid
+    name: str
+    local: Path
+
+    def ours(self, path: str = "") -> str:
+        return f"{self.grid.ours}/{self.name}/{path}".rstrip("/")
+
+    def other(self, path: str = "") -> str:
+        return f"{self.grid.other}/{self.name}/{path}".rstrip("/")
+
+    def put(self, path: str, data: bytes) -> str:
+        """Place a file on ours; its URL."""
+        self.grid.system.put(f"/site/{self.name}/{path}", data)
+        return self.ours(path)
+
+    def put_other(self, path: str, data: bytes) -> str:
+        """Place a file on XRootD; its URL."""
+        self.grid.xrootd.put(f"{self.name}/{path}", data)
+        return self.other(path)
+
+    def get(self, path: str) -> bytes | None:
+        """What ours holds; None: nothing."""
+        answer = self.grid.system.ask("GET", f"/site/{self.name}/{path}")
+        if answer.status_code == 404:
+            return None
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def get_other(self, path: str) -> bytes | None:
+        """What XRootD holds; None: nothing."""
+        file = self.grid.xrootd.files / self.name / path
+        return file.read_bytes() if file.exists() else None
+
+    def file(self, name: str, data: bytes) -> Path:
+        """A file of the local disk."""
+        (self.local / name).write_bytes(data)
+        return self.local / name
+
+
+@pytest.fixture
+def spot(grid: Grid, tmp_path: Path) -> Iterator[Spot]:
+    """A fresh folder name that exists nowhere yet."""
+    one = Spot(grid, f"t{secrets.token_hex(4)}", tmp_path)
+    yield one
+    grid.system.ask("DELETE", f"/site/{one.name}")
