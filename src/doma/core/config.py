@@ -83,11 +83,75 @@ class Auth(Section):
     """Life of the access tokens that the built-in issuer signs."""
 
 
+class Tape(Section):
+    """The tape library behind an endpoint ``tape+file:///dir``."""
+
+    buffer: Bytes = 100 << 30
+    """Disk that copies of files may take; what is on tape and not pinned is evicted above it."""
+    high: float = Field(default=0.95, gt=0, le=1)
+    """Eviction starts above this share of ``buffer`` …"""
+    low: float = Field(default=0.90, gt=0, le=1)
+    """… and ends below this one, the longest unread first."""
+    drives: int = Field(default=2, ge=1, le=256)
+    """Files that are read or written at the same time."""
+    shares: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Activity to its share of the recalled files, else 1; ``archive`` is the writing to tape."""
+    attempts: int = Field(default=3, ge=1)
+    """A recall that failed so often is given up; archiving never is."""
+    retry: Seconds = 60
+    """A failed archive or recall is tried again after this time."""
+    archive: tuple[str, ...] = ()
+    """Command (argument list) that writes a file to the site's tape system; empty: a simulated library."""
+    stage: tuple[str, ...] = ()
+    """Command that reads a file from it."""
+    query: tuple[str, ...] = ()
+    """Command that says where a file is on tape."""
+    remove: tuple[str, ...] = ()
+    """Command that gives a file up; empty: tape copies of deleted files stay."""
+    timeout: Seconds = 6 * 3600
+    """A command that takes longer is killed and tried again."""
+    library: str = ""
+    """Folder of the simulated library; empty: ``library`` below the endpoint's own."""
+    capacity: Bytes = 1 << 40
+    """Bytes of a simulated cartridge."""
+    mount_time: Seconds = 0
+    """Time to mount a simulated cartridge."""
+    seek_time: Seconds = 0
+    """Time to wind over a whole one."""
+    bandwidth: Bytes = 0
+    """Bytes per second of a simulated drive; 0: as fast as the disk."""
+    mount_failures: float = Field(default=0, ge=0, le=1)
+    """Share of simulated mounts that fail."""
+    write_failures: float = Field(default=0, ge=0, le=1)
+    """Share of simulated writes that fail."""
+    read_failures: float = Field(default=0, ge=0, le=1)
+    """Share of simulated reads that fail."""
+    losses: float = Field(default=0, ge=0, le=1)
+    """Share of simulated reads that find the file lost for ever."""
+
+
+class Staging(Section):
+    """Requests of the Tape REST API, for all endpoints."""
+
+    files: int = Field(default=100_000, ge=1)
+    """Files of one request."""
+    open_files: int = Field(default=100_000, ge=1)
+    """Files that a client may have waiting in all its requests; more is ``busy``."""
+    rate: float = Field(default=50, gt=0)
+    """Calls per second of one client, after a burst of ten times as many; more is ``busy``."""
+    pin: Seconds = 24 * 3600
+    """How long a staged file is kept on disk when the request does not say."""
+    longest_pin: Seconds = 30 * 24 * 3600
+    """The most that a request may say."""
+    retention: Seconds = 7 * 24 * 3600
+    """Requests are kept for this time after they end."""
+
+
 class Endpoint(Section):
     """A store behind doors, under a policy."""
 
     store: str
-    """``file:///dir``, ``memory:``, ``https://host/prefix`` or ``cache+https://host/prefix``."""
+    """``file:///dir``, ``tape+file:///dir``, ``memory:``, ``https://host/prefix`` or ``cache+https://host/prefix``."""
     writable: bool = True
     """Whether anything may be changed through the doors."""
     public: bool = False
@@ -96,6 +160,8 @@ class Endpoint(Section):
     """Issuers (by URL or VO) that count here, each with its areas; empty: all, with their own ``prefixes``."""
     groups: dict[str, tuple[str, ...]] = {}
     """Group to scopes (``"/vo/prod" = ["storage.read:/"]``) of its members whose tokens carry no capability."""
+    tape: Tape = Tape()
+    """For ``tape+file:///dir``."""
 
 
 class Cache(Section):
@@ -195,3 +261,4 @@ class Config(Section):
     tpc: Tpc = Tpc()
     columns: Columns = Columns()
     scan: Scan = Scan()
+    staging: Staging = Staging()
