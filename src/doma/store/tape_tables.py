@@ -87,7 +87,7 @@ files = Table(
     Column("error", Text),
     Index(None, "endpoint", "disk"),
     Index(None, "endpoint", "path"),
-    Index(None, "endpoint", "state", "ready"),
+    Index(None, "endpoint", "state", "cartridge", "position"),
 )
 """``id`` is random and stands in the stub: nobody can write a stub for a file of others. ``version`` is what
 clients see, for the whole life of the content; ``disk`` is the version of what lies in the buffer now.

@@ -34,7 +34,11 @@ def upgrade() -> None:
     )
     op.create_index("ix_tape_files_endpoint_disk", "tape_files", ["endpoint", "disk"])
     op.create_index("ix_tape_files_endpoint_path", "tape_files", ["endpoint", "path"])
-    op.create_index("ix_tape_files_endpoint_state_ready", "tape_files", ["endpoint", "state", "ready"])
+    op.create_index(
+        "ix_tape_files_endpoint_state_cartridge_position",
+        "tape_files",
+        ["endpoint", "state", "cartridge", "position"],
+    )
     op.create_table(
         "tape_requests",
         sa.Column("id", sa.String(36), nullable=False),
