@@ -21,6 +21,7 @@ from doma.store.content import Content
 from doma.store.folder import Folder
 from doma.store.oserrors import translated
 from doma.store.protocol import Buffer, Space, Stat
+from doma.store.session import Blocks, FileSession
 from doma.store.upload import FileUpload, Temporary
 from doma.store.writing import Tally, check_span
 
@@ -159,6 +160,41 @@ class FileStore:
         self._uploads.add(upload)
         return upload
 
+    async def resume(
+        self,
+        path: str,
+        key: str,
+        *,
+        size: int,
+        checksums: Mapping[str, str] | None = None,
+        if_version: str | None = None,
+        if_absent: bool = False,
+    ) -> FileSession:
+        path = self._writable(path)
+        parts = await self._run(path, self._folder.parts, path, key, size)
+        room = size + sum(upload.missing for upload in self._uploads)
+        begun = self._submit(path, self._folder.resume, parts, room, if_version, if_absent)
+        try:
+            temporary, blocks = await asyncio.wrap_future(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_let_go)
+            raise
+        try:
+            tally = Tally(path, size, checksums, adler=blocks, written=blocks.size)
+        except BaseException:
+            temporary.keep()
+            raise
+        upload = FileSession(
+            parts, temporary, blocks, tally, self._pool, self._publish, self._done, if_version, if_absent
+        )
+        self._uploads.add(upload)
+        return upload
+
+    async def resumable(self, path: str, key: str) -> int | None:
+        path = self._writable(path)
+        parts = await self._run(path, self._folder.parts, path, key)
+        return await self._run(path, parts.offset)
+
     async def delete(self, path: str, *, version: str | None = None, recursive: bool = False) -> None:
         path = self._writable(path)
         await self._run(path, self._folder.delete, path, version, recursive)
@@ -187,7 +223,7 @@ class FileStore:
 
     async def close(self) -> None:
         for upload in tuple(self._uploads):
-            await upload.abort()
+            await (upload.pause() if isinstance(upload, FileSession) else upload.abort())
         self._hot.clear()
         await asyncio.to_thread(self._pool.shutdown)
         await asyncio.to_thread(self._sum_pool.shutdown)
@@ -218,7 +254,13 @@ class FileStore:
 
     def _publish(self, upload: FileUpload, temporary: Temporary) -> Stat:
         with translated(upload.tally.path):
-            return self._folder.publish(temporary, upload.tally, upload.if_version, upload.if_absent)
+            return self._folder.publish(
+                temporary,
+                upload.tally,
+                if_version=upload.if_version,
+                if_absent=upload.if_absent,
+                named=upload.named,
+            )
 
     def _done(self, upload: FileUpload, stat: Stat | None) -> None:
         self._uploads.discard(upload)
@@ -238,3 +280,9 @@ def _discard(begun: "Future[Temporary]") -> None:
     """Remove the temporary of a caller that was cancelled while it was made."""
     if not begun.cancelled() and begun.exception() is None:
         begun.result().discard()
+
+
+def _let_go(begun: "Future[tuple[Temporary, Blocks]]") -> None:
+    """Leave an upload in parts for its next request, when the caller was cancelled while it was opened."""
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result()[0].keep()

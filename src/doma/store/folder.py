@@ -9,6 +9,7 @@ import stat as modes
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from doma.core.checksum import Hasher
@@ -27,6 +28,7 @@ from doma.store.content import Content
 from doma.store.marks import Mark, Marks, version_of
 from doma.store.notes import Notes, drop_inside
 from doma.store.protocol import PIECE, Space, Stat
+from doma.store.session import Blocks, Parts
 from doma.store.spool import PathLocks, Spool
 from doma.store.upload import Temporary, move
 from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
@@ -142,7 +144,8 @@ class Folder:
         if not content.is_still(found):
             raise PreconditionFailed(f"{content.stat.path}: the file changed while it was read; ask again")
         mark = self._marks.read(content.fd, found)
-        self._marks.write(content.fd, found, Mark({**mark.checksums, algorithm: value}, mark.published))
+        sums = {**mark.checksums, algorithm: value}
+        self._marks.write(content.fd, found, replace(mark, checksums=sums))
         return value
 
     def annotations(self, path: str) -> dict[str, str]:
@@ -170,12 +173,41 @@ class Folder:
         """
         with _parents(path), self.tree.nearest(path) as (fd, at):
             check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
-            disk = os.fstatvfs(fd)
-            if room > (free := disk.f_bavail * disk.f_frsize):
-                raise StorageFull(f"{path}: {room} bytes are needed and {free} are free; free some space")
-            return Temporary(self._spool(path, at, fd), path)
+            self._need(path, room, fd)
+            spool = self._spool(path, at, fd)
+            return Temporary(spool.new, *spool.begin(), path)
 
-    def publish(self, temporary: Temporary, tally: Tally, if_version: str | None, if_absent: bool) -> Stat:
+    def parts(self, path: str, key: str, size: int | None = None) -> Parts:
+        """Where an upload in parts lies."""
+        with _parents(path), self.tree.nearest(path) as (fd, at):
+            return Parts(self._spool(path, at, fd).parts, key, path, size)
+
+    def resume(
+        self, parts: Parts, room: int, if_version: str | None, if_absent: bool
+    ) -> tuple[Temporary, Blocks]:
+        """An upload in parts, after the checks that :meth:`begin` makes."""
+        path = parts.path
+        with _parents(path):
+            check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
+        for spool in self._spools.values():
+            spool.sweep_parts(time.time())
+        temporary, blocks = parts.open()
+        try:
+            self._need(path, room - blocks.size, temporary.fd)
+        except BaseException:
+            temporary.keep()
+            raise
+        return temporary, blocks
+
+    def publish(
+        self,
+        temporary: Temporary,
+        tally: Tally,
+        *,
+        if_version: str | None = None,
+        if_absent: bool = False,
+        named: str = "",
+    ) -> Stat:
         """Judge a finished temporary and put it in its place in one step.
 
         Raises:
@@ -186,14 +218,15 @@ class Folder:
         os.fchmod(fd, os.fstat(fd).st_mode & 0o555)  # Ours are never changed in place; say so.
         os.utime(fd, ns=(now, now))
         found = os.fstat(fd)
-        self._marks.write(fd, found, Mark(sums, published=True))
+        mark = Mark(sums, published=True, upload=named)
+        self._marks.write(fd, found, mark)
         if self._fsync:
             os.fsync(fd)
         with self._held(path):
             old = self._find(path)
             check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
             self._place(temporary, path, if_absent)
-        return _stat(path, found, Mark(sums))
+        return _stat(path, found, mark)
 
     def delete(self, path: str, version: str | None, recursive: bool) -> None:
         """See ``Store.delete``."""
@@ -250,6 +283,12 @@ class Folder:
             self._notes.change(path, fd, found, changes)
 
     # --- inside ---
+
+    def _need(self, path: str, room: int, fd: int) -> None:
+        """Raise StorageFull unless so many bytes are free where a descriptor lies."""
+        disk = os.fstatvfs(fd)
+        if room > (free := disk.f_bavail * disk.f_frsize):
+            raise StorageFull(f"{path}: {room} bytes are needed and {free} are free; free some space")
 
     def _find(self, path: str) -> Stat | None:
         try:
@@ -310,7 +349,7 @@ class Folder:
                 try:
                     if os.fstat(top).st_dev == device:
                         spool = self._spools.setdefault(device, Spool(top))
-                        spool.sweep()
+                        spool.sweep(time.time())
                         break
                 finally:
                     os.close(top)
@@ -331,7 +370,14 @@ def _parents(path: str) -> Iterator[None]:
 
 
 def _stat(path: str, found: os.stat_result, mark: Mark) -> Stat:
-    return Stat(path, found.st_size, version_of(found), found.st_mtime, checksums=mark.checksums)
+    return Stat(
+        path,
+        found.st_size,
+        version_of(found),
+        found.st_mtime,
+        checksums=mark.checksums,
+        upload=mark.upload,
+    )
 
 
 def _must_be_file(path: str, found: os.stat_result) -> None:

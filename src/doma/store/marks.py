@@ -37,6 +37,8 @@ class Mark:
     checksums: Mapping[str, str] = field(default_factory=dict)
     published: bool = False
     """Written by us, so never changed in place: it may be mapped into memory."""
+    upload: str = ""
+    """The client's id of the upload."""
 
 
 NOTHING = Mark()
@@ -111,17 +113,17 @@ class Marks:
 def _format(mark: Mark, found: os.stat_result) -> bytes:
     sums = ",".join(f"{name}={value}" for name, value in mark.checksums.items())
     kind = "published" if mark.published else "found"
-    return f"1 {kind} {found.st_size} {found.st_mtime_ns} {sums}".encode()
+    return f"1 {kind} {found.st_size} {found.st_mtime_ns} {sums} {mark.upload}".rstrip(" ").encode()
 
 
 def _parse(text: bytes, found: os.stat_result) -> Mark | None:
     """The mark, or None when it was made for another content or is none of ours."""
-    words = text.decode("ascii", "replace").split(" ")
-    if len(words) != 5 or words[0] != "1" or words[2:4] != [str(found.st_size), str(found.st_mtime_ns)]:
+    words = [*text.decode("ascii", "replace").split(" "), "", ""]
+    if len(words) > 8 or words[0] != "1" or words[2:4] != [str(found.st_size), str(found.st_mtime_ns)]:
         return None
     pairs = (item.partition("=") for item in words[4].split(","))
     sums = {name: value for name, _, value in pairs if len(value) == 2 * ALGORITHMS.get(name, -1)}
-    return Mark(sums, published=words[1] == "published")
+    return Mark(sums, published=words[1] == "published", upload=words[5])
 
 
 def read_attribute(where: int | str, name: str) -> bytes:

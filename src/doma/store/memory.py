@@ -199,9 +199,8 @@ class MemoryStore:
         while above not in self._dirs:
             self._dirs[above] = self._clock()
             above = parent(above)
-        stat = Stat(
-            path, len(data), f"{next(self._serial):x}-{len(data):x}", self._clock(), checksums=checksums
-        )
+        version = f"{next(self._serial):x}-{len(data):x}"
+        stat = Stat(path, len(data), version, self._clock(), checksums=checksums, upload=upload.named)
         self._files[path] = MemoryFile(stat, data)
         self._notes.pop(path, None)
         return stat
@@ -247,9 +246,13 @@ class MemoryUpload:
         self.tally = tally
         self.if_version = if_version
         self.if_absent = if_absent
+        self.named = ""
         self._parts: list[bytes] = []
         self._reserved = tally.size or 0
         self._open = True
+
+    def tag(self, upload: str) -> None:
+        self.named = upload
 
     async def write(self, data: Buffer) -> None:
         self.feed(memoryview(data))

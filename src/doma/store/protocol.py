@@ -204,6 +204,29 @@ class CanTag(Protocol):
         """Say the id, of at most 128 printable ASCII characters without blanks, before the commit."""
 
 
+class Part(Protocol):
+    """A span of a file that is written, appended to in order."""
+
+    def feed(self, data: memoryview) -> bool:
+        """As ``CanFeed.feed``."""
+
+    async def write(self, data: Buffer) -> None:
+        """Append. Raises WrongSize beyond the end of the part."""
+
+
+@runtime_checkable
+class CanScatter(Protocol):
+    """An :class:`Upload` of announced size that takes parts at once, in any order."""
+
+    def part(self, start: int, stop: int) -> Part:
+        """The bytes ``[start, stop)``; at the commit all parts must lie side by side and be full.
+
+        Raises:
+            Unsupported: a checksum was stated that cannot be combined from those of parts.
+            WrongSize: the part does not lie in the announced size.
+        """
+
+
 class Session(Upload, CanTag, Protocol):
     """An upload that outlives its request and its process: ``write`` appends at :attr:`offset`."""
 
@@ -232,15 +255,19 @@ class CanResume(Protocol):
         if_version: str | None = None,
         if_absent: bool = False,
     ) -> Session:
-        """The session of that key, made if there is none; the other arguments are those of ``create``.
+        """The session of that key, made if there is none.
 
         Args:
-            path: The name to publish under; a part of the session's name, as is ``size``.
+            path: The name to publish under.
             key: 1 to 64 letters and digits.
             size: Bytes that the whole will have.
+            checksums: As in ``create``.
+            if_version: As in ``create``.
+            if_absent: As in ``create``.
 
         Raises:
             TooManyRequests: another request is writing to it.
+            Conflict: it was begun for another size; or what ``create`` says.
         """
 
     async def resumable(self, path: str, key: str) -> int | None:

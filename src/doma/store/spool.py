@@ -1,11 +1,13 @@
 """Where a store keeps what is not (or no longer) visible: ``.doma`` at the top of its file system.
 
     .doma/new/     unfinished uploads; each is locked (``flock``) by its writer as long as that lives
+    .doma/parts/   uploads that come in parts: bytes by key, and what is known of them by key and ``.json``
     .doma/gone/    trees taken out of sight in one rename, being deleted
     .doma/marks/   side files of checksums
     .doma/locks/   one lock file a stripe of paths: publications exclude each other between processes too
 
-After a crash nothing here is of use: uploads without a living writer and all of ``gone`` are swept.
+After a crash uploads without a living writer and all of ``gone`` are swept; what comes in parts waits a day
+for its client.
 """
 
 import errno
@@ -14,13 +16,16 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from zlib import crc32
 
 from doma.core.paths import RESERVED
 
 STRIPES = 64
+HOUR = 3600.0
+WAITS = 24 * HOUR
+"""Seconds that an upload in parts may stand still before it is swept."""
 
 
 class Spool:
@@ -29,11 +34,13 @@ class Spool:
     def __init__(self, top: int) -> None:
         self._fd = _folder(RESERVED, top)
         self.new = _folder("new", self._fd)
+        self.parts = _folder("parts", self._fd)
         self._gone = _folder("gone", self._fd)
+        self._swept = 0.0
 
     def close(self) -> None:
         """Give the descriptors back."""
-        for fd in (self.new, self._gone, self._fd):
+        for fd in (self.new, self.parts, self._gone, self._fd):
             os.close(fd)
 
     def folder(self, name: str) -> int:
@@ -51,11 +58,6 @@ class Spool:
                 return name, fd
             os.close(fd)  # Swept by another process between open and lock.
 
-    def drop(self, name: str) -> None:
-        """Remove a temporary. Idempotent."""
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=self.new)
-
     def discard(self, name: str, folder: int) -> str:
         """Take a tree out of sight in one step; :meth:`erase` deletes it.
 
@@ -70,26 +72,46 @@ class Spool:
         """Delete a discarded tree; what cannot be deleted stays for the next sweep."""
         shutil.rmtree(hidden, ignore_errors=True, dir_fd=self._gone)
 
-    def sweep(self) -> int:
-        """Remove what dead processes left; returns how many uploads that were."""
-        swept = 0
-        for name in os.listdir(self.new):
-            try:
-                fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.new)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.drop(name)
-                swept += 1
-            except OSError as e:
-                if e.errno != errno.EWOULDBLOCK:
-                    raise
-            finally:
-                os.close(fd)
+    def sweep(self, now: float) -> int:
+        """Remove what dead processes left, and parts that nobody goes on with; how many uploads that were.
+
+        Args:
+            now: Unix seconds.
+        """
+        swept = _sweep(self.new, lambda _: True)
+        swept += self.sweep_parts(now)
         for name in os.listdir(self._gone):
             self.erase(name)
         return swept
+
+    def sweep_parts(self, now: float) -> int:
+        """Remove parts that nobody goes on with; looks once an hour."""
+        if now < self._swept + HOUR:
+            return 0
+        self._swept = now
+        return _sweep(self.parts, lambda found: found.st_mtime < now - WAITS)
+
+
+def _sweep(folder: int, stale: Callable[[os.stat_result], bool]) -> int:
+    """Remove files that no process has locked."""
+    swept = 0
+    for name in os.listdir(folder):
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+        except OSError:
+            continue
+        try:
+            if stale(os.fstat(fd)):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                swept += 1
+        except OSError as e:
+            if e.errno != errno.EWOULDBLOCK:
+                raise
+        finally:
+            os.close(fd)
+    return swept
 
 
 class PathLocks:

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 
-from doma.core.errors import Conflict
+from doma.core.errors import Conflict, Unsupported, WrongSize
 from doma.store.oserrors import translated
 from doma.store.protocol import PIECE, Buffer, Stat
-from doma.store.spool import Spool
+from doma.store.scatter import FilePart, join
 from doma.store.writing import Tally
 
 SLOW = 0.020
@@ -21,12 +22,20 @@ QUICK = 0.004
 
 
 class Temporary:
-    """The hidden file of one upload. Every call may block; one caller at a time."""
+    """The hidden file of one upload. Every call may block; one caller at a time.
 
-    def __init__(self, spool: Spool, path: str) -> None:
-        self.spool = spool
+    Args:
+        folder: Descriptor of the directory that it is in.
+        name: Its name there.
+        fd: Descriptor to write with, owned from now on.
+        path: Where it is to be published.
+    """
+
+    def __init__(self, folder: int, name: str, fd: int, path: str) -> None:
+        self.folder = folder
+        self.name = name
+        self.fd = fd
         self.path = path
-        self.name, self.fd = spool.begin()
         self._lock = threading.Lock()
         self._open = True
 
@@ -40,6 +49,16 @@ class Temporary:
             while view:
                 view = view[os.write(self.fd, view) :]
             tally.add(data)
+
+    def place(self, data: Buffer, at: int) -> None:
+        """Write all of it at an offset."""
+        with self._lock, translated(self.path):
+            if not self._open:
+                raise Conflict(f"{self.path}: this upload is over; begin a new one")
+            view = memoryview(data)
+            while view:
+                count = os.pwrite(self.fd, view, at)
+                view, at = view[count:], at + count
 
     def publish(self, place: Callable[["Temporary"], Stat]) -> Stat:
         """Let ``place`` move it to where it belongs; gone afterwards, also if that failed."""
@@ -57,11 +76,19 @@ class Temporary:
             if self._open:
                 self._end()
 
+    def keep(self) -> None:
+        """Close it and leave it where it is. Idempotent."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                os.close(self.fd)
+
     def _end(self) -> None:
         self._open = False
         try:
             # After a rename the name is gone already; after link() it is a second name of the published file.
-            self.spool.drop(self.name)
+            with suppress(FileNotFoundError):
+                os.unlink(self.name, dir_fd=self.folder)
         finally:
             os.close(self.fd)
 
@@ -82,18 +109,35 @@ class FileUpload:
         self.tally = tally
         self.if_version = if_version
         self.if_absent = if_absent
+        self.named = ""
+        """The client's id of it."""
         self._temporary = temporary
         self._pool = pool
         self._place = place
         self._done = done
         self._threaded = tally.slow
         self._broken = False
+        self._scattered: list[FilePart] = []
         self._over = False
 
     @property
     def missing(self) -> int:
         """Announced bytes that have not come yet: they are kept free on the disk."""
-        return max(0, (self.tally.size or 0) - self.tally.written)
+        here = sum(part.at - part.start for part in self._scattered) or self.tally.written
+        return max(0, (self.tally.size or 0) - here)
+
+    def tag(self, upload: str) -> None:
+        self.named = upload
+
+    def part(self, start: int, stop: int) -> FilePart:
+        if self.tally.written or not self.tally.only_adler:
+            raise Unsupported(
+                f"{self.tally.path}: only adler32 can be verified of parts; write it in one stream"
+            )
+        if self.tally.size is None or not 0 <= start <= stop <= self.tally.size:
+            raise WrongSize(f"{self.tally.path}: bytes {start} to {stop} do not lie in the announced size")
+        self._scattered.append(FilePart(self._temporary, self._pool, start, stop))
+        return self._scattered[-1]
 
     def feed(self, data: memoryview) -> bool:
         if self._threaded or len(data) > PIECE:
@@ -145,6 +189,12 @@ class FileUpload:
         if self._broken:
             self._temporary.discard()
             raise Conflict(f"{self.tally.path}: an earlier write of this upload failed; begin a new one")
+        try:
+            if self._scattered:
+                join(self.tally, self._scattered)
+        except WrongSize:
+            self._temporary.discard()
+            raise
         return self._temporary.publish(lambda temporary: self._place(self, temporary))
 
     def _finish(self, stat: Stat | None) -> None:
@@ -163,7 +213,7 @@ def move(temporary: Temporary, name: str, folder: int, *, exclusively: bool) -> 
         exclusively: Fail with ``FileExistsError`` if something is there: ``link`` decides that atomically,
             also against programs that do not know our locks.
     """
-    source = temporary.spool.new
+    source = temporary.folder
     if exclusively:
         try:
             os.link(temporary.name, name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from doma.core.checksum import ALGORITHMS, COMPUTABLE, hasher, same
+from doma.core.checksum import ALGORITHMS, COMPUTABLE, Hasher, hasher, same
 from doma.core.errors import (
     ChecksumMismatch,
     Conflict,
@@ -18,18 +18,48 @@ class Tally:
     """Size and checksums of a stream, against what was announced.
 
     adler32 is always computed; others only when the client stated them.
+
+    Args:
+        path: Where it is to be published.
+        size: Bytes announced.
+        stated: Checksums that the content must have.
+        adler: Of the ``written`` bytes that came before; other checksums are then :attr:`late`.
+        written: How many those are.
     """
 
-    def __init__(self, path: str, size: int | None, stated: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        size: int | None,
+        stated: Mapping[str, str] | None,
+        *,
+        adler: Hasher | None = None,
+        written: int = 0,
+    ) -> None:
         self.path = path
         self.size = size
-        self.written = 0
+        self.written = written
         self._stated = dict(stated or {})
         for name in self._stated:
             if name not in COMPUTABLE:
                 known = ", ".join(COMPUTABLE)
                 raise Unsupported(f"{path}: checksum {name!r} cannot be verified here; state one of {known}")
-        self._hashers = {name: hasher(name) for name in ("adler32", *self._stated)}
+        self._hashers: dict[str, Hasher] = {"adler32": adler or hasher("adler32")}
+        self.late: tuple[str, ...] = ()
+        """Stated checksums that somebody else must compute before the end."""
+        if adler is None:
+            self._hashers |= {name: hasher(name) for name in self._stated if name != "adler32"}
+        else:
+            self.late = tuple(name for name in self._stated if name != "adler32")
+
+    def learn(self, hashers: Mapping[str, Hasher]) -> None:
+        """Take the late checksums of the whole."""
+        self._hashers |= hashers
+
+    @property
+    def only_adler(self) -> bool:
+        """Whether no other checksum was stated."""
+        return self._stated.keys() <= {"adler32"}
 
     @property
     def slow(self) -> bool:
