@@ -1,8 +1,12 @@
 """The WebDAV door over every writable store: methods, rights and refusals."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
+
+from doma.core.errors import Forbidden, PartlyFailed, Refused, StorageUnavailable, problem
+from doma.store.wrap import Fault, Faulty
 
 READ, MODIFY, CREATE = "storage.read:/", "storage.modify:/", "storage.create:/"
 
@@ -237,7 +241,7 @@ async def test_a_copy_into_itself_through_another_endpoint_ends(door):
 
 
 async def test_a_copy_of_too_much_is_refused_before_it_begins(door, monkeypatch):
-    monkeypatch.setattr("doma.doors.dav_move.MOST", 2)
+    monkeypatch.setattr("doma.doors.dav_copy.MOST", 2)
     for name in "xyz":
         await door.put(f"/a/{name}")
     answer = await door.ask("COPY", "/site/a", headers={"destination": "/site/b"})
@@ -245,13 +249,102 @@ async def test_a_copy_of_too_much_is_refused_before_it_begins(door, monkeypatch)
     assert not await exists(door, "/b")
 
 
-async def test_a_copy_does_not_replace_a_collection(door):
+@pytest.mark.parametrize("method", ["COPY", "MOVE"])
+@pytest.mark.parametrize("source", ["file", "tree"])
+@pytest.mark.parametrize("target", ["old", "old/"])
+async def test_a_tree_is_replaced_and_not_merged(door, method, source, target):
+    """RFC 4918 §9.8.4, §9.9.3: afterwards there is what was copied and nothing else."""
+    await door.put("/file", b"N")
+    await door.put("/tree/new", b"N")
+    await door.put("/old/y", b"O")
+    kept = {"destination": f"/site/{target}", "overwrite": "F"}
+    assert (await door.ask(method, f"/site/{source}", headers=kept)).status == 412
+    assert await door.content("/old/y") == b"O"
+    answer = await door.ask(method, f"/site/{source}", headers={"destination": f"/site/{target}"})
+    assert answer.status == 204, answer.text
+    assert await door.content("/old" if source == "file" else "/old/new") == b"N"
+    assert not await exists(door, "/old/y")
+    here = {e.path async for e in door.stores["site"].list("/")}
+    assert here == {"/file", "/tree", "/old"} - ({f"/{source}"} if method == "MOVE" else set())
+
+
+@pytest.mark.parametrize("method", ["COPY", "MOVE"])
+async def test_a_file_is_replaced_by_a_tree(door, method):
+    await door.put("/tree/new", b"N")
+    await door.put("/old", b"O")
+    assert (await door.ask(method, "/site/tree", headers={"destination": "/site/old"})).status == 204
+    assert await door.content("/old/new") == b"N"
+
+
+@pytest.mark.parametrize(("method", "fails"), [("COPY", "create"), ("COPY", "rename"), ("MOVE", "rename")])
+async def test_a_tree_stays_when_the_new_one_cannot_come(door, method, fails):
+    await door.put("/new/x", b"N")
+    await door.put("/old/y", b"O")
+    inner = door.stores["site"]
+    # the first rename puts the old tree aside, the second would put the new one in its place
+    at = {"create": 1, "rename": 2}[fails]
+    fault = Fault(fails, at=at, error=StorageUnavailable("the disk is gone"))
+    object.__setattr__(door.site.endpoints["site"], "store", Faulty(inner, fault))
+    answer = await door.ask(method, "/site/new", headers={"destination": "/site/old"})
+    assert answer.status == (207 if fails == "create" else 503)
+    assert await door.content("/old/y") == b"O"
+    assert await door.content("/new/x") == b"N"
+    assert [e.path async for e in inner.list("/")] == ["/new", "/old"]
+    assert door.events == []
+
+
+async def test_a_copy_says_which_parts_failed_and_brings_the_others(door):
+    for path in ("/a/1", "/a/2", "/a/3", "/a/sub/4", "/a/sub/5"):
+        await door.put(path)
+    faults = [
+        Fault("create", at=2, error=Refused("no luck")),
+        Fault("make_dir", at=2, error=Forbidden("not there")),
+    ]
+    object.__setattr__(door.site.endpoints["site"], "store", Faulty(door.stores["site"], *faults))
+    answer = await door.ask("COPY", "/site/a", headers={"destination": "/site/b"})
+    assert (answer.status, answer.headers["content-type"]) == (207, 'application/xml; charset="utf-8"')
+    told = {r[0].text: r[1].text.split()[1] for r in ElementTree.fromstring(answer.body)}
+    assert sorted(told.values()) == ["403", "403"]
+    assert "/site/a/sub" in told
+    assert len([e async for e in door.stores["site"].list("/b")]) == 2
+    assert [e.kind for e in door.events] == ["file.landed"] * 2
+    assert all(e.subject.startswith("/site/b/") for e in door.events)
+
+
+async def test_a_collection_that_loses_only_parts_says_which(door):
+    await door.put("/d/x")
+    parts = {"/d/x": problem(Forbidden("/d/x: locked away"))}
+    fault = Fault("delete", error=PartlyFailed("/d: one part stays", parts=parts))
+    object.__setattr__(door.site.endpoints["site"], "store", Faulty(door.stores["site"], fault))
+    answer = await door.ask("DELETE", "/site/d")
+    assert (answer.status, answer.headers["x-error-code"]) == (207, "partly-failed")
+    (response,) = ElementTree.fromstring(answer.body)
+    assert [e.text for e in response] == ["/site/d/x", "HTTP/1.1 403 Forbidden", "/d/x: locked away"]
+
+
+@pytest.mark.parametrize("method", ["COPY", "MOVE"])
+async def test_the_top_of_an_area_is_not_replaced(door, method):
+    await door.put("/grid/vo/f")
+    await door.put("/grid/lab/g")
+    for target in ("/vo/grid/lab", "/vo/grid", "/vo/"):
+        answer = await door.ask(method, "/vo/grid/vo/f", headers={"destination": target})
+        assert answer.status == 403, target
+    assert await exists(door, "/grid/lab/g")
+
+
+@pytest.mark.parametrize("depth", ["0", "1", "-1", "x"])
+async def test_a_collection_is_removed_or_moved_whole_or_not_at_all(door, depth):
+    await door.put("/d/f")
+    for method in ("DELETE", "MOVE"):
+        answer = await door.ask(method, "/site/d", headers={"depth": depth, "destination": "/site/e"})
+        assert answer.status == 400
+    assert (await door.ask("DELETE", "/site/d/f", headers={"depth": depth})).status == 204
+    copied = await door.ask("COPY", "/site/d", headers={"depth": depth, "destination": "/site/e"})
+    assert copied.status == (201 if depth == "0" else 400)
+
+
+async def test_a_copy_needs_a_parent_to_be_there(door):
     await door.put("/a", b"A")
-    await door.put("/d/x", b"X")
-    for source, target in [("/site/a", "/site/d"), ("/site/d", "/site/a")]:
-        answer = await door.ask("COPY", source, headers={"destination": target})
-        assert (answer.status, "DELETE it first" in answer.text) == (409, True)
-    assert await door.content("/d/x") == b"X"
     assert (await door.ask("COPY", "/site/a", headers={"destination": "/site/no/b"})).status == 409
 
 

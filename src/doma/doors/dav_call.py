@@ -67,12 +67,21 @@ class Call:
         if not place.writable:
             raise NotAllowed(f"{self.shown}: {self.method} is not possible: {place.name!r} is read-only")
 
-    def must_not_hold_an_area(self, path: str) -> None:
+    def must_not_hold_an_area(self, path: str, endpoint: Endpoint | None = None) -> None:
         """Raise Refused for the top of an endpoint or of an issuer's area, and for what lies above one."""
-        if path == "/" or any(covers(path, area) for area in self.endpoint.gate.areas):
+        place = endpoint or self.endpoint
+        if path == "/" or any(covers(path, area) for area in place.gate.areas):
             raise Refused(
-                f"{shown(self.endpoint, path)}: {self.method} is not possible on the top of an endpoint"
+                f"{shown(place, path)}: {self.method} is not possible on the top of an endpoint"
                 " or of an issuer's area; name what is in it"
+            )
+
+    def must_be_whole(self, stat: Stat) -> None:
+        """Raise BadRequest for a DELETE or MOVE of less than a whole collection (RFC 4918 §9.6.1, §9.9.2)."""
+        depth = self.headers.get("depth", "infinity").strip().lower()
+        if stat.is_dir and depth != "infinity":
+            raise BadRequest(
+                f"{self.shown}: {self.method} takes a collection whole; leave Depth out or say infinity"
             )
 
     async def found(self, verb: Verb) -> Stat:

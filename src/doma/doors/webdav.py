@@ -12,9 +12,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
 from doma.cache.freshness import control, requested
-from doma.core.errors import Conflict, DomaError, NotAllowed, Unsupported, UnsupportedType
+from doma.core.errors import (
+    Conflict,
+    DomaError,
+    NotAllowed,
+    PartlyFailed,
+    Unsupported,
+    UnsupportedType,
+)
 from doma.core.paths import normalise
-from doma.doors import dav_move, files, listing, propfind
+from doma.doors import dav_move, files, listing, propfind, proppatch
 from doma.doors.dav_call import (
     ALLOW,
     App,
@@ -25,8 +32,10 @@ from doma.doors.dav_call import (
     Send,
     answer,
     check_conditions,
+    href,
     refuse,
 )
+from doma.doors.dav_xml import XML, failures
 from doma.doors.endpoint import Site
 
 log = logging.getLogger(__name__)
@@ -95,7 +104,11 @@ async def _serve(
     if work is None:
         await of_file(scope, receive, send)
     elif work is not _get or not await _is_file(call, of_file):
-        await work(call)
+        try:
+            await work(call)
+        except PartlyFailed as e:
+            parts = {href(endpoint, part, is_dir=False): why for part, why in e.detail["parts"].items()}
+            await call.answer(207, {"Content-Type": XML, "X-Error-Code": e.code}, failures(parts).encode())
 
 
 async def _identity(site: Site, scope: Scope, headers: Mapping[str, str]) -> Identity | None:
@@ -136,6 +149,7 @@ async def _delete(call: Call) -> None:
     call.allow(Verb.MODIFY)
     call.must_not_hold_an_area(call.path)
     stat = await call.found(Verb.MODIFY)
+    call.must_be_whole(stat)
     check_conditions(call, stat)
     only = stat.version if "if-match" in call.headers and not stat.is_dir else None
     await call.endpoint.store.delete(call.path, version=only, recursive=stat.is_dir)
@@ -161,7 +175,7 @@ _METHODS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "MOVE": dav_move.move,
     "COPY": dav_move.copy,
     "PROPFIND": propfind.propfind,
-    "PROPPATCH": propfind.proppatch,
+    "PROPPATCH": proppatch.proppatch,
 }
 
 
