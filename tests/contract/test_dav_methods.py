@@ -71,6 +71,29 @@ async def test_only_the_stated_version_is_deleted(door):
     assert right.status == 204
 
 
+@pytest.mark.parametrize("header", ["Depth", "Destination", "Overwrite", "Host", "Source"])
+async def test_a_header_that_may_come_once_is_refused_when_it_comes_twice(door, header):
+    await door.put("/d/f")
+    name = header.lower()
+    value = {"depth": "0", "destination": "/site/e", "host": "se.example"}.get(name, "F")
+    for method in ("MOVE", "COPY", "PROPFIND", "DELETE", "GET", "PUT"):
+        answer = await door.ask(method, "/site/d", headers={name: value, name.upper(): value})
+        assert (answer.status, header in answer.text) == (400, True)
+    assert await exists(door, "/d/f")
+
+
+async def test_a_clean_up_removes_only_what_its_own_upload_published(door):
+    upload = await door.stores["site"].create("/f", size=1)
+    upload.tag("new")
+    await upload.write(b"x")
+    assert (await upload.commit()).upload == "new"
+    late = await door.ask("DELETE", "/site/f", headers={"x-upload-id": "old"})
+    assert (late.status, late.headers["x-error-code"]) == (412, "precondition-failed")
+    assert (await door.ask("DELETE", "/site/f", headers={"x-upload-id": "new"})).status == 204
+    await door.put("/g")
+    assert (await door.ask("DELETE", "/site/g", headers={"x-upload-id": "new"})).status == 412
+
+
 async def test_a_collection_is_deleted_with_all_that_is_in_it(door):
     await door.put("/a/b/f")
     assert (await door.ask("DELETE", "/site/a")).status == 204

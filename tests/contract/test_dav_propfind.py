@@ -70,7 +70,19 @@ async def test_what_clients_read_of_a_collection(door):
     assert response.find(f"{D}propstat/{D}prop/{D}resourcetype/{D}collection") is not None
     found = properties(response)
     assert (found[D + "iscollection"], found["{LCGDM:}mode"]) == ("1", "40755")
+    # Rucio reads the space of a storage from here: root[0][1][0]
+    assert int(found[D + "quota-used-bytes"]) >= 0
+    assert int(found[D + "quota-available-bytes"]) > 0
+    assert response[1][0].find(D + "quota-used-bytes") is not None
     assert D + "getcontentlength" not in found
+
+
+async def test_davix_asks_for_owner_and_group_by_other_names(door):
+    await door.put("/f")
+    (owner, group) = await named(door, "/site/f", "<owner/><group/>")
+    assert (owner.text, group.text) == ("0", "0")
+    everything = await door.ask("PROPFIND", "/site/f", headers={"depth": "0"})
+    assert D + "owner" not in properties(responses(everything.body)[0])
 
 
 async def test_unknown_properties_come_back_as_missing(door):

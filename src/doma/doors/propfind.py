@@ -94,10 +94,17 @@ async def propfind(call: Call) -> None:
     children = stat.is_dir and depth == "1"
     if children:
         call.allow(Verb.READ)
-    space = None
-    if any(name in _SPACE for name in wanted.names) and isinstance(call.endpoint.store, CanSpace):
-        space = await call.endpoint.store.space()
+    space = await _space(call, stat, wanted)
     await call.stream(207, {"Content-Type": XML}, _multistatus(call, stat, wanted, space, children))
+
+
+async def _space(call: Call, stat: Stat, wanted: Wanted) -> Space | None:
+    """For whoever asks, and for everything of a collection: Rucio asks so, where RFC 4331 §2 would not."""
+    store = call.endpoint.store
+    if not isinstance(store, CanSpace):
+        return None
+    named = any(name in _SPACE for name in wanted.names)
+    return await store.space() if named or (wanted.everything and stat.is_dir) else None
 
 
 async def _refuse_infinity(call: Call) -> None:
@@ -169,7 +176,8 @@ def _writer(call: Call, wanted: Wanted, space: Space | None) -> Callable[[Stat, 
         known[_AVAILABLE] = lambda s: available if s.is_dir else None
     names = wanted.names
     if wanted.everything or wanted.only_names:
-        names = tuple(dict.fromkeys((*LIVE, *wanted.names)))
+        spaces = () if space is None else _SPACE
+        names = tuple(dict.fromkeys((*LIVE, *spaces, *wanted.names)))
     explicit = set(wanted.names)
     live = [(known[n], *tags(n), element(n), n in explicit) for n in names if n in known]
     others = {n: element(n) for n in names if n not in known}

@@ -13,10 +13,12 @@ from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
 from doma.cache.freshness import control, requested
 from doma.core.errors import (
+    BadRequest,
     Conflict,
     DomaError,
     NotAllowed,
     PartlyFailed,
+    PreconditionFailed,
     Unsupported,
     UnsupportedType,
 )
@@ -89,6 +91,7 @@ async def _serve(
     site: Site, of_file: App, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send
 ) -> None:
     method = scope["method"]
+    _check_once(scope)
     if method == "OPTIONS":
         own = {"DAV": "1", "Allow": ALLOW, "MS-Author-Via": "DAV", "Accept-Ranges": "bytes"}
         await answer(send, method, 200, own, b"")
@@ -101,8 +104,8 @@ async def _serve(
     call = Call(site, endpoint, path, identity, scope, headers, receive, send)
     if method in _NOT_OFFERED:
         raise NotAllowed(f"{call.shown}: {method} is not offered; allowed are {ALLOW}")
-    if work is None:
-        await of_file(scope, receive, send)
+    if work is None or (method == "HEAD" and "x-upload-id" in headers):
+        await of_file(scope, receive, send)  # an upload's length can be asked before its file is there
     elif work is not _get or not await _is_file(call, of_file):
         try:
             await work(call)
@@ -144,14 +147,21 @@ async def _get(call: Call) -> None:
 
 
 async def _delete(call: Call) -> None:
-    """A file, or a collection with all that is in it; ``If-Match`` names the only version to remove."""
+    """A file, or a collection with all that is in it; conditions name the only version to remove."""
     call.must_be_writable()
     call.allow(Verb.MODIFY)
     call.must_not_hold_an_area(call.path)
     stat = await call.found(Verb.MODIFY)
     call.must_be_whole(stat)
     check_conditions(call, stat)
-    only = stat.version if "if-match" in call.headers and not stat.is_dir else None
+    upload = call.headers.get("x-upload-id")
+    if upload is not None and upload != stat.upload:
+        raise PreconditionFailed(
+            f"{call.shown}: was published by another upload than X-Upload-Id says; it stays"
+        )
+    # With a condition only the version that was judged is removed, not one that comes meanwhile (W47).
+    fenced = not stat.is_dir and ("if-match" in call.headers or upload is not None)
+    only = stat.version if fenced else None
     await call.endpoint.store.delete(call.path, version=only, recursive=stat.is_dir)
     call.tell("file.deleted", call.endpoint, call.path, is_dir=stat.is_dir, bytes=stat.size)
     await call.answer(204)
@@ -179,9 +189,20 @@ _METHODS: dict[str, Callable[[Call], Awaitable[None]]] = {
 }
 
 
+_ONCE = frozenset({b"depth", b"destination", b"host", b"overwrite", b"source", b"x-upload-id"})
+"""Headers whose repetition would let two readers of a request see two requests."""
+
+
 def _headers(scope: Scope) -> dict[str, str]:
     headers: dict[str, str] = {}
     for raw, value in scope["headers"]:
         name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
     return headers
+
+
+def _check_once(scope: Scope) -> None:
+    names = [name for raw, _ in scope["headers"] if (name := raw.lower()) in _ONCE]
+    if len(names) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRequest(f"the header {twice.decode().title()} came more than once; send it once")
