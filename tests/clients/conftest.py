@@ -38,6 +38,11 @@ class Said:
     def all(self) -> str:
         return self.out + self.err
 
+    @property
+    def why(self) -> str:
+        """The end of what it said, for a failed assertion."""
+        return self.all[-600:]
+
 
 def need(*programs: str, package: str) -> None:
     """Skip, naming the Debian package, where one of the programs is missing."""
