@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Coroutine
@@ -15,11 +16,13 @@ from doma.app.endpoints import build_endpoints
 from doma.app.home import Home
 from doma.app.identity import make_issuer
 from doma.auth.issuer import Issuer
+from doma.auth.revoked import Revocations
 from doma.auth.verifier import Verifier
 from doma.core import config
 from doma.db.engine import Database
 from doma.db.outbox import EventWriter
 from doma.doors.endpoint import Site
+from doma.doors.tpc import ThirdParty
 from doma.net import tls
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ class Opened:
     verifier: Verifier
     site: Site
     background: Background
+    revocations: Revocations | None = None
 
 
 async def open_site(
@@ -101,10 +105,12 @@ async def open_site(
     if not shared:
         await asyncio.to_thread(db.migrate)
     files = tls.ensure(home / "tls", [shown])
-    issuer = make_issuer(home, base, settings.auth) if settings.auth.embedded else None
+    issuer = make_issuer(home, base, settings.auth, db) if settings.auth.embedded else None
     trusted = [*settings.auth.issuers]
     if issuer is not None:
-        trusted.insert(0, config.Issuer(issuer=issuer.url, vo=settings.auth.vo))
+        # any: a client of our own may be registered for tokens in the form of SciTokens
+        trusted.insert(0, config.Issuer(issuer=issuer.url, vo=settings.auth.vo, profile="any"))
+    revocations = Revocations(issuer.ledger) if issuer is not None and issuer.ledger is not None else None
     audiences = _audiences(base, plain, host, port, settings)
     verifier = Verifier(
         trusted,
@@ -112,22 +118,35 @@ async def open_site(
         local={issuer.url: issuer.keys.jwks} if issuer is not None else {},
         skew=settings.auth.clock_skew,
         cache_dir=home / "keys" / "cache",
+        revoked=revocations or (),
     )
     stack.push_async_callback(verifier.close)
+    if revocations is not None:
+        revocations.on_new.append(verifier.drop)
+        await revocations.look()
+        background.spawn(revocations.watch())
     emit = EventWriter(db)
     background.spawn(emit.run())
     endpoints = build_endpoints(home, settings, roles, data, base, files.ca, trusted, emit, shared=shared)
     for endpoint in endpoints.values():
         stack.push_async_callback(endpoint.store.close)
-    site = Site(verifier, endpoints, emit, shown, _doors(audiences))
+    third_party = ThirdParty(settings.tpc, _authorities(files))
+    stack.push_async_callback(third_party.close)
+    site = Site(verifier, endpoints, emit, shown, _doors(audiences), third_party)
     context = _server_context(listen, files)
-    return Opened(base, plain, db, files, context, issuer, verifier, site, background)
+    return Opened(base, plain, db, files, context, issuer, verifier, site, background, revocations)
 
 
 def _server_context(listen: config.Listen, files: tls.Files) -> ssl.SSLContext:
     if listen.certificate:
         return tls.server_context(listen.certificate, listen.key)
     return tls.server_context(files.certificate, files.key)
+
+
+def _authorities(files: tls.Files) -> list[Path]:
+    """Whom copies from and to other servers trust besides the system's: our own, and the grid's (W73)."""
+    grid = Path(os.environ.get("X509_CERT_DIR", "/etc/grid-security/certificates"))
+    return [files.ca, grid] if grid.is_dir() else [files.ca]
 
 
 def _audiences(base: str, plain: str, host: str, port: str, settings: config.Config) -> list[str]:

@@ -81,6 +81,12 @@ class Auth(Section):
     """How far ``nbf`` and ``iat`` may lie in the future."""
     lifetime: Seconds = 3600
     """Life of the access tokens that the built-in issuer signs."""
+    refresh_lifetime: Seconds = 30 * 24 * 3600
+    """Life of its refresh tokens."""
+    rotation_grace: Seconds = 24 * 3600
+    """How long a refresh token that was used stays good, and gives the same new one again."""
+    macaroon_lifetime: Seconds = 24 * 3600
+    """Longest validity of a macaroon; 0: none are issued or accepted."""
 
 
 class Tape(Section):
@@ -230,7 +236,7 @@ class Tpc(Section):
     plain_http: bool = False
     """Whether ``http://`` is spoken: bytes and tokens in the clear."""
     ca_file: str = ""
-    """PEM file of authorities to trust besides the system's, as for grid certificates."""
+    """Authorities to trust besides the system's and the grid's: a PEM file, or a folder of hashed ones."""
     forward_credentials: tuple[tuple[str, str], ...] = ()
     """Pairs of ``https://host[:port]``: a redirect from the first to the second keeps the credentials."""
     stall: Seconds = 60

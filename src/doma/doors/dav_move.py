@@ -17,7 +17,9 @@ from doma.doors.dav_copy import copy_file, copy_tree, existing, instead_of, put_
 from doma.doors.dav_target import Target, is_ours, target_of
 from doma.store.protocol import Stat
 
-_THIRD_PARTY = ("transferheader", "credential", "x-number-of-streams", "secure-redirection")
+_THIRD_PARTY = (
+    "transferheader", "credential", "x-number-of-streams", "secure-redirection", "requirechecksumverification",
+)  # fmt: skip
 """Headers that say: this Destination is meant for a third-party copy, answer with its stream (W71)."""
 
 
@@ -55,24 +57,28 @@ async def move(call: Call) -> None:
 
 
 async def copy(call: Call) -> None:
-    """Answer COPY: inside this server; between two servers it is not offered."""
+    """Answer COPY: inside this server, or between two servers where that is offered."""
     source, destination = call.headers.get("source"), call.headers.get("destination")
     if (source is None) == (destination is None):
         raise BadRequest(f"{call.shown}: COPY needs exactly one of the headers Source and Destination")
     if destination is None:
         call.must_be_writable()
         call.allow(Verb.CREATE)
-        raise _third_party(call)
+        await _third_party(call)
+        return
     call.allow(Verb.READ)
     if any(name.startswith(_THIRD_PARTY) for name in call.headers) or not is_ours(call, "destination"):
-        raise _third_party(call)
+        await _third_party(call)
+        return
     await copy_here(call, target_of(call))
 
 
-def _third_party(call: Call) -> Unsupported:
-    return Unsupported(
-        f"{call.shown}: third-party copy is not offered by this server; read and write through the client"
-    )
+async def _third_party(call: Call) -> None:
+    if call.site.third_party is None:
+        raise Unsupported(
+            f"{call.shown}: third-party copy is not offered here; read and write through the client"
+        )
+    await call.site.third_party(call)
 
 
 async def copy_here(call: Call, target: Target) -> None:

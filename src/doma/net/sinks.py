@@ -84,7 +84,8 @@ class Flow:
         self._take: Callable[[memoryview], bool] | None = None
         self._refusal: DomaError | None = None
         self._over = False
-        self._error: DomaError | None = None
+        self.error: DomaError | None = None
+        """What ended the body early."""
         self._connection: Paused | None = None
         self._wake: asyncio.Future[None] | None = None
 
@@ -108,7 +109,7 @@ class Flow:
 
     def end(self, error: DomaError | None) -> None:
         """No more comes, because of an error or because that was all."""
-        self._over, self._error = True, error
+        self._over, self.error = True, error
         self._stir()
 
     async def pour(
@@ -139,8 +140,8 @@ class Flow:
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
             self._take = None
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
 
     def _stir(self) -> None:
         if self._wake is not None and not self._wake.done():

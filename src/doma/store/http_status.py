@@ -53,13 +53,14 @@ _ETAG = re.compile(r'"([\x21\x23-\x7e]+)"')
 _TEXT = 300
 
 
-async def refused(response: Response, path: str, secret: str | None = None) -> DomaError:
+async def refused(response: Response, path: str, secret: str | None = None, *, method: str = "") -> DomaError:
     """The error that an answer stands for; its body is read, so the connection can be kept.
 
     Args:
         response: With a status that was not hoped for.
         path: In the store.
         secret: A token that must not be repeated, should the server have quoted it.
+        method: What was asked, for the message.
     """
     try:
         said = (await response.read(64 << 10)).decode("utf-8", "replace")
@@ -77,8 +78,9 @@ async def refused(response: Response, path: str, secret: str | None = None) -> D
     after = response.get("retry-after")
     wait = float(after) if after.isascii() and after.isdigit() and len(after) < 6 else None
     where = urlsplit(redacted(response.url))
-    place = f"{path}: {where.scheme}://{where.netloc} answered {response.status}"
-    return kind(f"{place}: {text}" if text else place, retry_after=wait)
+    to = f" to {method}" if method else ""
+    place = f"{path}: {where.scheme}://{where.netloc} answered {response.status}{to}"
+    return kind(f"{place}: {text}" if text else place, retry_after=wait, status=response.status)
 
 
 def version_of(head: Head, size: int) -> str:

@@ -168,13 +168,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def context_of(ca_file: str | Path | None) -> ssl.SSLContext:
-    """A verifying context with the system's authorities and one's own. Raises ConfigError."""
+def context_of(*authorities: str | Path | None) -> ssl.SSLContext:
+    """A verifying context with the system's authorities and one's own.
+
+    Args:
+        *authorities: PEM files, or folders of hashed ones (``/etc/grid-security/certificates``).
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
+    for place in [place for place in authorities if place]:
         try:
-            context.load_verify_locations(cafile=ca_file)
+            if Path(place).is_dir():
+                context.load_verify_locations(capath=place)
+            else:
+                context.load_verify_locations(cafile=place)
         except (OSError, ssl.SSLError) as e:
-            raise ConfigError(f"{ca_file}: cannot be used as a CA file ({e}); give a PEM file") from e
+            raise ConfigError(f"{place}: cannot be used as a CA file ({e}); give a PEM file") from e
     return context
