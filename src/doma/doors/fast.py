@@ -20,7 +20,7 @@ from doma.core import ranges
 from doma.core.errors import DomaError
 from doma.core.paths import normalise
 from doma.doors.endpoint import Endpoint, Site
-from doma.doors.landing import Landing
+from doma.doors.parts import landing
 from doma.doors.reply import content_type, validators
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.net.problem import render
@@ -94,7 +94,7 @@ class FastDoor:
 
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"PUT":
-            return _FastSink(self._site, request, self._tally)
+            return None if _signed(request) else _FastSink(self._site, request, self._tally)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
             return None
         try:
@@ -218,6 +218,15 @@ class FastDoor:
         return Answer(head, parts, size=total)
 
 
+def _signed(request: Request) -> bool:
+    """Whether the request is one of S3, which has a door of its own."""
+    return (
+        request.fields.get(b"authorization", b"").startswith(b"AWS")
+        or b"X-Amz-Algorithm=" in request.target
+        or b"AWSAccessKeyId=" in request.target
+    )
+
+
 class _Unknown(Exception):
     """The fast side cannot say."""
 
@@ -285,7 +294,7 @@ class _FastSink:
         path, _, query = request.target.partition(b"?")
         length = None if request.chunked else request.length
         self._site, self._target = site, path.decode("utf-8", "surrogateescape")
-        self._landing = Landing(site, self._target, query, request.headers, length)
+        self._landing = landing(site, self._target, query, request.headers, length)
         self._accept = request.fields.get(b"accept", b"").decode("latin-1")
         self._failed: DomaError | None = None
         self._tally = tally
@@ -337,5 +346,5 @@ class _FastSink:
 
     def _tell(self, status: int, sent: int) -> None:
         if self._tally is not None:
-            landing, seconds = self._landing, perf_counter() - self._began
-            self._tally.count(landing.where, "PUT", status, landing.received, sent, seconds, 1)
+            one, seconds = self._landing, perf_counter() - self._began
+            self._tally.count(one.where, "PUT", status, one.received, sent, seconds, 1)

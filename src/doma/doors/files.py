@@ -10,16 +10,19 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
+from types import MappingProxyType
 from typing import Any
 
 from doma.auth.bearer import bearer_of
-from doma.auth.model import Verb, bearer
+from doma.auth.model import Identity, Verb, bearer
 from doma.cache.freshness import control, requested
 from doma.core.checksum import COMPUTABLE, wanted
-from doma.core.errors import BadRequest, DigestNotReady, NotAllowed, Replaced, Unsupported
+from doma.core.errors import BadRequest, DigestNotReady, NotAllowed, NotFound, Replaced, Unsupported
 from doma.core.paths import normalise
+from doma.doors import parts
 from doma.doors.endpoint import Endpoint, Site
-from doma.doors.landing import Landing, text_headers
+from doma.doors.landing import text_headers, upload_id
 from doma.doors.reply import Reply, reply
 from doma.store.protocol import PIECE, Buffer, CanPrepare, Reader, Stat
 
@@ -73,9 +76,36 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
         bearer.set(token)
         identity = await site.verifier.verify(token)
     endpoint.gate.decide(identity, Verb.READ if method == "GET" else Verb.STAT, path)
+    if method == "HEAD" and "x-upload-id" in headers:
+        await _progress(endpoint, path, identity, headers, send)
+        return
+    await serve(endpoint, path, method, headers, send)
+
+
+async def serve(
+    endpoint: Endpoint,
+    path: str,
+    method: str,
+    headers: Mapping[str, str],
+    send: Send,
+    extra: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Answer GET or HEAD of a file to somebody who may read it.
+
+    Args:
+        endpoint: Where it is.
+        path: Canonical, within the endpoint.
+        method: ``GET`` or ``HEAD``.
+        headers: Of the request, names in lower case.
+        send: Of ASGI.
+        extra: Headers of the answer besides the usual ones.
+
+    Raises:
+        DomaError: as :func:`get`.
+    """
     if method == "HEAD":
         stat = await _with_digest(endpoint, await endpoint.store.stat(path), headers)
-        answer = reply(method, headers, stat, {}, _boundary)
+        answer = reply(method, headers, stat, extra, _boundary)
         await send(_start(answer))
         await send({"type": "http.response.body", "body": b""})
         return
@@ -84,10 +114,27 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
     except Replaced:
         # nothing was sent yet: the version that is there now can be told from its beginning
         reader, answer, ahead = await _begin(endpoint, path, headers)
+    answer.headers.extend(extra.items())
     try:
         await _send(reader, answer, ahead, send)
     finally:
         await reader.close()
+
+
+async def _progress(
+    endpoint: Endpoint, path: str, identity: Identity | None, headers: Mapping[str, str], send: Send
+) -> None:
+    """Answer how many bytes of an upload are here: all, if it has been published."""
+    named = upload_id(headers["x-upload-id"])
+    with suppress(NotFound):
+        stat = await endpoint.store.stat(path)
+        if named and stat.upload == named:
+            await serve(endpoint, path, "HEAD", headers, send, {"X-Upload-Offset": str(stat.size)})
+            return
+    at = str(await parts.offset(endpoint, path, identity, named)).encode()
+    fields = [(b"X-Upload-Offset", at), (b"Cache-Control", b"no-store")]
+    await send({"type": "http.response.start", "status": 200, "headers": fields})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _begin(endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> tuple[Reader, Reply, Buffer]:
@@ -176,7 +223,7 @@ async def put(site: Site, scope: Scope, receive: Receive, send: Send) -> None:
     length = None if said is None else int(said)
     if length is None and "transfer-encoding" not in headers:
         length = 0
-    landing = Landing(site, wire_path(scope), scope.get("query_string", b""), raw, length)
+    landing = parts.landing(site, wire_path(scope), scope.get("query_string", b""), raw, length)
     await landing.open()
     try:
         while True:

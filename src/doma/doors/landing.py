@@ -6,20 +6,29 @@ before :meth:`Landing.commit`, and after :meth:`Landing.abort` nothing is left.
 Source: rules W5, W6, W30, W40-W46 of the storage contract; §5 of the token contract.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
 from doma.core.checksum import digest_header, read_digests, repr_digest_header
-from doma.core.errors import NotAllowed, NotFound, Unsupported, WrongSize
+from doma.core.errors import BadRequest, NotAllowed, NotFound, WrongSize
 from doma.core.events import Event
 from doma.core.paths import normalise
 from doma.core.ranges import check_write
 from doma.doors.endpoint import Site
-from doma.store.protocol import Buffer, CanFeed, Stat, Upload
+from doma.store.protocol import Buffer, CanFeed, CanTag, Stat, Upload
 
 Raw = Sequence[tuple[bytes, bytes]]
+
+
+class Terms(NamedTuple):
+    """What must hold when the file is published."""
+
+    checksums: Mapping[str, str] | None
+    if_version: str | None
+    if_absent: bool
 
 
 class Landing:
@@ -31,6 +40,7 @@ class Landing:
         query: What followed the ``?``.
         raw: The request's headers, names in lower case.
         length: ``Content-Length``; None for a chunked body.
+        identity: Who asks, where another door knows already; None: whoever the token says.
     """
 
     __slots__ = (
@@ -40,6 +50,7 @@ class Landing:
         "_feeder",
         "_identity",
         "_length",
+        "_named",
         "_path",
         "_query",
         "_raw",
@@ -50,13 +61,22 @@ class Landing:
         "where",
     )
 
-    def __init__(self, site: Site, target: str, query: bytes, raw: Raw, length: int | None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        target: str,
+        query: bytes,
+        raw: Raw,
+        length: int | None,
+        identity: Identity | None = None,
+    ) -> None:
         self._site, self._target, self._query, self._raw, self._length = site, target, query, raw, length
         self._upload: Upload | None = None
         self._feeder: CanFeed | None = None
         self._existed = False
         self._fed = 0
-        self._identity: Identity | None = None
+        self._identity = identity
+        self._named = ""
         self.where = ""
         """Name of the endpoint, once it is found."""
 
@@ -75,10 +95,11 @@ class Landing:
         self._endpoint, self._path = self._site.find(self._shown)
         self.where = self._endpoint.name
         headers = text_headers(self._raw)
-        token = bearer_of(headers.get("authorization"), self._query.decode("latin-1"))
-        if token is not None:
-            bearer.set(token)
-            self._identity = await self._site.verifier.verify(token)
+        if self._identity is None:
+            token = bearer_of(headers.get("authorization"), self._query.decode("latin-1"))
+            if token is not None:
+                bearer.set(token)
+                self._identity = await self._site.verifier.verify(token)
         endpoint, path = self._endpoint, self._path
         gate, who = endpoint.gate, self._identity
         if not gate.may(who, Verb.MODIFY, path):
@@ -87,8 +108,7 @@ class Landing:
             raise NotAllowed(f"{self._shown}: PUT is not possible: {endpoint.name!r} is read-only")
         if path == "/" or self._target.endswith("/"):
             raise NotAllowed(f"{self._shown}: a file's path does not end in '/'; MKCOL makes directories")
-        if "content-range" in headers:
-            raise Unsupported(f"{self._shown}: PUT of a part is not offered; send the whole file")
+        self._named = upload_id(headers.get("x-upload-id", ""))
         stated = read_digests(((n.decode("latin-1"), v.decode("latin-1")) for n, v in self._raw), strict=True)
         there = await self._there()
         if there is not None:
@@ -96,18 +116,28 @@ class Landing:
         version = there.version if there is not None else None
         check_write(headers, self._shown, version, there.modified if there is not None else None)
         match = headers.get("if-match", "").strip()
+        self._existed = there is not None
         # A token that may only create must not replace what lands there meanwhile.
         absent = headers.get("if-none-match", "").strip() == "*" or not gate.may(who, Verb.MODIFY, path)
-        upload = await endpoint.store.create(
-            path,
-            size=self._length,
-            checksums=stated or None,
-            if_version=None if not match else "*" if match == "*" else version,
-            if_absent=absent,
+        terms = Terms(stated or None, None if not match else "*" if match == "*" else version, absent)
+        upload = self._upload = await self._begin(headers, terms, there)
+        if upload is not None:
+            if self._named and isinstance(upload, CanTag):
+                upload.tag(self._named)
+            self._feeder = upload if isinstance(upload, CanFeed) else None
+
+    async def _begin(self, headers: Mapping[str, str], terms: Terms, there: Stat | None) -> Upload | None:
+        """Begin to write."""
+        size = self._length
+        if size is None and (said := headers.get("x-expected-size", "")).isdecimal() and said.isascii():
+            size = int(said[:19])
+        return await self._endpoint.store.create(
+            self._path,
+            size=size,
+            checksums=terms.checksums,
+            if_version=terms.if_version,
+            if_absent=terms.if_absent,
         )
-        self._existed = there is not None
-        self._upload = upload
-        self._feeder = upload if isinstance(upload, CanFeed) else None
 
     async def _there(self) -> Stat | None:
         try:
@@ -149,6 +179,10 @@ class Landing:
         who = self._identity
         owner = f"{who.issuer}#{who.subject}" if who is not None else ""
         self._site.emit(Event("file.landed", self._shown, facts, owner))
+        return self._said(stat)
+
+    def _said(self, stat: Stat) -> tuple[int, list[tuple[str, str]]]:
+        """The answer that tells of the published file."""
         headers = [("ETag", f'"{stat.version}"'), ("Content-Length", "0")]
         for name, value in (
             ("Digest", digest_header(stat.checksums)),
@@ -164,6 +198,21 @@ class Landing:
             await self._upload.abort()
         announced = f"{self._length} bytes were announced" if self._length is not None else "it was chunked"
         return WrongSize(f"{self._target}: {reason}; {self._fed} bytes came, {announced}; send it again")
+
+
+def upload_id(text: str) -> str:
+    """The value of ``X-Upload-Id``: up to 128 letters, digits and ``-._:``; empty: none was given.
+
+    Raises:
+        BadRequest: it is something else.
+    """
+    text = text.strip()
+    if text and not _ID.fullmatch(text):
+        raise BadRequest("X-Upload-Id: send up to 128 letters, digits and any of -._:")
+    return text
+
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def text_headers(raw: Raw) -> Mapping[str, str]:

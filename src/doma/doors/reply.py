@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from doma.core import ranges
 from doma.core.checksum import digest_header, repr_digest_header, wanted
 from doma.core.ranges import Span
-from doma.store.protocol import Stat
+from doma.store.protocol import Locality, Stat
 
 OPAQUE = "application/octet-stream"
 
@@ -58,6 +58,8 @@ def validators(stat: Stat, want: Iterable[str] = ()) -> Headers:
         ("Last-Modified", ranges.http_date(stat.modified)),
         ("Accept-Ranges", "bytes"),
     ]
+    if stat.locality is not Locality.DISK:
+        headers.append(("X-Locality", stat.locality))
     digest = digest_header(stat.checksums, want)
     if digest is not None:
         headers.append(("Digest", digest))

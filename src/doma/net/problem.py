@@ -54,6 +54,8 @@ def headers_of(error: DomaError, realm: str) -> dict[str, str]:
         headers["Content-Range"] = f"bytes */{error.detail['size']}"
     elif isinstance(error, OnTape):
         headers["X-Locality"] = "TAPE"
+    if "offset" in error.detail:
+        headers["X-Upload-Offset"] = str(error.detail["offset"])
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     return headers

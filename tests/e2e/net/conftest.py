@@ -242,10 +242,10 @@ def keys(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sign(keys):
-    def token(scope="storage.read:/ storage.modify:/", life=3600):
+    def token(scope="storage.read:/ storage.modify:/", life=3600, subject="tester"):
         now = int(time.time())
         claims = {
-            "iss": ISSUER, "sub": "tester", "aud": AUDIENCE, "exp": now + life, "iat": now, "nbf": now,
+            "iss": ISSUER, "sub": subject, "aud": AUDIENCE, "exp": now + life, "iat": now, "nbf": now,
             "jti": os.urandom(8).hex(), "scope": scope, "wlcg.ver": "1.0",
         }  # fmt: skip
         return keys.sign(claims, "ES256")
