@@ -226,7 +226,7 @@ class Folder:
             old = self._find(path)
             check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
             self._place(temporary, path, if_absent)
-        return _stat(path, found, mark)
+        return _stat(path, found, mark, annotated=False)
 
     def delete(self, path: str, version: str | None, recursive: bool) -> None:
         """See ``Store.delete``."""
@@ -312,7 +312,8 @@ class Folder:
         if modes.S_ISDIR(found.st_mode):
             return Stat(path, 0, version_of(found), found.st_mtime, is_dir=True)
         _must_be_file(path, found)
-        return _stat(path, found, self._marks.read(f"/proc/self/fd/{above}/{name}", found))
+        where = f"/proc/self/fd/{above}/{name}"
+        return _stat(path, found, self._marks.read(where, found), annotated=self._notes.any(where, found))
 
     def _held(self, *paths: str) -> AbstractContextManager[None]:
         assert self._locks is not None
@@ -369,7 +370,7 @@ def _parents(path: str) -> Iterator[None]:
         raise Conflict(f"{path}: something above it is a file, nothing can lie below that") from e
 
 
-def _stat(path: str, found: os.stat_result, mark: Mark) -> Stat:
+def _stat(path: str, found: os.stat_result, mark: Mark, *, annotated: bool = True) -> Stat:
     return Stat(
         path,
         found.st_size,
@@ -377,6 +378,7 @@ def _stat(path: str, found: os.stat_result, mark: Mark) -> Stat:
         found.st_mtime,
         checksums=mark.checksums,
         upload=mark.upload,
+        annotated=annotated,
     )
 
 
@@ -387,6 +389,8 @@ def _must_be_file(path: str, found: os.stat_result) -> None:
 
 def _sayable(name: str) -> bool:
     """Whether a name can come in a request: not reserved, printable UTF-8."""
-    return not name.startswith(RESERVED) and not any(
+    if name.startswith(RESERVED):
+        return False
+    return (name.isascii() and name.isprintable()) or not any(
         ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in name
     )

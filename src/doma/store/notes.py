@@ -49,6 +49,18 @@ class Notes:
             text = _content(version_of(found), self._side)
         return _parsed(text)
 
+    def any(self, where: int | str, found: os.stat_result) -> bool:
+        """Whether a file may have some; ``where`` is as for ``Marks.read``."""
+        if read_attribute(where, ATTRIBUTE):
+            return True
+        if self._side is None:
+            return False
+        try:
+            os.stat(version_of(found), dir_fd=self._side)
+        except OSError:
+            return False
+        return True
+
     def change(self, path: str, fd: int, found: os.stat_result, changes: Mapping[str, str | None]) -> None:
         """Set or (None) remove, all of them or none.
 

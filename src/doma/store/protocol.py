@@ -58,6 +58,8 @@ class Stat:
     locality: Locality = Locality.DISK
     upload: str = ""
     """The client's id of the upload that published it, if it named one and the store keeps it."""
+    annotated: bool = field(default=True, compare=False)
+    """False: it surely has no properties of its own (:class:`CanAnnotate`)."""
 
 
 class Reader(Protocol):

@@ -106,3 +106,13 @@ async def test_the_properties_of_a_file_outlive_the_process(tmp_path):
     with pytest.raises(Refused):
         await again.annotate("/f", COLOUR)
     await again.close()
+
+
+async def test_a_listing_tells_what_surely_has_no_properties(tmp_path):
+    store = FileStore(tmp_path, fsync=False)
+    for name in ("/none", "/small", "/large"):
+        await put(store, name)
+    await store.annotate("/small", COLOUR)
+    await store.annotate("/large", LARGE)
+    assert [entry.annotated async for entry in store.list("/")] == [True, False, True]
+    await store.close()
