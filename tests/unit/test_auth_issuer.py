@@ -346,7 +346,8 @@ async def test_discovery_says_only_what_is_offered(http, issuer):
     document = found.json()
     assert document["issuer"] == URL
     assert (await http.get("/.well-known/oauth-authorization-server/cms")).json() == document
-    assert document["grant_types_supported"] == ["client_credentials"]
+    exchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+    assert document["grant_types_supported"] == ["client_credentials", exchange]
     for name in (name for name in document if name.endswith(("_uri", "_endpoint"))):
         assert (await http.get(document[name])).status_code in {200, 405}
     assert (await http.get(document["jwks_uri"])).json() == issuer.keys.jwks()

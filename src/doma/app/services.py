@@ -99,7 +99,7 @@ class Services:
         self._stack.callback(streams.close)
         if self.opened.issuer is not None and "issuer" in self.roles:
             root.routes.append(metadata_route(self.opened.issuer))
-            root.mount(self.opened.issuer.path, issuer_app(self.opened.issuer))
+            root.mount(self.opened.issuer.path, issuer_app(self.opened.issuer, self.opened.revocations))
             self.urls["issuer"] = self.opened.issuer.url
         if "web" in self.roles:
             self.urls |= {"dashboard": self.opened.base + "/", "metrics": self.opened.base + "/metrics"}

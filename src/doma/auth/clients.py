@@ -1,6 +1,7 @@
 """The registered clients of the built-in issuer: one private JSON file, secrets only as scrypt hashes.
 
-The file is read again when it has changed, so that the command line can add a client to a running issuer.
+Its users, who log in with a password on the issuer's own pages, are the same in another file. A file is read
+again when it has changed, so that the command line can add a client to a running issuer.
 
 Source: RFC 6749 §2; RFC 7914 (scrypt); §8 "Policy" and "Secrets" of the token contract.
 """
@@ -13,9 +14,10 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b, scrypt
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,12 +29,17 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _COST = 1 << 14  # 16 MiB and some 40 ms: what RFC 7914 §2 calls interactive
 _FILE_LIMIT = 16 << 20
 
+GRANTS = ("client_credentials", "token-exchange", "refresh_token")
+"""What a client may ask for unless it says otherwise; a public one never the first two."""
+INTERACTIVE = ("device_code", "authorization_code", "refresh_token")
+"""The same for a client that acts for users."""
+
 TRIES = 10
 """Wrong secrets that one client may send in a minute."""
 
 
 class Client(BaseModel):
-    """A registered client; its secret is not in here."""
+    """A registered client, or a user; its secret is not in here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,8 +52,24 @@ class Client(BaseModel):
     """Groups that its tokens may state, in this order by default."""
     lifetime: float | None = Field(default=None, gt=0)
     """Longest life of its tokens in seconds; None: the issuer's."""
-    secret: str
-    """``scrypt$<salt>$<hash>`` in hex."""
+    refresh_lifetime: float | None = Field(default=None, gt=0)
+    """Life of its refresh tokens in seconds; None: the issuer's."""
+    grants: tuple[str, ...] = GRANTS
+    """Ways to a token that it may use."""
+    redirect_uris: tuple[str, ...] = ()
+    """Where authorization codes may be sent, exactly."""
+    profile: Literal["wlcg", "scitokens"] = "wlcg"
+    """Profile of its tokens."""
+    alg: Literal["RS256", "ES256"] = "RS256"
+    """What its tokens are signed with."""
+    sets: dict[str, tuple[str, ...]] = {}
+    """``wlcg.capabilityset`` to the scopes that it stands for."""
+    public: bool = False
+    """Whether it has no way to prove who it is (a command line on a user's machine)."""
+    jwks: tuple[dict[str, Any], ...] = ()
+    """Public keys that check its assertions (private_key_jwt)."""
+    secret: str = ""
+    """``scrypt$<salt>$<hash>`` in hex; empty: it has none."""
 
 
 class _File(BaseModel):
@@ -86,36 +109,55 @@ class Clients:
         audience: Sequence[str] = (),
         groups: Sequence[str] = (),
         lifetime: float | None = None,
+        **more: Any,
     ) -> str:
         """Register a client.
 
+        Args:
+            client_id: Its id.
+            scopes: What it may ask for.
+            secret: Its secret; None: one is made, unless it is public or has keys.
+            audience: See :class:`Client`, like all others.
+            groups: Groups it is in.
+            lifetime: Of its tokens.
+            **more: Further fields of :class:`Client`.
+
         Returns:
-            Its secret, made here unless given. It is not kept: this is the only time to see it.
+            Its secret. It is not kept: this is the only time to see it. Empty if it has none.
 
         Raises:
-            BadRequest: a malformed id, scope or group. AlreadyExists: the id is taken.
+            BadRequest: a malformed id, scope, group or field. AlreadyExists: the id is taken.
         """
         if not _ID.fullmatch(client_id):
             raise BadRequest(f"client {client_id!r}: an id has 1 to 128 of letters, digits and ._:@/-")
-        check_words(scopes)
-        for group in groups:
+        sets: Mapping[str, Sequence[str]] = more.get("sets", {})
+        for words in (scopes, *sets.values()):
+            check_words(words)
+        for group in (*groups, *sets):
             if not is_group(group):
                 raise BadRequest(f"group {group!r}: must be of the form /vo/group")
-        secret = secret or secrets.token_urlsafe(32)
-        client = Client(
-            id=client_id,
-            scopes=tuple(scopes),
-            audience=tuple(audience),
-            groups=tuple(groups),
-            lifetime=lifetime,
-            secret=_hashed(secret, secrets.token_bytes(16)),
-        )
+        if secret is None:
+            secret = "" if more.get("public") or more.get("jwks") else secrets.token_urlsafe(32)
+        fields = {"id": client_id, "scopes": scopes, "audience": audience, "groups": groups, **more}
+        hashed = _hashed(secret, secrets.token_bytes(16)) if secret else ""
+        try:
+            client = Client.model_validate({**fields, "lifetime": lifetime, "secret": hashed})
+        except ValidationError as e:
+            first = e.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise BadRequest(f"client {client_id}: {place}: {first['msg']}") from e
         with self._lock:
             self._load()
             if client_id in self._known:
                 raise AlreadyExists(f"client {client_id}: is registered already; remove it first")
             self._save({**self._known, client_id: client})
         return secret
+
+    def get(self, client_id: str) -> Client | None:
+        """The client of this id, unproved. Raises ConfigError as :meth:`authenticate`."""
+        with self._lock:
+            self._load()
+            return self._known.get(client_id)
 
     def remove(self, client_id: str) -> None:
         """Forget a client; the tokens it has live on until they expire. Raises NotFound."""
@@ -137,10 +179,8 @@ class Clients:
             TooManyRequests: too many wrong secrets for this client in the last minute.
             ConfigError: the file has become unreadable.
         """
-        with self._lock:
-            self._load()
-            client = self._known.get(client_id)
-        if client is None:
+        client = self.get(client_id)
+        if client is None or not client.secret:
             return None
         proof = blake2b(
             f"{client.secret}\0{secret}".encode("utf-8", "surrogateescape"), key=self._pepper
@@ -179,7 +219,8 @@ class Clients:
         try:
             parsed = _File.model_validate_json(read_private(self._path, _FILE_LIMIT) or b"{}")
             for client in parsed.clients:
-                bytes.fromhex(client.secret.split("$")[1])
+                if client.secret:
+                    bytes.fromhex(client.secret.split("$")[1])
         except (ValidationError, ValueError, IndexError) as e:
             raise ConfigError(f"{self._path}: is not a whole client file; restore it or remove it") from e
         self._mark, self._known = mark, {client.id: client for client in parsed.clients}

@@ -1,189 +1,116 @@
-"""The issuer over HTTP: discovery, keys, and the token endpoint for client credentials.
+"""The issuer over HTTP: discovery, keys, and the endpoints of OAuth.
 
-Source: OpenID Connect Discovery 1.0, RFC 8414, RFC 7517, RFC 6749 §2.3, §4.4 and §5; §8 of the token
-contract. FTS writes its form without percent-encoding, so blanks, ``:`` and ``/`` may come raw.
+Source: OpenID Connect Discovery 1.0, RFC 8414, RFC 7517, RFC 6749, RFC 7009, RFC 7662; §8 of the token
+contract.
 """
 
 import asyncio
-import base64
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, unquote_plus
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from doma.auth.clients import Client
-from doma.auth.issuer import Granted, Issuer, metadata
-from doma.auth.scopes import shown
-from doma.core.errors import BadRequest, DomaError, Forbidden, TooManyRequests
+from doma.auth.flows import WAYS, Flows
+from doma.auth.issuer import Issuer
+from doma.auth.oauth import MAX_FORM, Form, OAuthError, read_form
+from doma.auth.revoked import Revocations
+from doma.auth.scopes import WLCG
 
-MAX_FORM = 64 << 10
-"""Bytes of the largest form that is read."""
-MAX_FIELDS = 100
+PUBLIC = {"Cache-Control": "max-age=3600"}
+SECRET = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
-_PUBLIC = {"Cache-Control": "max-age=3600"}
-_SECRET = {"Cache-Control": "no-store", "Pragma": "no-cache"}
-_REPEATABLE = {"audience", "resource"}
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class _OAuthError(Exception):
-    """An answer of RFC 6749 §5.2."""
+def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starlette:
+    """The app of an issuer; its routes are relative to ``/<vo>``, see :attr:`Issuer.path`.
 
-    def __init__(self, error: str, description: str, status: int = 400, **headers: str) -> None:
-        super().__init__(description)
-        self.error, self.description, self.status, self.headers = error, description, status, headers
-
-
-@dataclass(frozen=True, slots=True)
-class _Form:
-    single: Mapping[str, str]
-    audience: tuple[str, ...] = field(default=())
-
-
-def issuer_app(issuer: Issuer) -> Starlette:
-    """The app of an issuer; its routes are relative to ``/<vo>``, see :attr:`Issuer.path`."""
+    Args:
+        issuer: Whose.
+        revocations: Told at once of what is revoked here.
+    """
+    flows = Flows(issuer)
 
     async def discovery(request: Request) -> Response:
-        return JSONResponse(metadata(issuer), headers=_PUBLIC)
+        return JSONResponse(metadata(issuer), headers=PUBLIC)
 
     async def jwks(request: Request) -> Response:
-        return JSONResponse(issuer.keys.jwks(), headers=_PUBLIC)
+        return JSONResponse(issuer.keys.jwks(), headers=PUBLIC)
 
-    async def token(request: Request) -> Response:
-        try:
-            form = _parsed(await _body(request))
-            # scrypt and an RSA signature: 40 ms and 1 ms that the event loop has better use for
-            got = await asyncio.to_thread(_token, issuer, form, request.headers.get("authorization"))
-        except _OAuthError as e:
-            body = {"error": e.error, "error_description": _plain(e.description)}
-            return JSONResponse(body, e.status, {**_SECRET, **e.headers})
-        return JSONResponse(
-            {
-                "access_token": got.token,
-                "token_type": "Bearer",
-                "expires_in": int(got.lifetime),
-                "scope": got.scope,
-            },
-            headers=_SECRET,
-        )
+    async def revoke(request: Request) -> Response:
+        answer = await answered(flows.revoke)(request)
+        if revocations is not None and answer.status_code == 200:
+            await revocations.look()
+        return answer
 
-    return Starlette(
-        routes=[
-            Route("/.well-known/openid-configuration", discovery),
-            Route("/jwks", jwks),
-            Route("/token", token, methods=["POST"]),
+    routes = [
+        Route("/.well-known/openid-configuration", discovery),
+        Route("/jwks", jwks),
+        Route("/token", answered(flows.token), methods=["POST"]),
+    ]
+    if issuer.ledger is not None:
+        routes += [
+            Route("/introspect", answered(flows.introspect), methods=["POST"]),
+            Route("/revoke", revoke, methods=["POST"]),
         ]
-    )
+    return Starlette(routes=routes)
 
 
 def metadata_route(issuer: Issuer) -> Route:
     """``/.well-known/oauth-authorization-server/<vo>`` of RFC 8414 §3.1, relative to the server."""
 
     async def discovery(request: Request) -> Response:
-        return JSONResponse(metadata(issuer), headers=_PUBLIC)
+        return JSONResponse(metadata(issuer), headers=PUBLIC)
 
     return Route(f"/.well-known/oauth-authorization-server{issuer.path}", discovery)
 
 
-async def _body(request: Request) -> bytes:
+def metadata(issuer: Issuer) -> dict[str, Any]:
+    """The document of OpenID Connect Discovery 1.0 and RFC 8414: what this issuer really offers."""
+    offered = Flows(issuer).offered()
+    found: dict[str, Any] = {
+        "issuer": issuer.url,
+        "jwks_uri": f"{issuer.url}/jwks",
+        "token_endpoint": f"{issuer.url}/token",
+        "scopes_supported": [*WLCG, "wlcg.groups"],
+        "grant_types_supported": [wire for wire, way in WAYS.items() if way in offered],
+        "response_types_supported": ["code"],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["RS256", "ES256"],
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+    }
+    if issuer.ledger is None:
+        return found
+    found["scopes_supported"] += ["wlcg.capabilityset", "offline_access"]
+    found["token_endpoint_auth_methods_supported"] += ["private_key_jwt", "none"]
+    found["token_endpoint_auth_signing_alg_values_supported"] = ["RS256", "ES256"]
+    found["introspection_endpoint"] = f"{issuer.url}/introspect"
+    found["revocation_endpoint"] = f"{issuer.url}/revoke"
+    return found
+
+
+def answered(work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpoint:
+    """A JSON endpoint that reads a form and works in a thread, where scrypt and signatures disturb nobody."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            form = read_form(await body_of(request))
+            found = await asyncio.to_thread(work, form, request.headers.get("authorization"))
+        except OAuthError as e:
+            return JSONResponse(e.body(), e.status, {**SECRET, **e.headers})
+        return JSONResponse(found, headers=SECRET) if found is not None else Response(headers=SECRET)
+
+    return endpoint
+
+
+async def body_of(request: Request) -> bytes:
+    """The body, read no further than a form may be long."""
     data = bytearray()
     async for piece in request.stream():
         data += piece
         if len(data) > MAX_FORM:
-            raise _OAuthError("invalid_request", f"the form is larger than {MAX_FORM} bytes", 413)
+            break
     return bytes(data)
-
-
-def _parsed(body: bytes) -> _Form:
-    """The form, blanks and other characters taken raw or encoded; only the audience may repeat."""
-    try:
-        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
-    except ValueError as e:
-        raise _OAuthError("invalid_request", "the body is not a form in UTF-8 of at most 100 fields") from e
-    single: dict[str, str] = {}
-    audience: dict[str, None] = {}
-    for name, value in pairs:
-        if name in _REPEATABLE:
-            audience.update((word, None) for word in value.split())
-        elif single.setdefault(name, value) != value:
-            raise _OAuthError("invalid_request", f"{shown(name)} is given twice")
-    return _Form(single, tuple(audience))
-
-
-def _token(issuer: Issuer, form: _Form, authorization: str | None) -> Granted:
-    """Authenticate, decide, sign; every refusal as the error that OAuth has for it."""
-    client = _client(issuer, form, authorization)
-    grant = form.single.get("grant_type")
-    if not grant:
-        raise _OAuthError(
-            "invalid_request", "grant_type is missing; send a form with grant_type=client_credentials"
-        )
-    if grant != "client_credentials":
-        raise _OAuthError(
-            "unsupported_grant_type", f"grant_type {shown(grant)}: only client_credentials is offered here"
-        )
-    try:
-        scope = issuer.allowed(client, form.single.get("scope", ""))
-    except Forbidden as e:
-        raise _OAuthError("access_denied", e.message) from e
-    except BadRequest as e:
-        raise _OAuthError("invalid_scope", e.message) from e
-    try:
-        return issuer.grant(client, scope, form.audience)
-    except BadRequest as e:
-        raise _OAuthError("invalid_request", e.message) from e
-
-
-def _client(issuer: Issuer, form: _Form, authorization: str | None) -> Client:
-    """The client that the request comes from (RFC 6749 §2.3.1)."""
-    posted_id, posted = form.single.get("client_id", ""), form.single.get("client_secret")
-    if authorization is not None:
-        attempts = _basic(authorization)
-        if posted is not None:
-            raise _OAuthError(
-                "invalid_request", "the client authenticates twice; use Basic or the form, not both"
-            )
-        if posted_id and posted_id not in {client_id for client_id, _ in attempts}:
-            raise _OAuthError("invalid_request", "client_id is not the client that authenticates")
-    elif posted is not None:
-        attempts = [(posted_id, posted)]
-    else:
-        raise _refused("the client must authenticate, by Basic or by client_id and client_secret")
-    try:
-        for client_id, secret in attempts:
-            client = issuer.clients.authenticate(client_id, secret)
-            if client is not None:
-                return client
-    except TooManyRequests as e:
-        raise _OAuthError("temporarily_unavailable", e.message, 429, **{"Retry-After": "60"}) from e
-    except DomaError as e:
-        raise _OAuthError("server_error", "the clients cannot be read now; the log has the cause", 500) from e
-    raise _refused("unknown client or wrong secret")
-
-
-def _basic(authorization: str) -> list[tuple[str, str]]:
-    """User and password, percent-decoded as the standard says, then raw as many clients send them."""
-    scheme, _, value = authorization.strip().partition(" ")
-    if scheme.lower() != "basic":
-        raise _refused("the token endpoint takes Basic or client_secret_post authentication")
-    try:
-        text = base64.b64decode(value.strip(), validate=True).decode()
-    except ValueError as e:
-        raise _refused("the Basic credential is not base64 of 'id:secret'") from e
-    user, colon, password = text.partition(":")
-    if not colon:
-        raise _refused("the Basic credential is not base64 of 'id:secret'")
-    decoded = (unquote_plus(user), unquote_plus(password))
-    return list(dict.fromkeys([decoded, (user, password)]))
-
-
-def _refused(why: str) -> _OAuthError:
-    return _OAuthError("invalid_client", why, 401, **{"WWW-Authenticate": 'Basic realm="token"'})
-
-
-def _plain(text: str) -> str:
-    """RFC 6749 §5.2: printable ASCII without quote and backslash."""
-    return "".join(c if " " <= c <= "~" and c not in '"\\' else "'" for c in text)

@@ -143,6 +143,25 @@ def decides_alone(scopes: Iterable[str]) -> bool:
     return any(word.startswith(("storage.", "compute.")) or word == "host.auth" for word in scopes)
 
 
+def from_scitokens(scopes: Iterable[str]) -> tuple[str, ...]:
+    """The words of SciTokens as WLCG's: their ``write`` is WLCG's modify, which includes create.
+
+    >>> from_scitokens(["read:/a", "write:/b", "fts"])
+    ('storage.read:/a', 'storage.modify:/b', 'fts')
+    """
+    return tuple(_renamed(word, {"read": "storage.read", "write": "storage.modify"}) for word in scopes)
+
+
+def to_scitokens(scopes: Iterable[str]) -> tuple[str, ...]:
+    """WLCG's words as SciTokens'; what has no word there without being wider is left out.
+
+    >>> to_scitokens(["storage.read:/a", "storage.create:/b", "storage.modify:/c", "compute.read"])
+    ('read:/a', 'write:/c', 'compute.read')
+    """
+    named = (_renamed(word, {"storage.read": "read", "storage.modify": "write"}) for word in scopes)
+    return tuple(word for word in named if not word.startswith(("storage.", "wlcg")))
+
+
 def is_group(name: str) -> bool:
     """Whether a name follows the grammar of groups, ``/vo[/group…]`` (T19)."""
     return _GROUP.fullmatch(name) is not None
@@ -177,6 +196,11 @@ def shown(text: str) -> str:
     """A foreign word as it may stand in a message: short, printable ASCII."""
     text = ascii(text)[1:-1]
     return text if len(text) <= 120 else text[:120] + "..."
+
+
+def _renamed(word: str, names: Mapping[str, str]) -> str:
+    name, colon, path = word.partition(":")
+    return f"{names[name]}:{path}" if colon and name in names else word
 
 
 def _granted(word: str, own: Sequence[Capability], plain: frozenset[str]) -> bool:

@@ -8,7 +8,7 @@ Source: WLCG Common JWT Profile 1.3, RFC 7519, RFC 8725; rules T1-T11 and §1-§
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Verifier:
         clock: Unix seconds.
         skew: Seconds that ``nbf`` and ``iat`` may lie in the future, at most 300.
         cache_dir: Where fetched keys survive a restart; None: nowhere.
+        revoked: ``jti`` of tokens of the local issuers that are void; see :meth:`drop`.
 
     Raises:
         ConfigError: an issuer is listed twice, is not https, or is local but not listed; bad audience,
@@ -54,6 +55,7 @@ class Verifier:
         clock: Callable[[], float] = time.time,
         skew: float = 60.0,
         cache_dir: Path | None = None,
+        revoked: Container[str] = frozenset(),
     ) -> None:
         if not 0 <= skew <= MAX_SKEW:
             raise ConfigError(f"clock_skew {skew:g}: must lie between 0 and {MAX_SKEW:g} seconds")
@@ -62,6 +64,7 @@ class Verifier:
         self._audiences = accepted(audiences)
         self._clock = clock
         self._skew = skew
+        self._revoked = revoked
         self._trusted: dict[str, tuple[Issuer, KeySource]] = {}
         self._known: dict[bytes, tuple[Identity, float, int]] = {}
         self._known_bytes = 0
@@ -76,6 +79,7 @@ class Verifier:
                 else RemoteKeys(issuer, clock, cache_dir, self.forget)
             )
             self._trusted[name] = (issuer, keys)
+        self._local = frozenset(held)
         for name in held.keys() - self._trusted.keys():
             raise ConfigError(f"issuer {name}: has local keys but is not among the trusted issuers")
 
@@ -106,11 +110,25 @@ class Verifier:
         check_signature(parts, await keys.find(parts))
         now = self._clock()
         identity = identity_of(parts.claims, issuer, self._audiences, now, self._skew)
+        if identity.jti in self._revoked and issuer.issuer.removesuffix("/") in self._local:
+            raise InvalidToken(f"token: {identity.jti} of {identity.subject} was revoked; get a new one")
         self._remember(token, identity, min(identity.expires, now + REMEMBER))
         return identity
 
+    def drop(self, revoked: Collection[str]) -> None:
+        """Drop the verdicts on tokens that were revoked meanwhile; from the event loop only.
+
+        Args:
+            revoked: Their ``jti``.
+        """
+        void = [digest for digest, (identity, _, _) in self._known.items() if identity.jti in revoked]
+        for digest in void:
+            self._drop(digest)
+        if void:
+            self.epoch += 1
+
     def forget(self) -> None:
-        """Drop every remembered verdict: keys or revocations have changed."""
+        """Drop every remembered verdict: keys have changed."""
         self._known.clear()
         self._known_bytes = 0
         self.epoch += 1
