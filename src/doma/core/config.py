@@ -6,7 +6,7 @@ models. Unknown keys are errors. Only ``app.py`` reads :class:`Config` whole.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -219,6 +219,28 @@ class Scan(Section):
     """Life of a Flight ticket."""
 
 
+class S3Bucket(Section):
+    """Keys for one bucket of another S3 service."""
+
+    access_key: str = ""
+    """Access key id."""
+    secret_key: SecretStr = SecretStr("")
+    """Secret key."""
+    session_token: SecretStr = SecretStr("")
+    """Session token, where the key has one."""
+
+
+class S3(Section):
+    """The s3 door, and buckets that serve as stores."""
+
+    key_lifetime: Seconds = 7 * 24 * 3600
+    """Longest life of an access key; it never outlives the token that asked for it."""
+    upload_lifetime: Seconds = 24 * 3600
+    """Multipart uploads that nothing came for in this time are removed."""
+    buckets: dict[str, S3Bucket] = {}
+    """Keys by bucket, for ``s3://`` stores. Else ``AWS_ACCESS_KEY_ID`` and its kin from the environment."""
+
+
 class Database(Section):
     """Tables."""
 
@@ -267,4 +289,5 @@ class Config(Section):
     tpc: Tpc = Tpc()
     columns: Columns = Columns()
     scan: Scan = Scan()
+    s3: S3 = S3()
     staging: Staging = Staging()
