@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+from xml.sax.saxutils import escape
 
 from doma.auth.model import Identity, Verb
 from doma.core.errors import BadRequest, LimitExceeded, NotAllowed, PreconditionFailed, Refused
@@ -27,6 +29,11 @@ ALLOW = "OPTIONS, GET, HEAD, PUT, DELETE, MKCOL, MOVE, COPY, PROPFIND, PROPPATCH
 
 FLUSH = 64 << 10
 """Bytes of a streamed answer that are gathered before they are sent."""
+
+
+_QUOTES = {"'": "&#39;", '"': "&quot;"}
+_ODD = re.compile(r"[^A-Za-z0-9/._~-]").search
+_UNSAYABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]").search
 
 
 @dataclass(slots=True)
@@ -121,24 +128,30 @@ class Call:
         await answer(self.send, self.method, status, headers or {}, body)
 
     async def stream(self, status: int, headers: Mapping[str, str], pieces: AsyncIterator[str]) -> None:
-        """Send an answer of unknown length in bounded memory.
+        """Send an answer of unknown length in bounded memory; a short one whole, with its length.
 
-        The first piece is made before the status goes out, so that an error up to there is a clean one.
+        What fails before the first :data:`FLUSH` bytes are made fails cleanly: the status is not sent yet.
         """
         if self.method == "HEAD":
             await self.answer(status, headers)
             return
-        gathered: list[str] = [await anext(pieces)]
-        await self.send({"type": "http.response.start", "status": status, "headers": _raw(headers)})
-        size = 0
+        gathered: list[str] = []
+        size, begun = 0, False
         async for piece in pieces:
             gathered.append(piece)
             size += len(piece)
             if size >= FLUSH:
+                if not begun:
+                    start = {"type": "http.response.start", "status": status, "headers": _raw(headers)}
+                    await self.send(start)
+                    begun = True
                 await self.send(_part("".join(gathered), more=True))
                 gathered, size = [], 0
                 await asyncio.sleep(0)  # a store in memory never waits, and others want to be served
-        await self.send(_part("".join(gathered), more=False))
+        if begun:
+            await self.send(_part("".join(gathered), more=False))
+        else:
+            await self.answer(status, headers, "".join(gathered).encode())
 
 
 def shown(endpoint: Endpoint, path: str) -> str:
@@ -152,9 +165,22 @@ def href(endpoint: Endpoint, path: str, *, is_dir: bool) -> str:
     return whole + "/" if is_dir and not whole.endswith("/") else whole
 
 
+def links(endpoint: Endpoint) -> Callable[[Stat], str]:
+    """What gives the address of each of many entries, ready to stand in XML or HTML."""
+    top = escape(f"/{quote(endpoint.name)}", _QUOTES)
+
+    def link(entry: Stat) -> str:
+        path = entry.path
+        if _ODD(path):
+            path = escape(encode(path), _QUOTES)
+        return f"{top}{path}/" if entry.is_dir and path != "/" else top + path
+
+    return link
+
+
 def nameable(path: str) -> bool:
     """Whether a request could name this path at all; the disk below a store may hold others."""
-    return not any(ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in path)
+    return not _UNSAYABLE(path)
 
 
 def check_conditions(call: Call, stat: Stat | None) -> None:

@@ -7,6 +7,7 @@ Source: RFC 4918 §4, §9.1, §9.2, §13, §14; rule W35 of the storage contract
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError, tostring
@@ -24,6 +25,8 @@ LONGEST = 512
 """Characters of a property's name with its namespace."""
 DEEPEST = 100
 """Levels of XML inside a property that is kept."""
+_SHORT = 4 << 10
+"""Bytes of a body whose meaning is remembered."""
 
 DAV = "{DAV:}"
 LCGDM = "{LCGDM:}"
@@ -59,6 +62,12 @@ def asked(body: bytes) -> Wanted:
     >>> asked(b'<propfind xmlns="DAV:"><prop><getetag/></prop></propfind>').names
     ('{DAV:}getetag',)
     """
+    # Clients send one and the same body again and again.
+    return _asked(body) if len(body) <= _SHORT else _asked.__wrapped__(body)
+
+
+@lru_cache(maxsize=64)
+def _asked(body: bytes) -> Wanted:
     if not body.strip():
         return Wanted()
     root = _root(body, "propfind")

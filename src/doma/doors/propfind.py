@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from doma.auth.model import Verb
 from doma.core.checksum import digest_header
 from doma.core.errors import BadRequest, NotFound
-from doma.doors.dav_call import Call, href
+from doma.doors.dav_call import Call, links
 from doma.doors.dav_xml import CLOSE, DCACHE, LCGDM, LIMIT, OPEN, XML, Wanted, asked, element, tags
 from doma.doors.listing import visible
 from doma.doors.reply import content_type
@@ -100,11 +100,10 @@ async def propfind(call: Call) -> None:
 
 async def _space(call: Call, stat: Stat, wanted: Wanted) -> Space | None:
     """For whoever asks, and for everything of a collection: Rucio asks so, where RFC 4331 §2 would not."""
-    store = call.endpoint.store
-    if not isinstance(store, CanSpace):
+    if not stat.is_dir or not (wanted.everything or any(name in _SPACE for name in wanted.names)):
         return None
-    named = any(name in _SPACE for name in wanted.names)
-    return await store.space() if named or (wanted.everything and stat.is_dir) else None
+    store = call.endpoint.store
+    return await store.space() if isinstance(store, CanSpace) else None
 
 
 async def _refuse_infinity(call: Call) -> None:
@@ -149,10 +148,10 @@ _Own = Callable[[Stat], Coroutine[Any, Any, Mapping[str, str]]]
 
 def _own(call: Call, wanted: Wanted) -> _Own | None:
     """What looks up the properties that clients have set; None where none can be among the wanted."""
+    if not (wanted.everything or wanted.only_names or any(name not in PROTECTED for name in wanted.names)):
+        return None
     store = call.endpoint.store
     if not isinstance(store, CanAnnotate):
-        return None
-    if not (wanted.everything or wanted.only_names or any(name not in PROTECTED for name in wanted.names)):
         return None
 
     async def own(entry: Stat) -> Mapping[str, str]:
@@ -164,28 +163,38 @@ def _own(call: Call, wanted: Wanted) -> _Own | None:
     return own
 
 
+class _Plan:
+    """What of a request is the same for every entry, made once and kept: clients repeat themselves."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        known = LIVE | _ASKED
+        every = wanted.everything or wanted.only_names
+        names = tuple(dict.fromkeys((*LIVE, *wanted.names))) if every else wanted.names
+        explicit = set(wanted.names)
+        self.live = [(known[n], *tags(n), element(n), n in explicit) for n in names if n in known]
+        self.space = [n for n in _SPACE if n in explicit or wanted.everything]
+        self.own = {n: element(n) for n in names if n not in known and n not in _SPACE}
+        self.lacking = [element(n) for n in _SPACE if n in explicit]
+        """What stands for the space of something that has none, where it was asked for by name."""
+
+
+_plan = lru_cache(maxsize=64)(_Plan)
+
+
 def _writer(call: Call, wanted: Wanted, space: Space | None) -> Callable[[Stat, Mapping[str, str]], str]:
-    """What turns one entry into its ``D:response``: everything that is the same for all is made once.
+    """What turns one entry into its ``D:response``.
 
     The mapping has what clients have set on the entry: property to its whole element.
     """
-    known: dict[str, _Value] = LIVE | _ASKED
-    if space is not None:
-        used, available = str(space.used), str(max(0, space.available))
-        known[_USED] = lambda s: used if s.is_dir else None
-        known[_AVAILABLE] = lambda s: available if s.is_dir else None
-    names = wanted.names
-    if wanted.everything or wanted.only_names:
-        spaces = () if space is None else _SPACE
-        names = tuple(dict.fromkeys((*LIVE, *spaces, *wanted.names)))
-    explicit = set(wanted.names)
-    live = [(known[n], *tags(n), element(n), n in explicit) for n in names if n in known]
-    others = {n: element(n) for n in names if n not in known}
-    all_own, only_names, endpoint = wanted.everything or wanted.only_names, wanted.only_names, call.endpoint
+    plan, only_names = _plan(wanted), wanted.only_names
+    all_own = wanted.everything or only_names
+    numbers = {} if space is None else {_USED: space.used, _AVAILABLE: max(0, space.available)}
+    spaces = [f"{tags(n)[0]}{numbers[n]}{tags(n)[1]}" for n in plan.space if n in numbers]
+    address = links(call.endpoint)
 
     def write(entry: Stat, own: Mapping[str, str]) -> str:
         have, missing = [], []
-        for value, opening, closing, empty, explicitly in live:
+        for value, opening, closing, empty, explicitly in plan.live:
             content = value(entry)
             if content is None:
                 if explicitly:
@@ -194,15 +203,18 @@ def _writer(call: Call, wanted: Wanted, space: Space | None) -> Callable[[Stat, 
                 have.append(empty)
             else:
                 have.append(opening + content + closing)
-        for name, empty in others.items():
+        if spaces and entry.is_dir:
+            have += spaces
+        else:
+            missing += plan.lacking
+        for name, empty in plan.own.items():
             if name not in own:
                 missing.append(empty)
             elif not all_own:
                 have.append(own[name])
         if all_own:
             have += map(element, own) if only_names else own.values()
-        place = escape(href(endpoint, entry.path, is_dir=entry.is_dir))
-        text = f"<D:response><D:href>{place}</D:href>"
+        text = f"<D:response><D:href>{address(entry)}</D:href>"
         if have or not missing:
             text += f"<D:propstat><D:prop>{''.join(have)}</D:prop>{_OK}"
         if missing:
