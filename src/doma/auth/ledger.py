@@ -102,16 +102,14 @@ class Ledger:
 
         def work(tx: Connection) -> tuple[Row[Any] | None, str]:
             row = tx.execute(select(families).where(families.c.id == family).with_for_update()).first()
-            problem = _unusable(row, client, now) or (number > row.number and "is not known")  # type: ignore[union-attr]
+            problem = _unusable(row, client, number, now)
             if row is None or problem:
-                return None, problem or ""
+                return None, problem
             if number == row.number:
                 tx.execute(update(families).where(families.c.id == family).values(number=number + 1))
                 tx.execute(insert(rotations).values(family=family, number=number + 1, at=now))
                 return row, ""
-            next_one = (rotations.c.family == family) & (rotations.c.number == number + 1)
-            at = tx.execute(select(rotations.c.at).where(next_one)).scalar()
-            if at is None or now - at > self._grace:
+            if self._late(tx, family, number, now):
                 tx.execute(update(families).where(families.c.id == family).values(revoked=now))
                 return None, "was used before; all tokens of its family are void now"
             return row, ""
@@ -127,11 +125,16 @@ class Ledger:
             family, number = self._read(token)
         except OAuthError:
             return None
-        wanted = select(families).where(families.c.id == family)
-        row = self.db.look_sync(lambda tx: tx.execute(wanted).first())
-        if row is None or _unusable(row, client, now) or number > row.number:
-            return None
-        return _family(row)
+
+        def work(tx: Connection) -> Row[Any] | None:
+            row = tx.execute(select(families).where(families.c.id == family)).first()
+            if row is None or _unusable(row, client, number, now):
+                return None
+            late = number < row.number and self._late(tx, family, number, now)
+            return None if late else row
+
+        row = self.db.look_sync(work)
+        return _family(row) if row is not None else None
 
     def end(self, token: str, client: str, now: float) -> None:
         """Void a refresh token's family, if it is this client's. Idempotent."""
@@ -191,6 +194,12 @@ class Ledger:
 
         self.db.run_sync(work)
 
+    def _late(self, tx: Connection, family: str, number: int, now: float) -> bool:
+        """Whether a token that is not the newest is used after its grace."""
+        after = (rotations.c.family == family) & (rotations.c.number == number + 1)
+        at = tx.execute(select(rotations.c.at).where(after)).scalar()
+        return at is None or now - at > self._grace
+
     def _token(self, family: str, number: int) -> str:
         return f"doma-rt.{family}.{number}.{self.mac(f'refresh {family} {number}')}"
 
@@ -201,8 +210,8 @@ class Ledger:
         return match[1], int(match[2])
 
 
-def _unusable(row: Row[Any] | None, client: str, now: float) -> str:
-    if row is None or row.client != client:
+def _unusable(row: Row[Any] | None, client: str, number: int, now: float) -> str:
+    if row is None or row.client != client or number > row.number:
         return "is not known"
     if row.revoked is not None:
         return "was revoked"
