@@ -23,9 +23,12 @@ from doma.columns.model import Grant
 from doma.core.config import Config
 from doma.core.errors import ConfigError
 from doma.core.paths import encode
-from doma.doors import webdav
+from doma.doors import s3, s3_routes, webdav
+from doma.doors.s3_call import Door
+from doma.doors.s3_keys import Keys
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
+from doma.store.file import FileStore
 from doma.web import app as web
 from doma.web.overview import Overview
 from doma.web.stream import Streams
@@ -68,6 +71,7 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     urls: dict[str, str] = field(default_factory=dict)
     app: ASGIApp = field(init=False)
+    s3_door: Door = field(init=False)
     flight: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -105,10 +109,12 @@ class Services:
             self.urls |= {"dashboard": self.opened.base + "/", "metrics": self.opened.base + "/metrics"}
             self.urls["events"] = self.opened.base + "/events"
         self._caches(root)
+        self._s3(root)
         if "columns" in self.roles:
             self._columns(root)
         doors = counted(webdav.app(self.opened.site), self.metrics, endpoints=self.opened.site.endpoints)
-        self.app = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
+        inner = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
+        self.app = s3.beside(self.s3_door, self.config.s3.key_lifetime, inner)
 
     def count(
         self, endpoint: str, method: str, status: int, received: int, sent: int, seconds: float, times: int
@@ -128,6 +134,7 @@ class Services:
             self._stack.push_async_callback(self._service.stop)
         if "scan" in self.roles:
             await self._scan()
+        self.opened.background.spawn(s3.sweep_forever(self.s3_door, self.config.s3.upload_lifetime))
         return self
 
     async def __aexit__(
@@ -155,6 +162,18 @@ class Services:
                 kind="counter" if metric.endswith("_total") else "gauge",
                 labels=("endpoint",),
             )
+
+    def _s3(self, root: Any) -> None:
+        section, opened = self.config.s3, self.opened
+        uploads = FileStore(self.home / "s3")
+        self._stack.push_async_callback(uploads.close)
+        issuers = [issuer.issuer for issuer in self.config.auth.issuers]
+        keys = Keys(
+            self.home.secret("keys/s3.key"), [*issuers, *([opened.issuer.url] if opened.issuer else [])]
+        )
+        self.s3_door = Door(opened.site, keys, uploads, time.time)
+        root.include_router(s3_routes.router(self.s3_door, opened.base, section.key_lifetime))
+        self.urls["s3"] = opened.base
 
     def _columns(self, root: Any) -> None:
         from doma.columns.routes import router

@@ -8,7 +8,7 @@ Source: RFC 4918 §9.1, §13; RFC 4331 (quota); rules W14, W31-W34 of the storag
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
@@ -118,47 +118,44 @@ async def _refuse_infinity(call: Call) -> None:
 async def _multistatus(
     call: Call, stat: Stat, wanted: Wanted, space: Space | None, children: bool
 ) -> AsyncIterator[str]:
-    write = _writer(call, wanted, space)
-    own = _own(call, wanted)
+    write, own = _writer(call, wanted, space), _own(call, wanted)
     entries = visible(call) if children else None
     # A store that cannot list fails before the status is sent.
     first = await anext(entries, None) if entries is not None else None
-    yield OPEN + write(stat, await own(stat) if own else {})
-    if entries is None or first is None:
-        yield CLOSE
-        return
-    if own is None:
-        yield write(first, {})
+    yield OPEN + write(stat, *await own([stat]))
+    if entries is not None and first is not None:
+        batch = [first]
         async for entry in entries:
-            yield write(entry, {})
-    else:
-        yield write(first, await own(first))
-        batch: list[Stat] = []
-        async for entry in entries:
-            batch.append(entry)
             if len(batch) == BATCH:
-                yield "".join(map(write, batch, await asyncio.gather(*map(own, batch))))
-                batch.clear()
-        yield "".join(map(write, batch, await asyncio.gather(*map(own, batch))))
+                yield "".join(map(write, batch, await own(batch)))
+                batch = []
+            batch.append(entry)
+        yield "".join(map(write, batch, await own(batch)))
     yield CLOSE
 
 
-_Own = Callable[[Stat], Coroutine[Any, Any, Mapping[str, str]]]
+_Own = Callable[[Sequence[Stat]], Coroutine[Any, Any, Sequence[Mapping[str, str]]]]
 
 
-def _own(call: Call, wanted: Wanted) -> _Own | None:
-    """What looks up the properties that clients have set; None where none can be among the wanted."""
-    if not (wanted.everything or wanted.only_names or any(name not in PROTECTED for name in wanted.names)):
-        return None
+def _own(call: Call, wanted: Wanted) -> _Own:
+    """What looks up the properties that clients have set on some entries, where one can be wanted."""
     store = call.endpoint.store
-    if not isinstance(store, CanAnnotate):
-        return None
+    asking = wanted.everything or wanted.only_names or not PROTECTED.issuperset(wanted.names)
+    notes = store.annotations if asking and isinstance(store, CanAnnotate) else None
 
-    async def own(entry: Stat) -> Mapping[str, str]:
+    async def one(path: str) -> Mapping[str, str]:
+        assert notes is not None
         try:
-            return await store.annotations(entry.path)
+            return await notes(path)
         except NotFound:  # It vanished after it was listed.
             return {}
+
+    async def own(entries: Sequence[Stat]) -> Sequence[Mapping[str, str]]:
+        paths = [entry.path for entry in entries if notes is not None and entry.annotated]
+        if not paths:
+            return [{}] * len(entries)
+        found = dict(zip(paths, await asyncio.gather(*map(one, paths)), strict=True))
+        return [found.get(entry.path, {}) for entry in entries]
 
     return own
 

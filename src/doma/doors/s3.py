@@ -3,6 +3,7 @@
 Source: Amazon S3 API Reference (2006-03-01); servicex.md §5, storage.md §8 of the project's contracts.
 """
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,12 +11,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from doma.core.errors import DomaError, NotAllowed, Unsupported
 from doma.doors import s3_listing, s3_multipart, s3_objects
 from doma.doors.s3_call import Call, Door, Receive, Scope, Send, recognised
+from doma.doors.s3_routes import is_sts, sts
 from doma.doors.s3_xml import DECLARATION, code_of, refusal
 
 log = logging.getLogger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _Work = Callable[[Call], Awaitable[None]]
+
+SWEEP = 3600.0
+"""Seconds between two looks for stale uploads."""
 
 _MARKS = (b"X-Amz-Algorithm=", b"AWSAccessKeyId=")
 
@@ -49,6 +54,37 @@ def app(door: Door) -> App:
             )
 
     return application
+
+
+def beside(door: Door, longest: float, others: App) -> App:
+    """Take what is signed for S3, and what asks STS for keys; leave everything else to the others.
+
+    Args:
+        door: The door.
+        longest: Seconds that a key may live.
+        others: Gets all other requests.
+    """
+    own = app(door)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and is_signed(scope):
+            await own(scope, receive, send)
+        elif scope["type"] == "http" and is_sts(scope):
+            await sts(door, longest, scope, receive, send)
+        else:
+            await others(scope, receive, send)
+
+    return application
+
+
+async def sweep_forever(door: Door, life: float) -> None:
+    """Remove multipart uploads that nothing has come for in ``life`` seconds, now and every hour."""
+    while True:
+        try:
+            await s3_multipart.sweep(door.uploads, door.clock() - life)
+        except DomaError as e:
+            log.warning("stale multipart uploads could not be removed: %s", e)
+        await asyncio.sleep(SWEEP)
 
 
 class _Reply:
