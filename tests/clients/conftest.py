@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from doma.core.config import Config
 from tests.clients.xrootd_server import XRootD, missing
 from tests.conftest import System
 
@@ -20,10 +19,9 @@ DEBIAN_PYTHON = "/usr/bin/python3"
 """The interpreter that Debian's Python packages (gfal2, gfal2-util) are for."""
 
 
-def settings(more: str = "") -> str:
-    """A configuration under which loopback may be copied from and to."""
-    tpc = '[tpc]\nallow = ["loopback"]\n' if "tpc" in Config.model_fields else ""
-    return tpc + more
+def settings(home: Path) -> str:
+    """A configuration under which loopback may be copied from and to; both servers have the home's CA."""
+    return f'[tpc]\nallow = ["loopback"]\nca_file = "{home / "tls" / "ca.pem"}"\n'
 
 
 @dataclass
@@ -107,7 +105,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     if packages := missing():
         pytest.skip(f"XRootD is not installed (Debian: {packages})")
     base = tmp_path_factory.mktemp("grid")
-    (base / "doma.toml").write_text(settings())
+    (base / "doma.toml").write_text(settings(base / "home"))
     (base / "scratch").mkdir()
     system = System(base / "home", "--config", base / "doma.toml")
     system.up()

@@ -74,6 +74,7 @@ class XRootD:
         export: First component of every path.
         more: Further lines of its configuration.
         trust: Further CA files that it trusts as a client.
+        place: Where its folder is made; others must be able to enter.
     """
 
     def __init__(
@@ -86,13 +87,14 @@ class XRootD:
         export: str = "/vo",
         more: str = "",
         trust: Sequence[Path] = (),
+        place: Path | None = None,
     ) -> None:
         self._jwks, self._audience, self._more = jwks, audience, more
         self._ca, self._ca_key, self._trust = ca, ca_key, trust
         self.export = export
         self.port = _free_port()
         # not below pytest's own folder, which only its owner can enter
-        self.base = Path(tempfile.mkdtemp(prefix="doma-xrootd-"))
+        self.base = Path(tempfile.mkdtemp(prefix="doma-xrootd-", dir=place))
         self.files = self.base / "files" / export.strip("/")
         self.log = self.base / "xrootd.log"
         self._process: subprocess.Popen[bytes] | None = None
