@@ -72,7 +72,7 @@ def _url(call: Call, header: str) -> SplitResult:
     else:
         try:
             url = urlsplit(value)
-            known = url.scheme in _SCHEMES and bool(url.hostname) and (url.port or 1) > 0
+            known = url.scheme in _SCHEMES and bool(url.hostname) and url.port != 0
         except ValueError:
             known = False
         if not known or "@" in url.netloc:

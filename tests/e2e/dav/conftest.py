@@ -52,6 +52,10 @@ class Server:
         claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
         return self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": scope}, "ES256")
 
+    def exists(self, name):
+        """Whether something lies in the served folder."""
+        return (self._folder / name).exists()
+
     def dial(self):
         return http.client.HTTPConnection(*self.address, timeout=20)
 
@@ -79,8 +83,16 @@ class BrokenListing(MemoryStore):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("dav")) as running:
+def outside(tmp_path_factory):
+    """The folder above the served one, with something in it that nobody may see."""
+    folder = tmp_path_factory.mktemp("dav")
+    (folder / "secret").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(outside):
+    with Server(outside / "served") as running:
         yield running
 
 
