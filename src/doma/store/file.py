@@ -21,6 +21,7 @@ from doma.store.content import Content
 from doma.store.folder import Folder
 from doma.store.oserrors import translated
 from doma.store.protocol import Buffer, Space, Stat
+from doma.store.quota import Quota
 from doma.store.session import Blocks, FileSession
 from doma.store.upload import FileUpload, Temporary
 from doma.store.writing import Tally, check_span
@@ -69,6 +70,7 @@ class FileStore:
         root: The folder; made if it is missing, unless ``read_only``.
         read_only: Write nothing at all into it, and take its files for changeable by others.
         fsync: Make files durable before they are published.
+        quota: Limits of what may lie in it; of this store alone.
         emit: Takes ``file.landed``, ``file.deleted``, ``file.moved``.
 
     Raises:
@@ -81,11 +83,12 @@ class FileStore:
         *,
         read_only: bool = False,
         fsync: bool = True,
+        quota: Quota | None = None,
         emit: Emit = lambda event: None,
     ) -> None:
         self._read_only = read_only
         self._emit = emit
-        self._folder = Folder(root, read_only=read_only, fsync=fsync)
+        self._folder = Folder(root, read_only=read_only, fsync=fsync, quota=quota)
         self._prefix = self._folder.tree.real.rstrip("/")
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="doma-file")
         self._sum_pool = ThreadPoolExecutor(2, thread_name_prefix="doma-sum")
@@ -136,7 +139,11 @@ class FileStore:
         return value
 
     async def space(self) -> Space:
-        return await self._run("/", self._folder.space)
+        return await self.space_at("/")
+
+    async def space_at(self, path: str) -> Space:
+        path = checked(path)
+        return await self._run(path, self._folder.space, path)
 
     async def create(
         self,
@@ -150,7 +157,7 @@ class FileStore:
         path = self._writable(path)
         tally = Tally(path, size, checksums)
         room = (size or 0) + sum(upload.missing for upload in self._uploads)
-        begun = self._submit(path, self._folder.begin, path, room, if_version, if_absent)
+        begun = self._submit(path, self._folder.begin, path, size or 0, room, if_version, if_absent)
         try:
             temporary = await asyncio.wrap_future(begun)
         except asyncio.CancelledError:

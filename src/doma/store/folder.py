@@ -1,35 +1,23 @@
-"""What a file store does on the disk, call by call: blocking, and safe to run in any thread.
+"""What a file store changes on the disk, call by call: blocking, and safe to run in any thread.
 
-Calls raise ``OSError`` as the system gave it (the store translates it) and our errors where we judge.
+Errors are as in :mod:`doma.store.looking`.
 """
 
 import errno
 import os
 import stat as modes
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from pathlib import Path
 
-from doma.core.checksum import Hasher
-from doma.core.errors import (
-    AlreadyExists,
-    ConfigError,
-    Conflict,
-    NotFound,
-    PreconditionFailed,
-    Refused,
-    StorageFull,
-)
-from doma.core.paths import RESERVED
-from doma.store.beneath import Tree, parts_of
-from doma.store.content import Content
-from doma.store.marks import Mark, Marks, version_of
-from doma.store.notes import Notes, drop_inside
-from doma.store.protocol import PIECE, Space, Stat
+from doma.core.errors import AlreadyExists, Conflict, PreconditionFailed, Refused, StorageFull
+from doma.store.beneath import parts_of
+from doma.store.looking import Looking, described
+from doma.store.marks import Mark
+from doma.store.notes import drop_inside
+from doma.store.protocol import Stat
+from doma.store.quota import Held
 from doma.store.session import Blocks, Parts
-from doma.store.spool import PathLocks, Spool
 from doma.store.upload import Temporary, move
 from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
 
@@ -37,145 +25,28 @@ ATTEMPTS = 5
 """Times a publication makes its directories anew when somebody deletes them under its hands."""
 
 
-class Folder:
-    """A folder with its hidden spool, locks and marks.
-
-    Args:
-        root: The folder; made if it is missing, unless ``read_only``.
-        read_only: Write nothing at all into it, and take its files for changeable by others.
-        fsync: Make files durable before they are published.
-
-    Raises:
-        ConfigError: the folder is not there or cannot be used.
-    """
-
-    def __init__(self, root: Path, *, read_only: bool, fsync: bool) -> None:
-        self._read_only = read_only
-        self._fsync = fsync
-        self._spools: dict[int, Spool] = {}
-        self._side: int | None = None
-        self._locks: PathLocks | None = None
-        self._notes = Notes(None)
-        try:
-            if not read_only:
-                root.mkdir(parents=True, exist_ok=True)
-            self.tree = Tree(root)
-            if not read_only:
-                spool = self._spool("/", [])
-                self._side = spool.folder("marks")
-                self._locks = PathLocks(spool.folder("locks"))
-                self._notes = Notes(spool.folder("notes"))
-        except OSError as e:
-            why = e.strerror or type(e).__name__
-            raise ConfigError(
-                f"file://{root}: cannot be used as a store ({why}); correct the endpoint"
-            ) from e
-        self._marks = Marks(self._side)
-
-    def close(self) -> None:
-        """Give all descriptors back. Idempotent."""
-        if self.tree.fd < 0:
-            return
-        self.tree.close()
-        for spool in self._spools.values():
-            spool.close()
-        if self._locks is not None:
-            self._locks.close()
-        if self._side is not None:
-            os.close(self._side)
-        self._notes.close()
-
-    # --- looking ---
-
-    def stat(self, path: str) -> Stat:
-        """Raises NotFound, also for what is neither a file nor a directory."""
-        with self.tree.target(path) as (above, name, found):
-            return self._described(path, above, name, found)
-
-    def names(self, path: str) -> list[str]:
-        """The names in a directory that clients can say, sorted. Raises Conflict for a file."""
-        if not self.stat(path).is_dir:
-            raise Conflict(f"{path}: this is a file; only a directory can be listed")
-        fd = self.tree.directory(path)
-        try:
-            return sorted(name for name in os.listdir(fd) if _sayable(name))
-        finally:
-            os.close(fd)
-
-    def look_up(self, path: str, names: Sequence[str]) -> list[Stat]:
-        """The entries of a directory by name, without what vanished meanwhile or leads out of the store."""
-        entries = []
-        fd = self.tree.directory(path)
-        try:
-            for name in names:
-                child = f"{path.rstrip('/')}/{name}"
-                try:
-                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                    link = modes.S_ISLNK(found.st_mode)
-                    entries.append(self.stat(child) if link else self._described(child, fd, name, found))
-                except (OSError, NotFound):
-                    continue
-        finally:
-            os.close(fd)
-        return entries
-
-    def open(self, path: str) -> Content:
-        """Raises NotFound; Conflict for a directory."""
-        with self.tree.target(path) as (above, name, found):
-            if modes.S_ISDIR(found.st_mode):
-                raise Conflict(f"{path}: this is a directory; open a file below it")
-            _must_be_file(path, found)
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
-        try:
-            found = os.fstat(fd)
-            _must_be_file(path, found)
-            mark = self._marks.read(fd, found)
-            mapped = mark.published and not self._read_only
-            return Content(fd, found, _stat(path, found, mark), mapped=mapped)
-        except BaseException:
-            os.close(fd)
-            raise
-
-    def sum(self, content: Content, algorithm: str, digest: Hasher) -> str:
-        """Compute a checksum of a whole file and keep it. Raises what :meth:`Content.pread` raises."""
-        for start in range(0, content.stat.size, PIECE):
-            digest.update(content.pread(start, min(start + PIECE, content.stat.size)))
-        value, found = digest.hexdigest(), os.fstat(content.fd)
-        if not content.is_still(found):
-            raise PreconditionFailed(f"{content.stat.path}: the file changed while it was read; ask again")
-        mark = self._marks.read(content.fd, found)
-        sums = {**mark.checksums, algorithm: value}
-        self._marks.write(content.fd, found, replace(mark, checksums=sums))
-        return value
-
-    def annotations(self, path: str) -> dict[str, str]:
-        """See ``CanAnnotate.annotations``."""
-        with self._opened(path) as (fd, found):
-            return self._notes.read(fd, found)
-
-    def space(self) -> Space:
-        """Of the whole file system."""
-        disk = os.fstatvfs(self.tree.fd)
-        return Space((disk.f_blocks - disk.f_bfree) * disk.f_frsize, disk.f_bavail * disk.f_frsize)
-
-    # --- changing ---
+class Folder(Looking):
+    """The same, and all that changes something."""
 
     def begin(
-        self, path: str, room: int, if_version: str | None = None, if_absent: bool = False
+        self, path: str, size: int, room: int, if_version: str | None = None, if_absent: bool = False
     ) -> Temporary:
         """A temporary for a file to be, after the checks that can be made already.
 
         Args:
             path: Where it is to be published.
-            room: Bytes that must be free: announced by this and the other uploads under way.
+            size: Bytes announced.
+            room: Bytes that must be free: those and what the other uploads under way have announced.
             if_version: As in ``Store.create``.
             if_absent: As in ``Store.create``.
         """
         with _parents(path), self.tree.nearest(path) as (fd, at):
-            check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
+            old = self.find(path)
+            check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
             self._need(path, room, fd)
             spool = self._spool(path, at, fd)
-            return Temporary(spool.new, *spool.begin(), path)
+            held = Held(self._quota, path, size, old.size if old else 0)
+            return Temporary(spool.new, *spool.begin(), path, held)
 
     def parts(self, path: str, key: str, size: int | None = None) -> Parts:
         """Where an upload in parts lies."""
@@ -188,10 +59,16 @@ class Folder:
         """An upload in parts, after the checks that :meth:`begin` makes."""
         path = parts.path
         with _parents(path):
-            check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
+            old = self.find(path)
+            check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
         for spool in self._spools.values():
             spool.sweep_parts(time.time())
-        temporary, blocks = parts.open()
+        held = Held(self._quota, path, parts.size or 0, old.size if old else 0)
+        try:
+            temporary, blocks = parts.open(held)
+        except BaseException:
+            held.end()
+            raise
         try:
             self._need(path, room - blocks.size, temporary.fd)
         except BaseException:
@@ -223,21 +100,23 @@ class Folder:
         if self._fsync:
             os.fsync(fd)
         with self._held(path):
-            old = self._find(path)
+            old = self.find(path)
             check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
             self._place(temporary, path, if_absent)
-        return _stat(path, found, mark, annotated=False)
+            self._count(path, found.st_size - (old.size if old else 0))
+        return described(path, found, mark, annotated=False)
 
     def delete(self, path: str, version: str | None, recursive: bool) -> None:
         """See ``Store.delete``."""
         with self._held(path), self.tree.entry(path) as (above, name):
-            there = self._find(path)
+            there = self.find(path)
             found = os.stat(name, dir_fd=above, follow_symlinks=False)
             check_version(path, there, version)
             if not modes.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=above)
                 self._marks.forget(found)
                 self._notes.forget(found)
+                self._count(path, -found.st_size)
                 return
             if path == "/":
                 raise Refused("/: the top of a store cannot be deleted; delete what lies below")
@@ -254,18 +133,27 @@ class Folder:
                     os.rmdir(name, dir_fd=above)
                 return
             spool = self._spool(path, parts_of(path)[:-1], above)
+            gone = self._weigh(path)
             hidden = spool.discard(name, above)
+            self._counted(gone, -1)
         spool.erase(hidden)
 
     def rename(self, source: str, target: str, overwrite: bool) -> bool:
         """See ``Store.rename``."""
         with self._held(source, target):
-            moving, there = self.stat(source), self._find(target)
+            moving, there = self.stat(source), self.find(target)
             check_move(source, target)
             check_target(target, moving, there, overwrite)
             entry = self.tree.entry
             with entry(source) as (above, name), _parents(target), entry(target) as (onto, new):
-                os.rename(name, new, src_dir_fd=above, dst_dir_fd=onto)
+                changes = self._moved(source, target, moving, there)
+                if changes and self._quota is not None:
+                    self._quota.add(changes, check=target)
+                try:
+                    os.rename(name, new, src_dir_fd=above, dst_dir_fd=onto)
+                except OSError:
+                    self._counted(changes, -1)
+                    raise
                 self._sync(onto)
         return there is not None
 
@@ -282,38 +170,42 @@ class Folder:
         with self._held(path), self._opened(path) as (fd, found):
             self._notes.change(path, fd, found, changes)
 
-    # --- inside ---
-
     def _need(self, path: str, room: int, fd: int) -> None:
         """Raise StorageFull unless so many bytes are free where a descriptor lies."""
         disk = os.fstatvfs(fd)
         if room > (free := disk.f_bavail * disk.f_frsize):
             raise StorageFull(f"{path}: {room} bytes are needed and {free} are free; free some space")
 
-    def _find(self, path: str) -> Stat | None:
-        try:
-            return self.stat(path)
-        except (FileNotFoundError, NotADirectoryError, NotFound):
-            return None
+    def _count(self, path: str, size: int) -> None:
+        """Count bytes that have come below a path, or gone."""
+        if self._quota is not None and size:
+            self._quota.add(self._quota.weigh(path, size))
 
-    @contextmanager
-    def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
-        """A file or directory, open for reading."""
-        with self.tree.target(path) as (above, name, found):
-            if not modes.S_ISDIR(found.st_mode):
-                _must_be_file(path, found)
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=above)
+    def _counted(self, changes: Mapping[str, int], sign: int) -> None:
+        if self._quota is not None and changes:
+            self._quota.add({prefix: sign * size for prefix, size in changes.items()})
+
+    def _weigh(self, path: str, name: str = "") -> Mapping[str, int]:
+        """The bytes below a directory for each prefix, if it were called ``name``."""
+        if self._quota is None:
+            return {}
+        fd = self.tree.directory(path)
         try:
-            yield fd, os.fstat(fd)
+            return self._quota.weigh_tree(fd, name or path)
         finally:
             os.close(fd)
 
-    def _described(self, path: str, above: int, name: str, found: os.stat_result) -> Stat:
-        if modes.S_ISDIR(found.st_mode):
-            return Stat(path, 0, version_of(found), found.st_mtime, is_dir=True)
-        _must_be_file(path, found)
-        where = f"/proc/self/fd/{above}/{name}"
-        return _stat(path, found, self._marks.read(where, found), annotated=self._notes.any(where, found))
+    def _moved(self, source: str, target: str, moving: Stat, there: Stat | None) -> Mapping[str, int]:
+        """What a move changes for each prefix."""
+        quota = self._quota
+        if quota is None:
+            return {}
+        if moving.is_dir:
+            gone, come = self._weigh(source), self._weigh(source, target)
+        else:
+            gone, come = quota.weigh(source, moving.size), quota.weigh(target, moving.size)
+        over = quota.weigh(target, there.size) if there else {}
+        return {p: come.get(p, 0) - gone.get(p, 0) - over.get(p, 0) for p in quota.prefixes}
 
     def _held(self, *paths: str) -> AbstractContextManager[None]:
         assert self._locks is not None
@@ -341,23 +233,6 @@ class Folder:
             finally:
                 os.close(fd)
 
-    def _spool(self, path: str, at: Sequence[str], folder: int | None = None) -> Spool:
-        """The spool on the file system of a directory: at the highest directory of ours that lies on it."""
-        device = os.fstat(self.tree.fd if folder is None else folder).st_dev
-        if device not in self._spools:
-            for depth in range(len(at) + 1):
-                top = self.tree.directory("/" + "/".join(at[:depth]))
-                try:
-                    if os.fstat(top).st_dev == device:
-                        spool = self._spools.setdefault(device, Spool(top))
-                        spool.sweep(time.time())
-                        break
-                finally:
-                    os.close(top)
-            else:
-                raise Conflict(f"{path}: its directory moved meanwhile; try again")
-        return self._spools[device]
-
 
 @contextmanager
 def _parents(path: str) -> Iterator[None]:
@@ -368,29 +243,3 @@ def _parents(path: str) -> Iterator[None]:
         raise Conflict(f"{path}: its directory does not exist; make it first") from e
     except NotADirectoryError as e:
         raise Conflict(f"{path}: something above it is a file, nothing can lie below that") from e
-
-
-def _stat(path: str, found: os.stat_result, mark: Mark, *, annotated: bool = True) -> Stat:
-    return Stat(
-        path,
-        found.st_size,
-        version_of(found),
-        found.st_mtime,
-        checksums=mark.checksums,
-        upload=mark.upload,
-        annotated=annotated,
-    )
-
-
-def _must_be_file(path: str, found: os.stat_result) -> None:
-    if not modes.S_ISREG(found.st_mode):
-        raise NotFound(f"{path}: no such file or directory; devices, pipes and sockets are not served")
-
-
-def _sayable(name: str) -> bool:
-    """Whether a name can come in a request: not reserved, printable UTF-8."""
-    if name.startswith(RESERVED):
-        return False
-    return (name.isascii() and name.isprintable()) or not any(
-        ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in name
-    )

@@ -11,6 +11,7 @@ from doma.core.errors import AlreadyExists, Conflict, LimitExceeded, NotFound, R
 from doma.core.paths import checked, parent
 from doma.store.notes import LIMIT
 from doma.store.protocol import Buffer, Space, Stat
+from doma.store.quota import Held, Quota
 from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target, check_version
 
 
@@ -61,10 +62,18 @@ class MemoryStore:
 
     Args:
         capacity: Bytes that all files and running uploads may hold together; None: no limit.
+        quota: Limits of what may lie below some paths; of this store alone.
         clock: For modification times.
     """
 
-    def __init__(self, capacity: int | None = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        capacity: int | None = None,
+        *,
+        quota: Quota | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._quota = quota
         self._capacity = capacity
         self._clock = clock
         self._files: dict[str, MemoryFile] = {}
@@ -105,8 +114,14 @@ class MemoryStore:
         path = checked(path)
         self._check_parents(path)
         check_replaceable(path, self._find(path), if_version=if_version, if_absent=if_absent)
-        upload = MemoryUpload(self, Tally(path, size, checksums), if_version, if_absent)
-        self.reserve(path, size or 0)
+        old = self._find(path)
+        held = Held(self._quota, path, size or 0, old.size if old else 0)
+        upload = MemoryUpload(self, Tally(path, size, checksums), held, if_version, if_absent)
+        try:
+            self.reserve(path, size or 0)
+        except StorageFull:
+            held.end()
+            raise
         return upload
 
     async def delete(self, path: str, *, version: str | None = None, recursive: bool = False) -> None:
@@ -116,13 +131,14 @@ class MemoryStore:
         if not there.is_dir:
             del self._files[path]
             self._notes.pop(path, None)
+            self._count(path, -there.size)
             return
         if path == "/":
             raise Refused("/: the top of a store cannot be deleted; delete what lies below")
         if not recursive and any(self._children(path)):
             raise Conflict(f"{path}: the directory is not empty; delete recursively or empty it first")
         for name in [f for f in self._files if f.startswith(path + "/")]:
-            del self._files[name]
+            self._count(name, -self._files.pop(name).stat.size)
         for name in [d for d in self._dirs if d == path or d.startswith(path + "/")]:
             del self._dirs[name]
         for name in [n for n in self._notes if n == path or n.startswith(path + "/")]:
@@ -135,6 +151,7 @@ class MemoryStore:
         if not self._is_dir(parent(target)):
             raise Conflict(f"{target}: its directory does not exist; make it first")
         check_target(target, moving, there, overwrite)
+        self._count_move(source, target, there)
         self._notes.pop(target, None)
         for name in [n for n in self._notes if n == source or n.startswith(source + "/")]:
             self._notes[target + name[len(source) :]] = self._notes.pop(name)
@@ -164,6 +181,11 @@ class MemoryStore:
         if self._files.get(file.stat.path) is file:
             self._files[file.stat.path] = hashed
         return hashed.stat.checksums[algorithm]
+
+    async def space_at(self, path: str) -> Space:
+        whole = await self.space()
+        said = self._quota.space(checked(path)) if self._quota is not None else None
+        return whole if said is None else Space(said.used, min(said.available, whole.available))
 
     async def annotations(self, path: str) -> Mapping[str, str]:
         return dict(self._notes.get(self._there(checked(path)).path, {}))
@@ -199,11 +221,35 @@ class MemoryStore:
         while above not in self._dirs:
             self._dirs[above] = self._clock()
             above = parent(above)
+        old = self._find(path)
+        self._count(path, len(data) - (old.size if old else 0))
         version = f"{next(self._serial):x}-{len(data):x}"
         stat = Stat(path, len(data), version, self._clock(), checksums=checksums, upload=upload.named)
         self._files[path] = MemoryFile(stat, data)
         self._notes.pop(path, None)
         return stat
+
+    def _count(self, path: str, size: int) -> None:
+        if self._quota is not None:
+            self._quota.add(self._quota.weigh(path, size))
+
+    def _count_move(self, source: str, target: str, there: Stat | None) -> None:
+        if self._quota is None:
+            return
+        changes = dict.fromkeys(self._quota.prefixes, 0)
+        moves = [
+            (name, file.stat.size)
+            for name, file in self._files.items()
+            if name == source or name.startswith(source + "/")
+        ]
+        for name, size in moves:
+            for prefix in self._quota.weigh(name, size):
+                changes[prefix] -= size
+            for prefix in self._quota.weigh(target + name[len(source) :], size):
+                changes[prefix] += size
+        for prefix, size in self._quota.weigh(target, there.size if there else 0).items():
+            changes[prefix] -= size
+        self._quota.add(changes, check=target)
 
     def _used(self) -> int:
         return self._pending + sum(file.stat.size for file in self._files.values())
@@ -241,8 +287,11 @@ class MemoryStore:
 class MemoryUpload:
     """A write under way in a :class:`MemoryStore`."""
 
-    def __init__(self, store: MemoryStore, tally: Tally, if_version: str | None, if_absent: bool) -> None:
+    def __init__(
+        self, store: MemoryStore, tally: Tally, held: Held, if_version: str | None, if_absent: bool
+    ) -> None:
         self._store = store
+        self._held = held
         self.tally = tally
         self.if_version = if_version
         self.if_absent = if_absent
@@ -261,6 +310,7 @@ class MemoryUpload:
         if not self._open:
             raise Conflict(f"{self.tally.path}: this upload is over; begin a new one")
         self.tally.expect(len(data))
+        self._held.cover(self.tally.written + len(data))
         if (more := self.tally.written + len(data) - self._reserved) > 0:
             self._store.reserve(self.tally.path, more)
             self._reserved += more
@@ -280,4 +330,5 @@ class MemoryUpload:
         if self._open:
             self._open = False
             self._parts.clear()
+            self._held.end()
             self._store.reserve(self.tally.path, -self._reserved)

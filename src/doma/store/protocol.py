@@ -304,6 +304,13 @@ class CanSpace(Protocol):
 
 
 @runtime_checkable
+class CanQuota(Protocol):
+    """A store that knows the space of each path: quotas hold below some of them."""
+
+    async def space_at(self, path: str) -> Space: ...
+
+
+@runtime_checkable
 class CanAnnotate(Protocol):
     """A store that keeps a client's own properties with a file or directory (RFC 4918 dead properties).
 

@@ -23,6 +23,7 @@ from doma.core.checksum import combine_adler32, hasher
 from doma.core.errors import Conflict, TooManyRequests
 from doma.store.oserrors import translated
 from doma.store.protocol import PIECE, Buffer, Stat
+from doma.store.quota import Held
 from doma.store.upload import FileUpload, Temporary
 from doma.store.writing import Tally
 
@@ -90,8 +91,11 @@ class Parts:
     path: str
     size: int | None = None
 
-    def open(self) -> tuple[Temporary, Blocks]:
+    def open(self, held: Held | None = None) -> tuple[Temporary, Blocks]:
         """The session, locked, and what is verified of it; whatever else was in it is cut off.
+
+        Args:
+            held: Bytes that are set aside for it.
 
         Raises:
             TooManyRequests: another request is writing to it.
@@ -111,7 +115,9 @@ class Parts:
                     os.ftruncate(fd, blocks.size)
                     os.lseek(fd, 0, os.SEEK_END)
                     self.save(blocks, whole=False)
-                    return Temporary(self.folder, self.key, fd, self.path), blocks
+                    return Temporary(
+                        self.folder, self.key, fd, self.path, held or Held(None, self.path)
+                    ), blocks
                 os.close(fd)  # Swept between open and lock.
             except BlockingIOError as e:
                 os.close(fd)

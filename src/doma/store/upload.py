@@ -12,6 +12,7 @@ from contextlib import suppress
 from doma.core.errors import Conflict, Unsupported, WrongSize
 from doma.store.oserrors import translated
 from doma.store.protocol import PIECE, Buffer, Stat
+from doma.store.quota import Held
 from doma.store.scatter import FilePart, join
 from doma.store.writing import Tally
 
@@ -29,13 +30,15 @@ class Temporary:
         name: Its name there.
         fd: Descriptor to write with, owned from now on.
         path: Where it is to be published.
+        held: Bytes that are set aside for it.
     """
 
-    def __init__(self, folder: int, name: str, fd: int, path: str) -> None:
+    def __init__(self, folder: int, name: str, fd: int, path: str, held: Held) -> None:
         self.folder = folder
         self.name = name
         self.fd = fd
         self.path = path
+        self._held = held
         self._lock = threading.Lock()
         self._open = True
 
@@ -45,6 +48,8 @@ class Temporary:
             if not self._open:
                 raise Conflict(f"{self.path}: this upload is over; begin a new one")
             tally.expect(len(data))
+            if tally.size is None:
+                self._held.cover(tally.written + len(data))
             view = memoryview(data)
             while view:
                 view = view[os.write(self.fd, view) :]
@@ -81,10 +86,12 @@ class Temporary:
         with self._lock:
             if self._open:
                 self._open = False
+                self._held.end()
                 os.close(self.fd)
 
     def _end(self) -> None:
         self._open = False
+        self._held.end()
         try:
             # After a rename the name is gone already; after link() it is a second name of the published file.
             with suppress(FileNotFoundError):
