@@ -282,9 +282,9 @@ def segments(data: bytes, most: int = 1024) -> list[tuple[bytes, int, int]]:
     return found
 
 
-def attribute_request(path: str, name: str, value: bytes | None = None) -> bytes:
+def attribute_request(path: bytes, name: str, value: bytes | None = None) -> bytes:
     """The data of an fattr request about one attribute of a path; with a value it sets it."""
-    data = path.encode() + b"\0" + bytes(2) + name.encode() + b"\0"
+    data = path + b"\0" + bytes(2) + name.encode() + b"\0"
     return data if value is None else data + _INT.pack(len(value)) + value
 
 

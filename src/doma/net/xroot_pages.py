@@ -135,11 +135,6 @@ class PageTarget:
             self._left -= unit
         return at
 
-    def mend(self, offset: int, page: Buffer) -> None:
-        """Put a page that was got again into its place."""
-        at = offset - self._offset
-        self._target[at : at + len(page)] = page
-
     def _run(self, data: memoryview, at: int, pages: int) -> None:
         """Whole pages in a row: what a long read consists of."""
         target, to, read = self._target, self.got, CRC.unpack_from

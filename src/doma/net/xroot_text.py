@@ -133,8 +133,6 @@ class Target:
 
     host: str
     port: int
-    path: str | None
-    """A path that replaces the asked one, if the redirect was a whole URL."""
     opaque: str
     """To be added behind the ``?`` of the repeated request."""
 
@@ -150,7 +148,7 @@ def redirect(port: int, text: str) -> Target:
         OriginFailed: it names no host or port, or another protocol.
 
     >>> redirect(1095, "[::1]?tried=a")
-    Target(host='::1', port=1095, path=None, opaque='tried=a')
+    Target(host='::1', port=1095, opaque='tried=a')
     >>> redirect(-1, "root://b.org:1/x?y=1").port
     1
     """
@@ -164,11 +162,10 @@ def redirect(port: int, text: str) -> Target:
     if parts.scheme not in {"root", "roots", "xroot", "xroots"} or not host or "@" in parts.netloc:
         raise OriginFailed(f"redirects to {front[:200]!r}, which is no root:// server")
     if port == -1:
-        path = parts.path.removeprefix("/")
-        return Target(host, found or 1094, path if path.startswith("/") else None, opaque)
+        return Target(host, found or 1094, opaque)
     if not 0 < port < 1 << 16 or parts.path or found is not None:
         raise OriginFailed(f"redirects to port {port} of {front[:200]!r}, which is no address")
-    return Target(host, port, None, opaque)
+    return Target(host, port, opaque)
 
 
 def with_cgi(path: str, *cgi: str) -> bytes:
