@@ -17,6 +17,7 @@ from doma.store.file import FileStore
 from doma.store.http import HttpStore
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
+from doma.store.quota import Quota
 
 RESERVED = frozenset(
     {
@@ -83,7 +84,7 @@ def build_endpoints(
             raise ConfigError(
                 f"endpoints.{name}: this name is reserved or has other than letters, digits, - and _"
             )
-        store = _store(name, section.store, home, settings.cache, ca_file, emit)
+        store = _store(name, section.store, home, settings.cache, ca_file, emit, section)
         built[name] = Endpoint(name, store, gate_of(name, section, issuers), section.writable)
     if data is not None:
         built["data"] = Endpoint(
@@ -101,9 +102,25 @@ def caches(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheStore]:
     return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheStore)}
 
 
-def _store(name: str, address: str, home: Home, cache: config.Cache, ca_file: Path, emit: Emit) -> Store:
+def quota_of(section: config.Endpoint) -> Quota | None:
+    """The limits of an endpoint's store."""
+    limits = dict(section.quotas)
+    if section.quota is not None:
+        limits["/"] = section.quota
+    return Quota(limits) if limits else None
+
+
+def _store(
+    name: str,
+    address: str,
+    home: Home,
+    cache: config.Cache,
+    ca_file: Path,
+    emit: Emit,
+    section: config.Endpoint,
+) -> Store:
     if address.startswith("cache+"):
-        inner = _store(name, address.removeprefix("cache+"), home, cache, ca_file, emit)
+        inner = _store(name, address.removeprefix("cache+"), home, cache, ca_file, emit, section)
         origins = Origins(
             inner,
             name=address.removeprefix("cache+"),
@@ -114,9 +131,11 @@ def _store(name: str, address: str, home: Home, cache: config.Cache, ca_file: Pa
     url = urlsplit(address)
     match url.scheme:
         case "file":
-            return FileStore(Path(unquote(url.path)))
+            return FileStore(Path(unquote(url.path)), fsync=section.fsync, quota=quota_of(section))
         case "memory":
-            return MemoryStore()
+            return MemoryStore(quota=quota_of(section))
+        case _ if quota_of(section) is not None:
+            raise ConfigError(f"endpoints.{name}: quotas are kept for file: and memory: stores only")
         case "http" | "https":
             return HttpStore(address, ca_file=ca_file)
         case _:

@@ -168,6 +168,12 @@ class Endpoint(Section):
     """Group to scopes (``"/vo/prod" = ["storage.read:/"]``) of its members whose tokens carry no capability."""
     tape: Tape = Tape()
     """For ``tape+file:///dir``."""
+    fsync: bool = True
+    """Whether a file is on the disk, not only in memory, before it is published (``file:`` stores)."""
+    quota: Bytes | None = None
+    """Bytes that the endpoint may hold (``file:`` and ``memory:`` stores)."""
+    quotas: dict[str, Bytes] = {}
+    """Path below which so many bytes may lie (``"/vo/user" = 1000000000``)."""
 
 
 class Cache(Section):
