@@ -480,6 +480,9 @@ async def test_a_listing_is_a_page_or_json(door):
     assert "<b>" not in page.text.partition("<table>")[2]
     assert '/site/d/%3Cb%3E&amp;%22x%22.root"' in page.text
     assert 'href="/site/d/sub/"' in page.text
+    assert '<a href="/site/" rel="up">' in page.text
+    assert '<span title="5 bytes">5 B</span>' in page.text
+    assert "1 files (5 B), 1 folders" in page.text
     listed = json.loads((await door.ask("GET", "/site/d/", headers={"accept": "application/json"})).body)
     assert listed["path"] == "/site/d"
     assert [(e["name"], e["bytes"], e["is_dir"]) for e in listed["entries"]] == [
