@@ -49,7 +49,7 @@ def gate():
 @pytest.mark.parametrize(
     ("scope", "verbs"),
     [
-        ("storage.read:/a", {READ, STAT, POLL}),
+        ("storage.read:/a", {READ, Verb.LIST, STAT, POLL}),
         ("storage.create:/a", {CREATE, STAT, POLL}),
         ("storage.modify:/a", {CREATE, MODIFY, STAT, POLL}),
         ("storage.stage:/a", {STAGE, STAT, POLL}),

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 MEMO = 1024
 """Identities whose rights are kept worked out."""
 
-_OPEN = frozenset({Verb.READ, Verb.STAT})
+_OPEN = frozenset({Verb.READ, Verb.LIST, Verb.STAT})
 
 
 class _Grant(NamedTuple):
@@ -86,6 +86,10 @@ class Gate:
     def areas(self) -> frozenset[str]:
         """The tops of all issuers' areas: what no door removes or renames, whatever the rights (W9)."""
         return frozenset(area for areas in self._prefixes.values() for area in areas)
+
+    def areas_of(self, issuer: str) -> tuple[str, ...]:
+        """The areas of one issuer; none for one that does not count here."""
+        return self._prefixes.get(issuer.removesuffix("/"), ())
 
     def decide(self, identity: Identity | None, verb: Verb, path: str, is_dir: bool = False) -> None:
         """Return if the identity may do this, raise if not. It does not look at ``identity.expires``.
@@ -165,9 +169,7 @@ class Gate:
 
     def _area(self, identity: Identity) -> tuple[str, ...]:
         """Where the identity's issuer counts here; nowhere if the identity is for another endpoint."""
-        if identity.only and identity.only != self._name:
-            return ()
-        return self._prefixes.get(identity.issuer.removesuffix("/"), ())
+        return () if identity.only not in {"", self._name} else self.areas_of(identity.issuer)
 
     def _refuse(self, identity: Identity | None, verb: Verb, path: str) -> None:
         if identity is None:

@@ -4,7 +4,8 @@ Source: RFC 7517, RFC 7518 §6, RFC 7638 (the thumbprint is the ``kid``); §8 of
 """
 
 import json
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,8 @@ from doma.auth.files import make_private_dir, read_private, write_private
 from doma.core.errors import BadRequest, ConfigError
 
 RSA_BITS = 2048
+SECRET = 32
+"""Bytes of a symmetric secret."""
 
 Private = RSAKey | ECKey
 
@@ -70,6 +73,51 @@ class KeySet:
         kid, key = self._keys[alg]
         body = json.dumps(claims, separators=(",", ":"))
         return jws.serialize_compact({"alg": alg, "kid": kid, "typ": "JWT"}, body, key, algorithms=[alg])
+
+
+class Secrets:
+    """A secret of the storage and the one before it; what another process rotates is seen here.
+
+    Args:
+        path: The file; made if it is missing. Beside it ``<name>.previous`` may stand.
+
+    Raises:
+        ConfigError: a file is torn or others can read it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._paths = (path, path.with_name(path.name + ".previous"))
+        self._mark: tuple[object, ...] = ()
+        self._held: tuple[bytes, ...] = ()
+        make_private_dir(path.parent)
+        write_private(path, secrets.token_bytes(SECRET), replace=False)
+        self()
+
+    def __call__(self) -> Sequence[bytes]:
+        """The secrets, the one in use first."""
+        mark = tuple(_stamp(path) for path in self._paths)
+        if mark != self._mark:
+            found = tuple(data for path in self._paths if (data := read_private(path)) is not None)
+            if not found or any(len(data) != SECRET for data in found):
+                raise ConfigError(
+                    f"{self._paths[0]}: is torn; remove it, a new one is made at the next start"
+                )
+            self._mark, self._held = mark, found
+        return self._held
+
+    def rotate(self) -> None:
+        """Make a new one; what was made with the one before last ends."""
+        current, previous = self._paths
+        write_private(previous, self()[0])
+        write_private(current, secrets.token_bytes(SECRET))
+
+
+def _stamp(path: Path) -> object:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _rsa(path: Path) -> RSAKey:

@@ -13,6 +13,8 @@ class Verb(StrEnum):
 
     READ = "read"
     """Bytes and listings."""
+    LIST = "list"
+    """Listings alone: read, or a macaroon for it."""
     STAT = "stat"
     """Metadata and digests: any of read, create, modify, stage; also of ancestors of a granted path."""
     CREATE = "create"

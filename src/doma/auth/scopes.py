@@ -30,13 +30,15 @@ SCITOKENS: Mapping[str, tuple[Verb, ...]] = {
 
 SATISFIED_BY: Mapping[Verb, frozenset[Verb]] = {
     Verb.READ: frozenset({Verb.READ}),
-    Verb.STAT: frozenset({Verb.READ, Verb.CREATE, Verb.MODIFY, Verb.STAGE}),
+    Verb.LIST: frozenset({Verb.READ, Verb.LIST}),
+    Verb.STAT: frozenset({Verb.READ, Verb.CREATE, Verb.MODIFY, Verb.STAGE, Verb.LIST, Verb.STAT}),
     Verb.CREATE: frozenset({Verb.CREATE, Verb.MODIFY}),
     Verb.MODIFY: frozenset({Verb.MODIFY}),
     Verb.STAGE: frozenset({Verb.STAGE}),
     Verb.POLL: frozenset({Verb.POLL, Verb.STAGE, Verb.READ, Verb.CREATE, Verb.MODIFY}),
 }
-"""The table of tokens.md §5: what one wants to the granted verbs of which one is enough."""
+"""The table of tokens.md §5: what one wants to the granted verbs of which one is enough. Macaroons alone give
+list or stat and nothing else."""
 
 _HELD: Mapping[Verb, frozenset[Verb]] = {
     Verb.READ: frozenset({Verb.READ}),
@@ -45,6 +47,7 @@ _HELD: Mapping[Verb, frozenset[Verb]] = {
     Verb.STAGE: frozenset({Verb.STAGE}),
     Verb.POLL: frozenset({Verb.POLL, Verb.STAGE}),
     Verb.STAT: frozenset(),
+    Verb.LIST: frozenset(),
 }
 # Narrower than SATISFIED_BY: who may read may ask for locality, but may not hand on storage.poll.
 
@@ -189,7 +192,7 @@ def written(verb: Verb, path: str) -> str:
     >>> written(Verb.STAT, "/a b")
     'storage.read:/a%20b'
     """
-    return f"storage.{'read' if verb is Verb.STAT else verb}:{encode(path)}"
+    return f"storage.{'read' if verb in {Verb.STAT, Verb.LIST} else verb}:{encode(path)}"
 
 
 def shown(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from doma.auth.audience import accepted
 from doma.auth.claims import identity_of
 from doma.auth.compact import MAX_TOKEN, check_signature, parse
+from doma.auth.macaroon import Macaroons
 from doma.auth.model import Identity
 from doma.auth.scopes import shown
 from doma.auth.trust import Jwks, KeySource, LocalKeys, RemoteKeys
@@ -40,6 +41,7 @@ class Verifier:
         skew: Seconds that ``nbf`` and ``iat`` may lie in the future, at most 300.
         cache_dir: Where fetched keys survive a restart; None: nowhere.
         revoked: ``jti`` of tokens of the local issuers that are void; see :meth:`drop`.
+        macaroons: Judges our own macaroons; None: they are refused.
 
     Raises:
         ConfigError: an issuer is listed twice, is not https, or is local but not listed; bad audience,
@@ -56,6 +58,7 @@ class Verifier:
         skew: float = 60.0,
         cache_dir: Path | None = None,
         revoked: Container[str] = frozenset(),
+        macaroons: Macaroons | None = None,
     ) -> None:
         if not 0 <= skew <= MAX_SKEW:
             raise ConfigError(f"clock_skew {skew:g}: must lie between 0 and {MAX_SKEW:g} seconds")
@@ -65,6 +68,7 @@ class Verifier:
         self._clock = clock
         self._skew = skew
         self._revoked = revoked
+        self.macaroons = macaroons
         self._trusted: dict[str, tuple[Issuer, KeySource]] = {}
         self._known: dict[bytes, tuple[Identity, float, int]] = {}
         self._known_bytes = 0
@@ -92,15 +96,25 @@ class Verifier:
             return None
         return found[0]
 
-    async def verify(self, token: str) -> Identity:
+    async def verify(self, token: str, *, macaroons: bool = False) -> Identity:
         """The identity that a token stands for.
+
+        Args:
+            token: As the client sent it.
+            macaroons: Whether a macaroon will do: only where a gate then decides on a path of its endpoint.
 
         Raises:
             InvalidToken: a check failed; the message says which and what was expected, never the token.
             IssuerUnavailable: the keys of its issuer, which is trusted, cannot be had.
         """
         found = self.known(token)
+        if found is None and self.macaroons is not None and "." not in token:
+            now = self._clock()
+            found = self._valid(self.macaroons.verify(token, now))
+            self._remember(token, found, min(found.expires, now + REMEMBER))
         if found is not None:
+            if found.only and not macaroons:
+                raise InvalidToken("macaroon: opens files only; send a token here")
             return found
         parts = parse(token)
         trusted = self._trusted.get(parts.issuer.removesuffix("/"))
@@ -110,9 +124,13 @@ class Verifier:
         check_signature(parts, await keys.find(parts))
         now = self._clock()
         identity = identity_of(parts.claims, issuer, self._audiences, now, self._skew)
-        if identity.jti in self._revoked and issuer.issuer.removesuffix("/") in self._local:
-            raise InvalidToken(f"token: {identity.jti} of {identity.subject} was revoked; get a new one")
+        self._valid(identity)
         self._remember(token, identity, min(identity.expires, now + REMEMBER))
+        return identity
+
+    def _valid(self, identity: Identity) -> Identity:
+        if identity.jti in self._revoked and identity.issuer.removesuffix("/") in self._local:
+            raise InvalidToken(f"token: {identity.jti} of {identity.subject} was revoked; get a new one")
         return identity
 
     def drop(self, revoked: Collection[str]) -> None:

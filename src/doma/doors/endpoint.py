@@ -5,7 +5,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from doma.auth.bearer import bearer_of
 from doma.auth.gate import Gate
+from doma.auth.model import Identity, bearer
 from doma.auth.verifier import Verifier
 from doma.core.errors import DomaError, NotFound
 from doma.core.events import Emit
@@ -50,6 +52,23 @@ class Site:
             known = ", ".join(sorted(self.endpoints)) or "none"
             raise NotFound(f"{path}: there is no endpoint {name!r} here; endpoints: {known}")
         return endpoint, "/" + rest
+
+    async def identify(self, authorization: str | None, query: str) -> Identity | None:
+        """Who asks, by a token or a macaroon in the header or the query; None: nobody says.
+
+        A token is kept as the caller's own (:data:`doma.auth.model.bearer`), for an origin to take; a
+        macaroon is not, since it is for this server alone.
+
+        Raises:
+            BadCredential, InvalidToken, IssuerUnavailable: there is one, and it is no good.
+        """
+        token = bearer_of(authorization, query)
+        if token is None:
+            return None
+        identity = await self.verifier.verify(token, macaroons=True)
+        if not identity.only:
+            bearer.set(token)
+        return identity
 
     def name_in_full(self, error: DomaError, target: str) -> None:
         """Put the endpoint's name before the path that an error begins with.

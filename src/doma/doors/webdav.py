@@ -9,8 +9,7 @@ Source: RFC 4918 (class 1), RFC 9110; rules W1-W24 of the storage contract, §5 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-from doma.auth.bearer import bearer_of
-from doma.auth.model import Identity, Verb, bearer
+from doma.auth.model import Verb, bearer
 from doma.cache.freshness import control, requested
 from doma.core.errors import (
     BadRequest,
@@ -23,7 +22,7 @@ from doma.core.errors import (
     UnsupportedType,
 )
 from doma.core.paths import normalise
-from doma.doors import dav_move, files, listing, propfind, proppatch
+from doma.doors import dav_move, files, listing, macaroons, propfind, proppatch
 from doma.doors.dav_call import (
     ALLOW,
     App,
@@ -42,7 +41,7 @@ from doma.doors.endpoint import Site
 
 log = logging.getLogger(__name__)
 
-_NOT_OFFERED = {"LOCK", "UNLOCK", "POST", "PATCH", "TRACE", "CONNECT"}
+_NOT_OFFERED = {"LOCK", "UNLOCK", "PATCH", "TRACE", "CONNECT"}
 """Methods that we know and do not offer: 405; an unheard-of one is 501."""
 
 
@@ -100,7 +99,8 @@ async def _serve(
     if work is None and method not in {"PUT", *_NOT_OFFERED}:
         raise Unsupported(f"{method[:20]}: this method is unknown here; known ones are {ALLOW}")
     endpoint, path = site.find(normalise(files.wire_path(scope)))
-    identity = await _identity(site, scope, headers)
+    query = scope.get("query_string", b"").decode("latin-1")
+    identity = await site.identify(headers.get("authorization"), query)
     call = Call(site, endpoint, path, identity, scope, headers, receive, send)
     if method in _NOT_OFFERED:
         raise NotAllowed(f"{call.shown}: {method} is not offered; allowed are {ALLOW}")
@@ -112,14 +112,6 @@ async def _serve(
         except PartlyFailed as e:
             parts = {href(endpoint, part, is_dir=False): why for part, why in e.detail["parts"].items()}
             await call.answer(207, {"Content-Type": XML, "X-Error-Code": e.code}, failures(parts).encode())
-
-
-async def _identity(site: Site, scope: Scope, headers: Mapping[str, str]) -> Identity | None:
-    token = bearer_of(headers.get("authorization"), scope.get("query_string", b"").decode("latin-1"))
-    if token is None:
-        return None
-    bearer.set(token)
-    return await site.verifier.verify(token)
 
 
 async def _is_file(call: Call, of_file: App) -> bool:
@@ -186,6 +178,7 @@ _METHODS: dict[str, Callable[[Call], Awaitable[None]]] = {
     "COPY": dav_move.copy,
     "PROPFIND": propfind.propfind,
     "PROPPATCH": proppatch.proppatch,
+    "POST": macaroons.issue,
 }
 
 
