@@ -148,10 +148,10 @@ class XrootdStore:
             now, _ = await asyncio.gather(self._find(path), self._names.hold(path))
             check_replaceable(path, now, if_version=if_version, if_absent=if_absent)
             try:
-                await self._names.move(temporary, path)
+                await self._names.move(temporary, path, replaces=now is not None)
             except NotFound:  # With some servers: its directory was deleted meanwhile.
                 await self._names.make_dirs(parent(path))
-                await self._names.move(temporary, path)
+                await self._names.move(temporary, path, replaces=now is not None)
             return _stat(path, line, Record(version_of(line), sums))
 
         async def discard() -> None:
@@ -186,7 +186,7 @@ class XrootdStore:
         if missing:
             raise Conflict(f"{target}: the directory {missing[0]} does not exist; make it first")
         check_target(target, moving, there, overwrite)
-        await self._names.move(source, target)
+        await self._names.move(source, target, replaces=there is not None)
         return there is not None
 
     async def make_dir(self, path: str) -> None:

@@ -8,6 +8,7 @@ replaces files in one step and makes parents, and there is no code for "not a di
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import parse_qs
 
 from doma.core.checksum import parse_checksum
@@ -48,6 +49,8 @@ LISTING = 64 << 20
 """Bytes of one directory's listing at most: some 500,000 entries."""
 DIGEST_TIME = 300.0
 """Seconds that a server may take to compute a checksum, as gfal2 grants."""
+SUMS_AT_ONCE = 2
+"""Checksums that a server is asked for at a time: at its fifth XRootD says to come back in 30 s."""
 HOLD = 2.0
 """Seconds for which a replaced file is held."""
 FILE_MODE, FOLDER_MODE = 0o644, 0o755
@@ -69,6 +72,7 @@ class Names:
         self._prefix = prefix
         self._bearer = bearer
         self._offered: frozenset[str] | None = None
+        self._sums = asyncio.Semaphore(SUMS_AT_ONCE)
         self._held: set[asyncio.Task[None]] = set()
 
     def remote(self, path: str) -> str:
@@ -131,7 +135,8 @@ class Names:
             return None
         body, cgi = P_QUERY.pack(Query.CHECKSUM, bytes(4)), f"cks.type={algorithm}"
         try:
-            told = await self._ask("checksum", Code.QUERY, body, path, cgi=cgi, patience=DIGEST_TIME)
+            async with self._sums:
+                told = await self._ask("checksum", Code.QUERY, body, path, cgi=cgi, patience=DIGEST_TIME)
             words = told.partition(b"\0")[0].decode("latin-1").split()
             # Asked for one that it does not know, 5.5.3 gives its usual one.
             return parse_checksum(algorithm, words[1]) if words[:1] == [algorithm] and words[1:] else None
@@ -174,16 +179,16 @@ class Names:
                 raise Conflict(f"{path}: the directory is not empty; delete recursively or empty it") from e
             raise
 
-    async def move(self, source: str, target: str) -> None:
-        """Rename; a file at the target is replaced in one step."""
-        first, second = self.remote(source), self.remote(target)
+    async def move(self, source: str, target: str, *, replaces: bool = False) -> None:
+        """Rename; a file at the target is replaced in one step.
 
-        def build(_: object, more: str) -> tuple[bytes, bytes]:
-            old = with_cgi(first, more)
-            return P_MV.pack(len(old)), old + b" " + with_cgi(second, more)
-
-        plea = Plea(f"{source}: move to {target}", Code.MV, build, repeatable=False)
-        await self._client.ask(plea, await self._bearer())
+        While somebody has the replaced file open, XRootD 5 and 6 give the old content to whoever opens that
+        name, until it is the source of a rename: so it is renamed to itself.
+        """
+        await self._move(source, target)
+        if replaces:
+            with suppress(DomaError):
+                await self._move(target, target)
 
     async def hold(self, path: str) -> None:
         """Keep the inode of a young file in use until its second is over; best effort."""
@@ -228,6 +233,16 @@ class Names:
             sink=lambda: Gather(most),
         )
         return (await self._client.ask(plea, await self._bearer())).body
+
+    async def _move(self, source: str, target: str) -> None:
+        first, second = self.remote(source), self.remote(target)
+
+        def build(_: object, more: str) -> tuple[bytes, bytes]:
+            old = with_cgi(first, more)
+            return P_MV.pack(len(old)), old + b" " + with_cgi(second, more)
+
+        plea = Plea(f"{source}: move to {target}", Code.MV, build, repeatable=False)
+        await self._client.ask(plea, await self._bearer())
 
     async def _change(self, what: str, code: int, path: str) -> None:
         remote = self.remote(path)

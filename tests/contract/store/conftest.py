@@ -1,7 +1,107 @@
-"""Stores are tried on the event loop that the servers run on."""
+"""Stores are tried on the event loop that the servers run on; a real XRootD server where there is one."""
 
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import pytest
 import uvloop
+
+from doma.net.tls import ensure
 
 
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
+
+
+@dataclass
+class XrootdServer:
+    """Debian's ``xrootd``: plain and TLS on one port, over a folder."""
+
+    folder: Path
+    port: int
+    ca: Path
+    process: "subprocess.Popen[bytes]"
+    config: Path
+    numbers: "count[int]"
+
+    def place(self) -> tuple[Path, str]:
+        """An empty folder of its own: on the disk, and as the path behind ``root://host:port/``."""
+        name = f"p{next(self.numbers)}"
+        path = self.folder / name
+        path.mkdir()
+        path.chmod(0o777)
+        return path, f"/{name}"
+
+    def start(self) -> None:
+        """Start it, again after :meth:`kill`; returns when it listens."""
+        command = ["xrootd", "-c", str(self.config), "-l", str(self.config.with_suffix(".log"))]
+        if os.geteuid() == 0:  # It refuses to run as root.
+            command += ["-R", "daemon"]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.config.parent
+        )
+        for _ in range(400):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert self.process.poll() is None, self.config.with_suffix(".log").read_text()
+            time.sleep(0.025)
+        pytest.fail("xrootd does not listen")
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        self.process.kill()
+        self.process.wait()
+
+
+def _xrootd(more: str = "") -> Iterator[XrootdServer]:
+    if shutil.which("xrootd") is None:
+        pytest.skip("xrootd is not installed; the Debian package xrootd-server has it")
+    with tempfile.TemporaryDirectory(prefix="doma-xrootd-", ignore_cleanup_errors=True) as name, \
+        socket.socket() as free:  # fmt: skip
+        base = Path(name)
+        files = ensure(base / "tls", ["localhost"])
+        (base / "data").mkdir()
+        (base / "admin").mkdir()
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        config = base / "xrootd.cfg"
+        config.write_text(
+            f"xrd.port {port}\nall.export /\noss.localroot {base}/data\nall.adminpath {base}/admin\n"
+            f"all.pidpath {base}/admin\nxrootd.chksum adler32\nxrd.tls {files.certificate} {files.key}\n"
+            f"xrd.tlsca certfile {files.ca}\nxrd.network nodnr\n{more}"
+        )
+        if os.geteuid() == 0:
+            for path in (base, *base.rglob("*")):
+                shutil.chown(path, "daemon")
+        free.close()
+        server = XrootdServer(base / "data", port, files.ca, None, config, count())  # type: ignore[arg-type]
+        server.start()
+        yield server
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def xrootd_server() -> Iterator[XrootdServer]:
+    """One server for all tests that leave it running."""
+    yield from _xrootd()
+
+
+@pytest.fixture
+def own_xrootd_server() -> Iterator[XrootdServer]:
+    """A server that this test may kill."""
+    yield from _xrootd()
+
+
+@pytest.fixture(scope="session")
+def ztn_server() -> Iterator[XrootdServer]:
+    """A server that wants a token (any) at login."""
+    yield from _xrootd("xrootd.seclib libXrdSec.so\nsec.protocol ztn -tokenlib none\nsec.protbind * ztn\n")
