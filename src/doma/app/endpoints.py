@@ -17,6 +17,7 @@ from doma.store.file import FileStore
 from doma.store.http import HttpStore
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
+from doma.store.xrootd import XrootdStore
 from doma.store.quota import Quota
 
 RESERVED = frozenset(
@@ -138,8 +139,10 @@ def _store(
             raise ConfigError(f"endpoints.{name}: quotas are kept for file: and memory: stores only")
         case "http" | "https":
             return HttpStore(address, ca_file=ca_file)
+        case "root" | "roots" | "xroot" | "xroots":
+            return XrootdStore(address, ca_file=ca_file)
         case _:
             raise ConfigError(
                 f"endpoints.{name}.store: {address!r} is no address that is offered;"
-                " write file:///folder, memory:, https://host/prefix or cache+https://host/prefix"
+                " write file:///folder, memory:, https://host/prefix, root://host//folder or cache+https://host/prefix"
             )

@@ -1,4 +1,4 @@
-"""From the address of a store to the store: ``file:///dir``, ``memory:``, ``https://host/prefix``."""
+"""From the address of a store to the store: ``file:///dir``, ``memory:``, ``https://host/prefix``, ``root://host//dir``."""
 
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,6 +10,7 @@ from doma.store.file import FileStore
 from doma.store.http import HttpStore, Token
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
+from doma.store.xrootd import XrootdStore
 
 
 def open_store(
@@ -25,7 +26,7 @@ def open_store(
     """The store at an address. ``cache+…`` is composed above this floor.
 
     Args:
-        url: ``file:///dir``, ``memory:`` (each call a new one), ``http(s)://`` or ``davs://``.
+        url: ``file:///dir``, ``memory:`` (each call a new one), ``http(s)://``, ``davs://``, ``root(s)://``.
         read_only: As :class:`FileStore` takes it.
         fsync: As :class:`FileStore` takes it.
         token: As :class:`HttpStore` takes it.
@@ -47,6 +48,8 @@ def open_store(
             return FileStore(Path(unquote(parts.path)), read_only=read_only, fsync=fsync, emit=emit)
         case "http" | "https":
             return HttpStore(url, token=token, ca_file=ca_file, allow_private=allow_private)
+        case "root" | "roots" | "xroot" | "xroots":
+            return XrootdStore(url, token=token, ca_file=ca_file, allow_private=allow_private, fsync=fsync)
         case _:
-            known = "file:///dir, memory:, https://host/prefix"
+            known = "file:///dir, memory:, https://host/prefix, root://host//folder"
             raise ConfigError(f"{redacted(url)}: no engine takes this address; offered are {known}")
