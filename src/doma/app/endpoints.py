@@ -12,6 +12,7 @@ from doma.cache.store import CacheStore
 from doma.core import config
 from doma.core.errors import ConfigError
 from doma.core.events import Emit
+from doma.db.engine import Database
 from doma.doors.endpoint import Endpoint
 from doma.store.file import FileStore
 from doma.store.http import HttpStore
@@ -37,7 +38,7 @@ RESERVED = frozenset(
 )
 """First path components that belong to services."""
 
-SHAREABLE = ("file:", "http:", "https:", "s3:", "root:", "roots:")
+SHAREABLE = ("file:", "tape+file:", "http:", "https:", "s3:", "root:", "roots:")
 """Stores that keep nothing in a process: any number of processes may serve them."""
 
 
@@ -51,6 +52,7 @@ def build_endpoints(
     issuers: Sequence[config.Issuer],
     emit: Emit,
     *,
+    db: Database,
     shared: bool = False,
 ) -> dict[str, Endpoint]:
     """All endpoints of this process by name.
@@ -65,6 +67,7 @@ def build_endpoints(
         ca_file: CA that signed this server's certificate.
         issuers: Who is trusted, with their areas.
         emit: Takes the events of the caches.
+        db: Where tape endpoints keep their rows.
         shared: Only those that several processes can serve at once.
 
     Raises:
@@ -85,6 +88,11 @@ def build_endpoints(
             raise ConfigError(
                 f"endpoints.{name}: this name is reserved or has other than letters, digits, - and _"
             )
+        if section.store.startswith("tape+"):
+            built[name] = Endpoint(
+                name, _tape(name, section, db), gate_of(name, section, issuers), section.writable
+            )
+            continue
         store = _store(name, section.store, home, settings.cache, ca_file, emit, section)
         built[name] = Endpoint(name, store, gate_of(name, section, issuers), section.writable)
     if data is not None:
@@ -109,6 +117,15 @@ def quota_of(section: config.Endpoint) -> Quota | None:
     if section.quota is not None:
         limits["/"] = section.quota
     return Quota(limits) if limits else None
+
+
+def _tape(name: str, section: config.Endpoint, db: Database) -> Store:
+    from doma.store.tape import TapeStore
+
+    url = urlsplit(section.store.removeprefix("tape+"))
+    if url.scheme != "file" or url.netloc not in {"", "localhost"}:
+        raise ConfigError(f"endpoints.{name}.store: {section.store!r}: write tape+file:///folder")
+    return TapeStore(Path(unquote(url.path)), db, name, section.tape)
 
 
 def _store(

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from doma.app.endpoints import build_endpoints
 from doma.app.home import Home
-from doma.app.identity import make_issuer
+from doma.app.identity import macaroons_of, make_issuer
 from doma.auth.issuer import Issuer
 from doma.auth.revoked import Revocations
 from doma.auth.verifier import Verifier
@@ -119,6 +119,7 @@ async def open_site(
         skew=settings.auth.clock_skew,
         cache_dir=home / "keys" / "cache",
         revoked=revocations or (),
+        macaroons=macaroons_of(home, shown, settings.auth.macaroon_lifetime),
     )
     stack.push_async_callback(verifier.close)
     if revocations is not None:
@@ -127,7 +128,9 @@ async def open_site(
         background.spawn(revocations.watch())
     emit = EventWriter(db)
     background.spawn(emit.run())
-    endpoints = build_endpoints(home, settings, roles, data, base, files.ca, trusted, emit, shared=shared)
+    endpoints = build_endpoints(
+        home, settings, roles, data, base, files.ca, trusted, emit, db=db, shared=shared
+    )
     for endpoint in endpoints.values():
         stack.push_async_callback(endpoint.store.close)
     third_party = ThirdParty(settings.tpc, _authorities(files))

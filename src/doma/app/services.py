@@ -23,12 +23,14 @@ from doma.columns.model import Grant
 from doma.core.config import Config
 from doma.core.errors import ConfigError
 from doma.core.paths import encode
-from doma.doors import s3, s3_routes, webdav
+from doma.doors import s3, s3_routes, tape, webdav
 from doma.doors.s3_call import Door
 from doma.doors.s3_keys import Keys
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
 from doma.store.file import FileStore
+from doma.store.tape import TapeStore
+from doma.store.tape_requests import StageRequests
 from doma.web import app as web
 from doma.web.overview import Overview
 from doma.web.stream import Streams
@@ -105,11 +107,14 @@ class Services:
             root.routes.append(metadata_route(self.opened.issuer))
             root.mount(self.opened.issuer.path, issuer_app(self.opened.issuer, self.opened.revocations))
             self.urls["issuer"] = self.opened.issuer.url
+        if self.opened.verifier.macaroons is not None:
+            root.routes.extend(macaroons.routes(self.opened.site, self.opened.base))
         if "web" in self.roles:
             self.urls |= {"dashboard": self.opened.base + "/", "metrics": self.opened.base + "/metrics"}
             self.urls["events"] = self.opened.base + "/events"
         self._caches(root)
         self._s3(root)
+        self._tape(root)
         if "columns" in self.roles:
             self._columns(root)
         doors = counted(webdav.app(self.opened.site), self.metrics, endpoints=self.opened.site.endpoints)
@@ -134,6 +139,10 @@ class Services:
             self._stack.push_async_callback(self._service.stop)
         if "scan" in self.roles:
             await self._scan()
+        self.opened.background.spawn(self._staging.run())
+        for endpoint in self.opened.site.endpoints.values():
+            if isinstance(endpoint.store, TapeStore):
+                endpoint.store.start()
         self.opened.background.spawn(s3.sweep_forever(self.s3_door, self.config.s3.upload_lifetime))
         return self
 
@@ -174,6 +183,13 @@ class Services:
         self.s3_door = Door(opened.site, keys, uploads, time.time)
         root.include_router(s3_routes.router(self.s3_door, opened.base, section.key_lifetime))
         self.urls["s3"] = opened.base
+
+    def _tape(self, root: Any) -> None:
+        opened, section = self.opened, self.config.staging
+        stores = {name: endpoint.store for name, endpoint in opened.site.endpoints.items()}
+        self._staging = StageRequests(opened.db, stores, section)
+        root.include_router(tape.router(opened.site, self._staging, self.bus, section, opened.base))
+        self.urls["tape"] = f"{opened.base}/api/v1"
 
     def _columns(self, root: Any) -> None:
         from doma.columns.routes import router
