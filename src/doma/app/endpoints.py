@@ -18,8 +18,8 @@ from doma.store.file import FileStore
 from doma.store.http import HttpStore
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
-from doma.store.xrootd import XrootdStore
 from doma.store.quota import Quota
+from doma.store.xrootd import XrootdStore
 
 RESERVED = frozenset(
     {
