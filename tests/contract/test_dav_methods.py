@@ -1,12 +1,13 @@
 """The WebDAV door over every writable store: methods, rights and refusals."""
 
+import asyncio
 import json
 from xml.etree import ElementTree
 
 import pytest
 
 from doma.core.errors import Forbidden, PartlyFailed, Refused, StorageUnavailable, problem
-from doma.store.wrap import Fault, Faulty
+from doma.store.wrap import Counted, Fault, Faulty
 
 READ, MODIFY, CREATE = "storage.read:/", "storage.modify:/", "storage.create:/"
 
@@ -316,6 +317,32 @@ async def test_a_tree_stays_when_the_new_one_cannot_come(door, method, fails):
     assert door.events == []
 
 
+async def test_a_client_that_goes_away_in_the_middle_leaves_one_whole_tree(door):
+    await door.put("/new/x", b"N")
+    await door.put("/old/y", b"O")
+    inner = door.stores["site"]
+    between, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(Counted):
+        async def rename(self, source, target, *, overwrite=True):
+            replaced = await super().rename(source, target, overwrite=overwrite)
+            between.set()
+            await go_on.wait()
+            return replaced
+
+    object.__setattr__(door.site.endpoints["site"], "store", Slow(inner))
+    asked = asyncio.create_task(door.ask("MOVE", "/site/new", headers={"destination": "/site/old"}))
+    await between.wait()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    go_on.set()
+    async with asyncio.timeout(20):
+        while [e.path async for e in inner.list("/")] != ["/old"]:
+            await asyncio.sleep(0)
+    assert await door.content("/old/x") == b"N"
+
+
 async def test_a_copy_says_which_parts_failed_and_brings_the_others(door):
     for path in ("/a/1", "/a/2", "/a/3", "/a/sub/4", "/a/sub/5"):
         await door.put(path)
@@ -482,7 +509,7 @@ async def test_a_listing_is_a_page_or_json(door):
     assert 'href="/site/d/sub/"' in page.text
     assert '<a href="/site/" rel="up">' in page.text
     assert '<span title="5 bytes">5 B</span>' in page.text
-    assert "1 files (5 B), 1 folders" in page.text
+    assert "1 file (5 B), 1 folder<" in page.text
     listed = json.loads((await door.ask("GET", "/site/d/", headers={"accept": "application/json"})).body)
     assert listed["path"] == "/site/d"
     assert [(e["name"], e["bytes"], e["is_dir"]) for e in listed["entries"]] == [

@@ -94,9 +94,8 @@ async def _html(call: Call, entries: AsyncIterator[Stat]) -> AsyncIterator[str]:
     async for entry in entries:
         files, folders, size = files + (not entry.is_dir), folders + entry.is_dir, size + entry.size
         yield _row(link(entry), entry)
-    yield (
-        f"</tbody></table><footer>{files} files ({_human(size)}), {folders} folders</footer></body></html>\n"
-    )
+    total = f"{_count(files, 'file')} ({_human(size)}), {_count(folders, 'folder')}"
+    yield f"</tbody></table><footer>{total}</footer></body></html>\n"
 
 
 def _way(call: Call) -> str:
@@ -131,3 +130,7 @@ def _human(size: int) -> str:
         return f"{size} B"
     power = min((size.bit_length() - 1) // 10, 5)
     return f"{size / 1024**power:.1f} {'KMGTP'[power - 1]}iB"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
