@@ -125,7 +125,7 @@ def _tape(name: str, section: config.Endpoint, db: Database) -> Store:
     url = urlsplit(section.store.removeprefix("tape+"))
     if url.scheme != "file" or url.netloc not in {"", "localhost"}:
         raise ConfigError(f"endpoints.{name}.store: {section.store!r}: write tape+file:///folder")
-    return TapeStore(Path(unquote(url.path)), db, name, section.tape)
+    return TapeStore(Path(unquote(url.path)), db, name, section.tape, fsync=section.fsync)
 
 
 def _store(

@@ -49,6 +49,7 @@ class TapeStore:
         endpoint: Name of the endpoint.
         options: Its section of the configuration.
         library: Its tapes; None: what the options say.
+        fsync: Make files durable before they are published.
         clock: Unix seconds.
 
     Raises:
@@ -63,13 +64,14 @@ class TapeStore:
         options: Tape,
         *,
         library: Library | None = None,
+        fsync: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ConfigError(f"tape+file://{root}: cannot be used as a store ({e.strerror})") from e
-        self._buffer = Buffer(root, db, endpoint)
+        self._buffer = Buffer(root, db, endpoint, fsync=fsync)
         self._disk = self._buffer.store
         self._library = library or _library(root, options)
         self._engine = Engine(self._buffer, self._library, options, clock)

@@ -68,11 +68,12 @@ class Buffer:
         root: The endpoint's folder: the files are in ``disk`` below it.
         db: Where the rows are.
         endpoint: Its name.
+        fsync: Make files durable before they are published.
     """
 
-    def __init__(self, root: Path, db: Database, endpoint: str) -> None:
+    def __init__(self, root: Path, db: Database, endpoint: str, *, fsync: bool = True) -> None:
         self.root = root
-        self.store = FileStore(root / "disk")
+        self.store = FileStore(root / "disk", fsync=fsync)
         self.db, self.endpoint = db, endpoint
         self.names = Names(root / "names.lock")
 
