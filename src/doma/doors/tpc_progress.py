@@ -30,10 +30,9 @@ class Progress:
     checksums: dict[str, str] = field(default_factory=dict)
     _told: int = 0
 
-    def connected(self, ends: tuple[Address, Address] | None) -> None:
-        """Remember a data connection: this end and the peer's."""
-        if ends is not None:
-            self.peers[ends[1]] = ends[0]
+    def connected(self, own: Address, peer: Address) -> None:
+        """Remember a data connection."""
+        self.peers[peer] = own
 
     def marker(self, now: float) -> str:
         """One performance marker; what was told once is never taken back when an attempt starts anew."""

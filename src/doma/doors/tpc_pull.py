@@ -40,6 +40,8 @@ PAUSES = (1.0, 3.0, 9.0)
 KNOWN = 1024
 """Origins of which it is remembered how they tell checksums."""
 
+_ODD = {403, 500}
+"""What XRootD 5.5 answers to a GET that asks for checksums, where all it means is that there is no file."""
 _CHEAP = ("adler32", "crc32c")
 
 
@@ -131,27 +133,44 @@ class Pull:
 
     async def _open(self) -> tuple[Response, Flow, _Version]:
         """Begin to read, and know the checksum that must come out (W58: before data flow)."""
-        order, checksums = self._order, dict[str, str]()
-        if order.host in self._by_head and not order.signed:
-            _, checksums = await self._remote.digests(order.size, self._started)
+        order = self._order
         self._progress.doing = "querying passive endpoint"
-        answer, flow = await self._get(0, BLOCK if order.streams > 1 else None)
+        if order.signed:
+            return await self._begin(None, {})
+        if order.streams > 1 or order.host in self._by_head:
+            return await self._begin(*await self._ask())
+        try:
+            answer, flow, version = await self._begin(None, {})
+        except DomaError as e:
+            if e.detail.get("status") not in _ODD:
+                raise
+        else:
+            if _usable(version.checksums) or not (order.verify or order.digests):
+                return answer, flow, version
+            answer.close()
+        told = await self._ask()
+        self._remember(order.host)
+        return await self._begin(*told)
+
+    async def _ask(self) -> tuple[int | None, dict[str, str]]:
+        """Size and checksums by HEAD."""
+        head, checksums = await self._remote.digests(self._order.size, self._started)
+        return head.length, checksums
+
+    async def _begin(self, size: int | None, checksums: dict[str, str]) -> tuple[Response, Flow, _Version]:
+        """Send the GET; it is asked for checksums too when nobody was before."""
+        several = self._order.streams > 1 and (size is None or size > BLOCK)
+        asked = {} if checksums else want(self._order)
+        answer, flow = await self._get(0, BLOCK if several else None, asked)
         found = content_range(answer.get("content-range")) if answer.status == 206 else None
         if answer.status == 206 and (found is None or found[0] or found[2] is None):
             answer.close()  # no part that could be trusted: then the whole
-            answer, flow = await self._get(0, None)
+            answer, flow = await self._get(0, None, asked)
             found = None
         size = found[2] if found else answer.head.length
-        if not _usable(digests_of(answer.head)) and not checksums and self._must_ask():
-            answer.close()
-            self._remember(order.host)
-            return await self._open()
-        checksums |= digests_of(answer.head)
+        if asked:  # XRootD 5.5 otherwise repeats what it said of another file
+            checksums = digests_of(answer.head)
         return answer, flow, _Version(version_of(answer.head, size or 0), size, checksums)
-
-    def _must_ask(self) -> bool:
-        order = self._order
-        return (order.verify or bool(order.digests)) and not order.signed and order.host not in self._by_head
 
     def _remember(self, host: str) -> None:
         if len(self._by_head) >= KNOWN:
@@ -243,7 +262,6 @@ class Pull:
 
     async def _pour(self, writer: Writer, answer: Response, flow: Flow, at: int, stop: int | None) -> int:
         """Move one answer's body; where the writer is then."""
-        peer = answer.ends[1][0] if answer.ends else answer.url
         feed = writer.feed if isinstance(writer, CanFeed) else _never
 
         def take(data: memoryview) -> bool:
@@ -262,7 +280,8 @@ class Pull:
             if flow.error is not e:
                 raise blame(e, "destination") from e
             if isinstance(e, TimedOut):
-                late = TimedOut(f"no data for too long from {peer} after {at + flow.got} bytes")
+                who = ", ".join(sorted({peer[0] for peer in self._progress.peers}))
+                late = TimedOut(f"source: no data for too long from {who} after {at + flow.got} bytes")
                 raise blame(late, "source") from e
             broken = OriginFailed(f"source: {e.message}", transient=True)
             raise _Broken(at + flow.got, blame(broken, "source")) from e
@@ -278,7 +297,7 @@ class Pull:
         part = {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"} if start or stop else {}
         answer = await self._remote.ask(
             "GET",
-            {**want(self._order), **part, **(headers or {})},
+            {**part, **(headers or {})},
             on_head=lambda head: flow if head.status in {200, 206} else None,
         )
         if answer.status not in {200, 206}:

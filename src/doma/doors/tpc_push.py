@@ -21,7 +21,7 @@ from doma.core.errors import (
 from doma.doors.tpc_order import Order
 from doma.doors.tpc_progress import Progress, blame
 from doma.doors.tpc_pull import PAUSES, RETRIES
-from doma.doors.tpc_remote import Remote, digests_of, is_transient, want
+from doma.doors.tpc_remote import Body, Remote, digests_of, is_transient, want
 from doma.net.client import Response
 from doma.net.sinks import Piece
 from doma.store.protocol import Reader, Stat, Store
@@ -113,16 +113,20 @@ class Push:
 
     async def _put(self, reader: Reader, checksums: Mapping[str, str]) -> Response:
         stat = reader.stat
-        headers = {"Content-Length": str(stat.size), **want(self._order)}
+        headers = want(self._order)
         told = {"adler32": checksums["adler32"]} | {name: checksums[name] for name in self._order.digests}
         headers["Digest"] = digest_header(told) or ""
         headers["Repr-Digest"] = repr_digest_header(told) or ""
         if not self._order.overwrite:
             headers["If-None-Match"] = "*"
         moved: list[DomaError] = []
+        body: Body = b""  # XRootD never answers 100 Continue to an empty one
+        if stat.size:
+            headers["Content-Length"] = str(stat.size)
+            body = lambda: self._pieces(reader, moved)  # noqa: E731 - made anew for each redirect
         self._progress.bytes = 0
         try:
-            answer = await self._remote.ask("PUT", headers, body=lambda: self._pieces(reader, moved))
+            answer = await self._remote.ask("PUT", headers, body=body)
         except DomaError as e:
             raise (moved or [e])[0] from e
         if answer.status not in {200, 201, 204}:

@@ -42,7 +42,7 @@ _TRANSIENT = {502, 503, 504}
 _PASSED_ON = (NotFound, Forbidden, LimitExceeded, PreconditionFailed, StorageFull, TooManyRequests, TimedOut)
 """Answers of the passive side that are ours too; the others become 502."""
 
-Body = Callable[[], AsyncIterator[Piece]]
+Body = bytes | Callable[[], AsyncIterator[Piece]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Remote:
         Args:
             method: In capitals.
             headers: Besides those that the client ordered.
-            body: Makes the body anew for each hop; asked for once the server is ready.
+            body: A whole one, or what makes it anew for each hop, asked once the server is ready.
             on_head: Chooses where the answer's body goes.
 
         Raises:
@@ -91,17 +91,17 @@ class Remote:
                     method,
                     url,
                     {**fields, **(headers or {})},
-                    body() if body is not None else None,
-                    expect=body is not None,
+                    body() if callable(body) else body,
+                    expect=callable(body),
                     on_head=on_head,
                     follow=False,
+                    connected=self._progress.connected,
                 )
             except Forbidden as e:
                 raise self._forbidden(e) from e
             except DomaError as e:
                 raise self._failed(e) from e
             if answer.status not in _REDIRECTS or not answer.get("location"):
-                self._progress.connected(answer.ends)
                 return answer
             answer.close()
             url, fields = self._next(url, answer, fields)

@@ -10,7 +10,7 @@ Source: RFC 9110 (ranges §14, redirects §15.4, expect §10.1.1), RFC 9112; dat
 import asyncio
 import re
 import ssl as tls
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -22,6 +22,8 @@ from doma.net.pool import Allow, Limits, Pool
 from doma.net.sinks import Fill, Head, Piece, Sink
 from doma.net.wire import NEVER, Address, Connection, OnHead, Queue
 
+Connected = Callable[[Address, Address], None]
+"""Told this end of a connection and the peer's."""
 Body = bytes | AsyncIterator[Piece]
 
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -49,11 +51,6 @@ class Response:
         self.head = head
         self.url = url
         """Where the answer came from, after redirects."""
-
-    @property
-    def ends(self) -> tuple[Address, Address] | None:
-        """This end of the connection and the peer's, address and port each; None: it is gone."""
-        return self._connection.ends()
 
     def get(self, name: str, default: str = "") -> str:
         """A header by its lower-case name."""
@@ -131,6 +128,7 @@ class RangeClient:
         on_head: OnHead | None = None,
         first_byte: float | None = None,
         follow: bool = True,
+        connected: Connected | None = None,
     ) -> Response:
         """Send a request and wait for the head of its answer, whatever its status.
 
@@ -143,6 +141,7 @@ class RangeClient:
             on_head: Chooses the sink of the body; None, or None from it: a queue.
             first_byte: Seconds until the head must be there, counted from the end of the request.
             follow: Whether redirects are followed.
+            connected: Told the two ends of each connection that the request goes over.
 
         Raises:
             StorageUnavailable: no connection, or it was lost before an answer.
@@ -155,7 +154,7 @@ class RangeClient:
         home = _server(url)
         stream = _Stream(body, fields)
         judge = _only_final(on_head) if follow else on_head
-        how = _How(expect, self._limits.first_byte if first_byte is None else first_byte, judge)
+        how = _How(expect, self._limits.first_byte if first_byte is None else first_byte, judge, connected)
         for _ in range(self._limits.redirects + 1):
             if _server(url) != home:  # A credential is for the origin it was meant for, and for no other.
                 fields = {k: v for k, v in fields.items() if k.lower() not in {"authorization", "cookie"}}
@@ -243,6 +242,8 @@ class RangeClient:
         while True:
             connection = await self._pool.take(origin, repeatable=repeatable)
             connection.begin(method, how.on_head, self._pool.give)
+            if how.connected is not None and (ends := connection.ends()) is not None:
+                how.connected(*ends)
             done = connection.done  # Ours now; once the answer is over, the connection serves others.
             sender: asyncio.Task[None] | None = None
             try:
@@ -295,9 +296,12 @@ class RangeClient:
 class _How:
     """The choices of one request that travel to the bottom."""
 
-    __slots__ = ("expect", "first_byte", "on_head")
+    __slots__ = ("connected", "expect", "first_byte", "on_head")
 
-    def __init__(self, expect: bool, first_byte: float, on_head: OnHead | None) -> None:
+    def __init__(
+        self, expect: bool, first_byte: float, on_head: OnHead | None, connected: Connected | None
+    ) -> None:
+        self.connected = connected
         self.expect = expect
         self.first_byte = first_byte
         self.on_head = on_head

@@ -122,6 +122,7 @@ class Connection(asyncio.BufferedProtocol):
         self._method = method
         self._on_head = on_head
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._fed = False
         self._fields: list[tuple[str, str]] = []
         self._head_size = 0
         self._interim = 0
@@ -258,11 +259,7 @@ class Connection(asyncio.BufferedProtocol):
         head = Head(status, self._fields)
         self._fields = []
         if status < 200:
-            self._interim += 1
-            if status == 101 or self._interim > INTERIM:
-                raise OriginFailed(f"answered {status} where an answer was due")
-            if not self.go_on.done():
-                self.go_on.set_result(None)
+            self._between(status)
             return
         self._answer(head, self._parser.get_http_version())
 
@@ -292,15 +289,34 @@ class Connection(asyncio.BufferedProtocol):
             if not self._left:
                 self._finish(keep=self._keep and used == size)
             return
+        data = self._buffer[:size]
         if not self.head.done():
             self._head_size += size
+            if not self._fed:
+                data = self._past_interim(data)
         parser = self._parser
         assert parser is not None
-        parser.feed_data(self._buffer[:size])
+        parser.feed_data(data)
         if not self.head.done() and self._head_size > HEAD_LIMIT:
             raise OriginFailed(f"the head of the answer is longer than {HEAD_LIMIT} bytes")
         if self._complete:
             self._finish(keep=self._keep and not self._surplus)
+
+    def _past_interim(self, data: memoryview) -> memoryview:
+        """What follows whole ``1xx`` answers: XRootD 5.5 says "Connection: Close" there, a parser obeys."""
+        while bytes(data[:10]) == b"HTTP/1.1 1" and (end := bytes(data).find(b"\r\n\r\n")) >= 0:
+            self._between(int(bytes(data[9:12])) if bytes(data[9:12]).isdigit() else 101)
+            data = data[end + 4 :]
+        self._fed = len(data) > 0
+        return data
+
+    def _between(self, status: int) -> None:
+        """An answer before the real one has come."""
+        self._interim += 1
+        if status == 101 or self._interim > INTERIM:
+            raise OriginFailed(f"answered {status} where an answer was due")
+        if not self.go_on.done():
+            self.go_on.set_result(None)
 
     def _answer(self, head: Head, version: str) -> None:
         if sum(len(name) + len(value) for name, value in head.fields) > HEAD_LIMIT:
