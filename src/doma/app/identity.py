@@ -3,8 +3,9 @@
 from doma.app.home import Home
 from doma.auth.clients import Clients
 from doma.auth.issuer import Issuer
-from doma.auth.keys import KeySet
+from doma.auth.keys import KeySet, Secrets
 from doma.auth.ledger import Ledger, Tables
+from doma.auth.macaroon import Macaroons
 from doma.core.config import Auth
 from doma.core.errors import ConfigError, ServiceUnavailable
 
@@ -32,6 +33,11 @@ def make_issuer(home: Home, base: str, auth: Auth, tables: Tables) -> Issuer:
         users=users_of(home),
         refresh_lifetime=auth.refresh_lifetime,
     )
+
+
+def macaroons_of(home: Home, name: str, longest: float) -> Macaroons | None:
+    """What makes and judges a home's macaroons, for at most ``longest`` seconds; None: nobody does."""
+    return Macaroons(name, Secrets(home / "keys" / "macaroon.key"), longest) if longest > 0 else None
 
 
 def clients_of(home: Home) -> Clients:

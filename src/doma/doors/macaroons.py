@@ -28,7 +28,7 @@ from doma.core.errors import (
     UnsupportedType,
 )
 from doma.core.paths import checked, encode
-from doma.doors.dav_call import Call
+from doma.doors.dav_call import ALLOW, Call
 from doma.doors.endpoint import Endpoint, Site
 from doma.net.problem import render
 
@@ -142,7 +142,7 @@ async def _token(site: Site, request: Request) -> dict[str, object]:
 
 def _offered(site: Site, where: str) -> Macaroons:
     if site.verifier.macaroons is None:
-        raise NotAllowed(f"{where}: macaroons are not offered here")
+        raise NotAllowed(f"{where}: POST is not offered (no macaroons here); allowed are {ALLOW}")
     return site.verifier.macaroons
 
 
