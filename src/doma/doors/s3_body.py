@@ -20,7 +20,8 @@ from zlib_ng import zlib_ng
 
 from doma.core.checksum import Hasher, hasher
 from doma.core.errors import BadRequest, ChecksumMismatch, Unsupported, WrongSize
-from doma.doors.s3_sign import EMPTY, UNSIGNED, Signed
+from doma.doors.s3_sign import Signed
+from doma.store.s3_signature import EMPTY, UNSIGNED
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

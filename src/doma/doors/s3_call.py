@@ -13,9 +13,10 @@ from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import Landing, text_headers
 from doma.doors.s3_body import Body
 from doma.doors.s3_keys import Clock, Keys, Right, areas_of, identity_of
-from doma.doors.s3_sign import Asked, Signed, claimed, parsed
+from doma.doors.s3_sign import Signed, claimed, parsed
 from doma.doors.s3_xml import DECLARATION
 from doma.store.protocol import Store
+from doma.store.s3_signature import Asked
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

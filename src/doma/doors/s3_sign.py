@@ -14,21 +14,13 @@ import re
 from calendar import timegm
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
-from time import gmtime, strftime
 from urllib.parse import quote, unquote_to_bytes
 
 from doma.core.errors import BadRequest, Forbidden
+from doma.store.s3_signature import ALGORITHM, LONGEST, UNSIGNED, Asked, Scope, canonical, to_sign
 
 SKEW = 900.0
 """Seconds that the clocks may differ."""
-LONGEST = 7 * 24 * 3600
-"""Seconds that a version 4 query signature may live."""
-UNSIGNED = "UNSIGNED-PAYLOAD"
-ALGORITHM = "AWS4-HMAC-SHA256"
-EMPTY = sha256(b"").hexdigest()
-
-Pairs = Sequence[tuple[str, str]]
 
 _DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z", re.ASCII)
 _SUBRESOURCES = frozenset(
@@ -40,38 +32,6 @@ _SUBRESOURCES = frozenset(
     }
 )  # fmt: skip
 """Query parameters that version 2 signs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it stands on the wire."""
-
-    method: str
-    path: str
-    """Encoded, without query."""
-    query: Pairs
-    """Decoded once, in order; a ``+`` is a ``+``."""
-    headers: Mapping[str, str]
-    """Names in lower case; repeated ones joined by commas."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Date, region and service that a version 4 key is derived for."""
-
-    date: str
-    region: str
-    service: str
-
-    def __str__(self) -> str:
-        return f"{self.date}/{self.region}/{self.service}/aws4_request"
-
-    def key(self, secret: str) -> bytes:
-        """The signing key."""
-        key = f"AWS4{secret}".encode()
-        for word in (self.date, self.region, self.service, "aws4_request"):
-            key = hmac.digest(key, word.encode(), "sha256")
-        return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,61 +113,6 @@ def parsed(query: str) -> list[tuple[str, str]]:
         ]
     except UnicodeError as e:
         raise BadRequest("query: must be UTF-8, percent-encoded") from e
-
-
-def presigned(
-    method: str,
-    url: str,
-    access_key: str,
-    secret: str,
-    *,
-    now: float,
-    life: int,
-    token: str = "",
-    region: str = "us-east-1",
-) -> str:
-    """A URL that works without further credentials.
-
-    Args:
-        method: The only one that it is good for.
-        url: ``https://host[:port]/bucket/key``, percent-encoded, without query.
-        access_key: Whose right it carries.
-        secret: The secret key.
-        now: Unix seconds.
-        life: Seconds, at most :data:`LONGEST`.
-        token: Session token, if the key has one.
-        region: As the server expects it; our own door takes any.
-    """
-    scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    stamp = strftime("%Y%m%dT%H%M%SZ", gmtime(now))
-    scope = Scope(stamp[:8], region, "s3")
-    query = [
-        ("X-Amz-Algorithm", ALGORITHM),
-        ("X-Amz-Credential", f"{access_key}/{scope}"),
-        ("X-Amz-Date", stamp),
-        ("X-Amz-Expires", str(life)),
-        ("X-Amz-SignedHeaders", "host"),
-    ]
-    if token:
-        query.append(("X-Amz-Security-Token", token))
-    asked = Asked(method, slash + path, query, {"host": host})
-    text = to_sign(canonical(asked, asked.path, ["host"], UNSIGNED), stamp, scope)
-    signature = hmac.digest(scope.key(secret), text, "sha256").hex()
-    return f"{scheme}://{host}{slash}{path}?{_query(query)}&X-Amz-Signature={signature}"
-
-
-def canonical(asked: Asked, path: str, names: Sequence[str], payload: str) -> str:
-    """The canonical request of version 4."""
-    headers = "".join(f"{name}:{' '.join(asked.headers.get(name, '').split())}\n" for name in names)
-    signed = ";".join(names)
-    query = _query([pair for pair in asked.query if pair[0] != "X-Amz-Signature"])
-    return f"{asked.method}\n{path}\n{query}\n{headers}\n{signed}\n{payload}"
-
-
-def to_sign(request: str, stamp: str, scope: Scope) -> bytes:
-    """The string to sign of version 4 for a canonical request."""
-    return f"{ALGORITHM}\n{stamp}\n{scope}\n{sha256(request.encode()).hexdigest()}".encode()
 
 
 def _from_header(asked: Asked, authorization: str) -> Signed:
@@ -308,8 +213,3 @@ def _instant(stamp: str, scope: Scope) -> float:
 
 def _encoded(path: str) -> str:
     return quote(unquote_to_bytes(path), safe="/-_.~")
-
-
-def _query(pairs: Pairs) -> str:
-    encoded = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in pairs)
-    return "&".join(f"{name}={value}" for name, value in encoded)
