@@ -19,7 +19,7 @@ from joserfc.jwk import ECKey
 from doma.auth.gate import Gate
 from doma.auth.keys import KeySet
 from doma.auth.verifier import Verifier
-from doma.core.config import Issuer, Listen
+from doma.core.config import Issuer, Listen, Tape
 from doma.core.errors import (
     AlreadyExists,
     BadPath,
@@ -32,6 +32,7 @@ from doma.core.errors import (
     Unsupported,
     WrongSize,
 )
+from doma.db.engine import Database
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.fast import FastDoor
 from doma.doors.webdav import app
@@ -40,6 +41,7 @@ from doma.store.file import FileStore
 from doma.store.http import HttpStore, Token
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
+from doma.store.tape import TapeStore
 from doma.store.xrootd import XrootdStore
 
 
@@ -101,7 +103,7 @@ class Engine:
     raw: Raw
 
 
-@pytest.fixture(params=["memory", "file", "http", "xrootd"])
+@pytest.fixture(params=["memory", "file", "http", "xrootd", "tape"])
 async def engine(request, tmp_path) -> AsyncIterator[Engine]:
     if request.param == "memory":
         memory = MemoryStore()
@@ -110,6 +112,13 @@ async def engine(request, tmp_path) -> AsyncIterator[Engine]:
         store = FileStore(tmp_path, fsync=False)
         yield Engine("file", store, RawFolder(tmp_path))
         await store.close()
+    elif request.param == "tape":
+        db = Database(f"sqlite:///{tmp_path / 'rows.db'}")
+        db.migrate()
+        tape = TapeStore(tmp_path / "tape", db, "tape", Tape(), fsync=False)
+        yield Engine("tape", tape, RawFolder(tmp_path / "tape" / "disk"))
+        await tape.close()
+        db.close()
     elif request.param == "xrootd":
         server = request.getfixturevalue("xrootd_server")
         folder, path = server.place()
