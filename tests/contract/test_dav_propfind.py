@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from doma.doors.dav_call import FLUSH
-from doma.store.protocol import Locality, Stat
+from doma.store.protocol import Locality, Space, Stat
 from doma.store.wrap import Counted
 
 D = "{DAV:}"
@@ -83,6 +83,19 @@ async def test_davix_asks_for_owner_and_group_by_other_names(door):
     assert (owner.text, group.text) == ("0", "0")
     everything = await door.ask("PROPFIND", "/site/f", headers={"depth": "0"})
     assert D + "owner" not in properties(responses(everything.body)[0])
+
+
+@pytest.mark.parametrize("door", ["memory"], indirect=True)
+async def test_the_space_of_a_collection_is_that_of_its_quota(door):
+    await door.put("/vo/f")
+
+    class Shares(Counted):
+        async def space_at(self, path):
+            return Space(len(path), -5)  # over its quota: nothing is left, and never less
+
+    object.__setattr__(door.site.endpoints["site"], "store", Shares(door.stores["site"]))
+    used, available = await named(door, "/site/vo", "<quota-used-bytes/><quota-available-bytes/>")
+    assert (used.text, available.text) == ("3", "0")
 
 
 async def test_unknown_properties_come_back_as_missing(door):

@@ -25,7 +25,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ALLOW = "OPTIONS, GET, HEAD, PUT, DELETE, MKCOL, MOVE, COPY, PROPFIND, PROPPATCH"
+ALLOW = "OPTIONS, GET, HEAD, PUT, POST, DELETE, MKCOL, MOVE, COPY, PROPFIND, PROPPATCH"
 
 FLUSH = 64 << 10
 """Bytes of a streamed answer that are gathered before they are sent."""

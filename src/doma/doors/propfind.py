@@ -21,7 +21,7 @@ from doma.doors.dav_call import Call, links
 from doma.doors.dav_xml import CLOSE, DCACHE, LCGDM, LIMIT, OPEN, XML, Wanted, asked, element, tags
 from doma.doors.listing import visible
 from doma.doors.reply import content_type
-from doma.store.protocol import CanAnnotate, CanSpace, Locality, Space, Stat
+from doma.store.protocol import CanAnnotate, CanQuota, CanSpace, Locality, Space, Stat
 
 _OK = "<D:status>HTTP/1.1 200 OK</D:status></D:propstat>"
 _MISSING = "<D:status>HTTP/1.1 404 Not Found</D:status></D:propstat>"
@@ -93,7 +93,7 @@ async def propfind(call: Call) -> None:
     stat = await call.found(Verb.STAT)
     children = stat.is_dir and depth == "1"
     if children:
-        call.allow(Verb.READ)
+        call.allow(Verb.LIST)
     space = await _space(call, stat, wanted)
     await call.stream(207, {"Content-Type": XML}, _multistatus(call, stat, wanted, space, children))
 
@@ -103,6 +103,8 @@ async def _space(call: Call, stat: Stat, wanted: Wanted) -> Space | None:
     if not stat.is_dir or not (wanted.everything or any(name in _SPACE for name in wanted.names)):
         return None
     store = call.endpoint.store
+    if isinstance(store, CanQuota):
+        return await store.space_at(call.path)
     return await store.space() if isinstance(store, CanSpace) else None
 
 

@@ -128,7 +128,7 @@ async def _is_file(call: Call, of_file: App) -> bool:
             return False
         return True
     else:
-        collection = (await call.found(Verb.READ)).is_dir
+        collection = (await call.found(Verb.LIST)).is_dir
     if not collection:
         await of_file(call.scope, call.receive, call.send)
     return not collection
