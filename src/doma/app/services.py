@@ -23,7 +23,7 @@ from doma.columns.model import Grant
 from doma.core.config import Config
 from doma.core.errors import ConfigError
 from doma.core.paths import encode
-from doma.doors import s3, s3_routes, tape, webdav
+from doma.doors import macaroons, s3, s3_routes, tape, webdav
 from doma.doors.s3_call import Door
 from doma.doors.s3_keys import Keys
 from doma.monitor.counted import counted
