@@ -18,8 +18,12 @@ from doma.doors.dav_target import Target, is_ours, target_of
 from doma.store.protocol import Stat
 
 _THIRD_PARTY = (
-    "transferheader", "credential", "x-number-of-streams", "secure-redirection", "requirechecksumverification",
-)  # fmt: skip
+    "transferheader",
+    "credential",
+    "x-number-of-streams",
+    "secure-redirection",
+    "requirechecksumverification",
+)
 """Headers that say: this Destination is meant for a third-party copy, answer with its stream (W71)."""
 
 
@@ -156,8 +160,19 @@ def _deep(call: Call) -> bool:
 
 
 def _may_replace(call: Call, target: Target, there: Stat | None) -> None:
-    if there is not None and not _overwrite(call):
+    """Raise PreconditionFailed where something stands that the request does not want replaced.
+
+    RFC 4918 takes a missing header for T. For a collection it has to be said: grid clients never send it,
+    their users expect that ``mv a b`` spares a directory ``b``, and a slip must not cost a tree.
+    """
+    if there is None:
+        return
+    if not _overwrite(call):
         raise PreconditionFailed(f"{target.shown}: exists, and the request says Overwrite: F")
+    if there.is_dir and "overwrite" not in call.headers:
+        raise PreconditionFailed(
+            f"{target.shown}: is a collection; add a name below it, or say Overwrite: T to replace all of it"
+        )
 
 
 async def _done(call: Call, target: Target, there: Stat | None) -> None:
