@@ -75,6 +75,8 @@ class _Job:
     began: float
     progress: Progress = field(default_factory=Progress)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: bool = False
+    """Its end is recorded."""
 
     @property
     def issuer(self) -> str:
@@ -224,6 +226,7 @@ class ThirdParty:
             if not work.done():
                 return cancelled
             failure = _failure(work)
+            self._close(job, work, failure)  # whoever reads the last line finds the record
             await _send(call, job.progress.marker(self._clock()) + last_lines(failure), more=False)
             return failure
         return cancelled if not work.done() else _failure(work)
@@ -231,6 +234,10 @@ class ThirdParty:
     # --- the record ---
 
     def _close(self, job: _Job, work: "asyncio.Task[Stat]", error: DomaError | None) -> None:
+        """Record how it ended. Idempotent."""
+        if job.closed:
+            return
+        job.closed = True
         self._firefly(job, "end")
         mode = "local" if job.there is not None else "push" if job.order.push else "pull"
         done = not work.cancelled() and work.exception() is None

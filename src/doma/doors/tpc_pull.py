@@ -257,6 +257,8 @@ class Pull:
             except _Broken as e:
                 at = e.at
                 await self._again(e.error)
+            except Replaced:
+                raise  # a new version must be begun with from its start
             except DomaError as e:
                 await self._again(e)
 
