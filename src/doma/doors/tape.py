@@ -20,6 +20,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -55,6 +56,8 @@ TURN = 500
 """Paths that are decided on before others get a turn."""
 CLIENTS = 10_000
 """Clients whose pace is remembered."""
+
+_REFUSED = "the path is not valid here, or the token does not allow to ask about it"
 
 Route = Callable[..., Awaitable[Response]]
 
@@ -124,7 +127,7 @@ class Tape:
     async def poll(self, request: Request, ident: str) -> Response:
         who = await self.who(request)
         row = await self._requests.find(ident, who.issuer)
-        pages = self._visible(who, ident)
+        pages = self._visible(who, row)
         first = await anext(pages, None)
         if first is None:
             raise _unknown(ident)
@@ -133,9 +136,9 @@ class Tape:
     async def events(self, request: Request, ident: str) -> Response:
         who = await self.who(request)
         row = await self._requests.find(ident, who.issuer)
-        if await anext(self._visible(who, ident), None) is None:
+        if await anext(self._visible(who, row), None) is None:
             raise _unknown(ident)
-        lines = self._progress.lines(row, lambda path: self._may_see(who, path), who.expires)
+        lines = self._progress.lines(row, lambda path: self._may_see(who, row, path), who.expires)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def cancel(self, request: Request, ident: str) -> Response:
@@ -184,32 +187,45 @@ class Tape:
             return False
         return endpoint.gate.may(who, verb, inner)
 
-    def _may_see(self, who: Identity, path: str) -> bool:
-        """Stage or poll: a right to read alone does not show requests."""
-        polls = not who.capabilities or any(right.verb is Verb.POLL for right in who.capabilities)
+    def _may_see(self, who: Identity, row: Row[Any], path: str) -> bool:
+        """Whether a request's file is shown: to who may stage or poll it, and to who asked for it.
+
+        A right to read alone does not show requests, not even one's own.
+        """
+        mine = {right.verb for right in who.capabilities}
+        stages, polls = not mine or Verb.STAGE in mine, not mine or Verb.POLL in mine
+        if row.owner == owner_of(who) and (stages or polls):
+            return True
         return self._may(who, Verb.STAGE, path) or (polls and self._may(who, Verb.POLL, path))
 
     async def _decided(self, who: Identity, wanted: Sequence[Wanted]) -> list[Wanted]:
         """The files with what the token refuses marked. Raises Forbidden if that is all of them."""
         decided: list[Wanted] = []
-        refused: list[Forbidden] = []
+        refused: list[str] = []
         for some in chunks(wanted, TURN):
             for file in some:
+                error = None
                 try:
                     endpoint, inner = self._site.find(normalise(file.path))
-                    endpoint.gate.decide(who, Verb.STAGE, inner)
-                except Forbidden as e:
-                    self._site.name_in_full(e, file.path)
-                    refused.append(e)
-                    decided.append(Wanted(file.path, file.lifetime, file.activity, e.message))
+                    if not endpoint.gate.may(who, Verb.STAGE, inner):
+                        refused.append(file.path)
+                        error = f"{file.path}: the token does not allow to stage this"
                 except DomaError as e:
-                    decided.append(Wanted(file.path, file.lifetime, file.activity, e.message))
-                else:
-                    decided.append(file)
+                    error = e.message
+                decided.append(file if error is None else replace(file, error=error))
             await asyncio.sleep(0)
         if len(refused) == len(decided):
-            raise refused[0]
+            self._decide(who, Verb.STAGE, refused[0])
         return decided
+
+    def _decide(self, who: Identity, verb: Verb, path: str) -> None:
+        """Raise unless somebody may do this to a URL path."""
+        try:
+            endpoint, inner = self._site.find(normalise(path))
+            endpoint.gate.decide(who, verb, inner)
+        except DomaError as e:
+            self._site.name_in_full(e, path)
+            raise
 
     async def _named(self, request: Request) -> tuple[Identity, list[str]]:
         """Who asks, and the paths of the body, all of which they may stage."""
@@ -217,8 +233,7 @@ class Tape:
         paths = await self._parsed(await _body(request), tape_body.paths, self._options.files)
         for some in chunks(paths, TURN):
             for path in some:
-                endpoint, inner = self._site.find(normalise(path))
-                endpoint.gate.decide(who, Verb.STAGE, inner)
+                self._decide(who, Verb.STAGE, path)
             await asyncio.sleep(0)
         return who, paths
 
@@ -230,28 +245,19 @@ class Tape:
 
     # --- long answers ---
 
-    async def _visible(self, who: Identity, ident: str) -> AsyncIterator[Sequence[Row[Any]]]:
+    async def _visible(self, who: Identity, row: Row[Any]) -> AsyncIterator[Sequence[Row[Any]]]:
         """The files of a request that somebody may see, in pages that are not empty."""
-        async for page in self._requests.pages(ident):
-            mine = [file for file in page if self._may_see(who, file.path)]
+        async for page in self._requests.pages(row.id):
+            mine = [file for file in page if self._may_see(who, row, file.path)]
             if mine:
                 yield mine
 
     async def _localities(self, who: Identity, paths: Sequence[str]) -> AsyncIterator[str]:
         comma = "["
         for some in chunks(paths):
-            asked: list[str] = []
-            refused: dict[str, str] = {}
-            for path in some:
-                try:
-                    endpoint, inner = self._site.find(normalise(path))
-                    endpoint.gate.decide(who, Verb.POLL, inner)
-                    asked.append(path)
-                except DomaError as e:
-                    self._site.name_in_full(e, path)
-                    refused[path] = e.message
+            asked = [path for path in some if self._may(who, Verb.POLL, path)]
             found = dict(zip(asked, await self._requests.localities(asked), strict=True))
-            answers = [_locality(path, refused.get(path) or found[path]) for path in some]
+            answers = [_locality(path, found.get(path, _REFUSED)) for path in some]
             yield comma + ",".join(map(_json, answers))
             comma = ","
         yield "]"

@@ -32,7 +32,7 @@ from doma.store.tape_tables import Held
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 5.0
+INTERVAL = 2.0
 """Seconds between two looks at what other processes have queued, and at the lock."""
 WALK = 3600.0
 """Seconds between two looks at every file."""
