@@ -12,7 +12,7 @@ from doma.core.paths import checked, encode
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import Landing, text_headers
 from doma.doors.s3_body import Body
-from doma.doors.s3_keys import Clock, Keys, Right, areas_of, identity_of
+from doma.doors.s3_keys import Clock, Keys, Right, identity_of
 from doma.doors.s3_sign import Signed, claimed, parsed
 from doma.doors.s3_xml import DECLARATION
 from doma.store.protocol import Store
@@ -111,7 +111,7 @@ class Call:
                 f" {', '.join(self.right.verbs)} below /{self.right.endpoint}{self.right.prefix}"
             )
         gate = place.endpoint.gate
-        identity = identity_of(self.right, areas_of(gate, self.right.issuer))
+        identity = identity_of(self.right, gate.areas_of(self.right.issuer))
         if identity is None:
             raise Forbidden(f"{shown(place)}: the issuer that this key came from has no area here any more")
         gate.decide(identity, verb, place.path, place.is_dir)

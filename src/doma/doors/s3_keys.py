@@ -163,11 +163,6 @@ def identity_of(right: Right, areas: Sequence[str]) -> Identity | None:
     return Identity(right.issuer, right.subject, right.expires, capabilities=held, scopes=("storage.key",))
 
 
-def areas_of(gate: Gate, issuer: str) -> tuple[str, ...]:
-    """The areas of one issuer at an endpoint."""
-    return gate._prefixes.get(issuer.removesuffix("/"), ())
-
-
 def _packed(right: Right) -> bytes:
     if not right.verbs or any(verb not in HANDED for verb in right.verbs):
         raise BadRequest(f"key: verbs must be some of {', '.join(HANDED)}")

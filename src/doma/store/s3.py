@@ -15,18 +15,14 @@ Source: Amazon S3 API Reference; storage.md W41-W47 of the project's contracts.
 """
 
 import asyncio
-import base64
 import heapq
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from urllib.parse import quote, unquote
-from xml.etree.ElementTree import Element
 
-from doma.core.checksum import ALGORITHMS, hasher
+from doma.core.checksum import hasher
 from doma.core.errors import (
     AlreadyExists,
     Conflict,
@@ -37,13 +33,13 @@ from doma.core.errors import (
     Refused,
     Unsupported,
 )
-from doma.core.paths import RESERVED, checked, parent
+from doma.core.paths import checked, parent
 from doma.net.pool import Limits
-from doma.store.http_status import modified_of
 from doma.store.protocol import PIECE, Buffer, Stat
+from doma.store.s3_bucket import Bucket
 from doma.store.s3_signature import EMPTY, Credentials
-from doma.store.s3_upload import SUMS, S3Upload, written
-from doma.store.s3_wire import PAGE, Wire, address_of, children, document, text_of
+from doma.store.s3_upload import S3Upload
+from doma.store.s3_wire import PAGE, Wire, address_of
 from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target, check_version
 
 STALE = 7 * 24 * 3600.0
@@ -112,7 +108,7 @@ class S3Store:
         self._clock = clock
         self._no_files: OrderedDict[str, None] = OrderedDict()
         """Directories on the way to what was written: no file was there."""
-        self._sums: OrderedDict[tuple[str, str], dict[str, str]] = OrderedDict()
+        self._bucket = Bucket(self._wire)
         self._swept = False
 
     # --- reading ---
@@ -121,7 +117,7 @@ class S3Store:
         path = checked(path)
         if path == "/":
             return Stat("/", 0, "dir", 0.0, is_dir=True)
-        found = await self._file(path)
+        found = await self._bucket.file(path)
         if found is None:
             found = await self._directory(path)
         if found is None:
@@ -136,7 +132,7 @@ class S3Store:
         # S3 sorts "a-b" before "a/", names sort the other way: what a directory may come before has to wait.
         waiting: list[tuple[str, str, Stat]] = []
         files: set[str] = set()
-        async for key, stat in self._entries(folder):
+        async for key, stat in self._bucket.entries(folder):
             while waiting and waiting[0][1] < key:
                 yield heapq.heappop(waiting)[2]
             if stat.is_dir and stat.path in files:
@@ -165,7 +161,7 @@ class S3Store:
             data = await reader.read(start, min(start + PIECE, stat.size))
             await asyncio.to_thread(digest.update, data)
         value = digest.hexdigest()
-        await self._keep(stat.path, stat.version, {**stat.checksums, algorithm: value})
+        await self._bucket.keep(stat.path, stat.version, {**stat.checksums, algorithm: value})
         return value
 
     # --- changing ---
@@ -192,7 +188,7 @@ class S3Store:
 
         async def done(version: str, sums: dict[str, str]) -> Stat:
             if "-" in version:  # of parts: their metadata had to be said before the sums were known
-                await self._keep(path, version, sums)
+                await self._bucket.keep(path, version, sums)
             return Stat(path, tally.written, version, self._clock(), checksums=sums)
 
         await check()
@@ -211,7 +207,7 @@ class S3Store:
             await self._remove(path, version)
             return
         keys = []
-        async for key, _ in self._below(path):
+        async for key, _ in self._bucket.below(path):
             if not recursive and key != path[1:] + "/":
                 raise Conflict(f"{path}: the directory is not empty; delete recursively or empty it")
             keys.append(key)
@@ -232,7 +228,7 @@ class S3Store:
         if above != "/" and not await self._is_dir(above):
             raise Conflict(f"{target}: its directory does not exist, or is a file; make it first")
         if not moving.is_dir:
-            await self._copy(source[1:], moving.version, target[1:], fresh=there is None)
+            await self._bucket.copy(source[1:], moving.version, target[1:], fresh=there is None)
             with suppress(PreconditionFailed, NotFound):  # a newer file came to the old name: it stays
                 await self._remove(source, moving.version)
             return there is not None
@@ -254,27 +250,8 @@ class S3Store:
 
     # --- inside ---
 
-    async def _file(self, path: str) -> Stat | None:
-        async with await self._wire.ask("HEAD", path[1:], (), {"x-amz-checksum-mode": "ENABLED"}) as answer:
-            if answer.status == 404:
-                return None
-            if answer.status != 200:
-                raise await self._wire.refused(answer, path)
-            version, size = answer.get("etag").strip('"'), answer.head.length or 0
-            sums = _read(answer.get(SUMS))
-            crc, kind = answer.get("x-amz-checksum-crc32c"), answer.get("x-amz-checksum-type")
-            # Of parts there may be a checksum of checksums: then the service must say that it is none.
-            if crc and (kind == "FULL_OBJECT" or (not kind and "-" not in version)):
-                sums["crc32c"] = base64.b64decode(crc).hex()
-            tags, modified = answer.get("x-amz-tagging-count", "0"), modified_of(answer.get("last-modified"))
-        if tags != "0" and (path, version) not in self._sums:
-            self._remember((path, version), await self._tagged(path, version))
-        sums |= self._sums.get((path, version), {})
-        ordered = {name: sums[name] for name in ALGORITHMS if name in sums}
-        return Stat(path, size, version, modified, checksums=ordered)
-
     async def _directory(self, path: str) -> Stat | None:
-        async for _ in self._below(path, most=1):
+        async for _ in self._bucket.below(path, most=1):
             return Stat(path, 0, "dir", 0.0, is_dir=True)
         return None
 
@@ -295,36 +272,13 @@ class S3Store:
             path = path_
             if path not in self._no_files:
                 above.append(path)
-        for found in await asyncio.gather(*map(self._file, above)):
+        for found in await asyncio.gather(*map(self._bucket.file, above)):
             if found is not None:
                 raise Conflict(f"{found.path}: is a file, nothing can lie below it")
         for one in above:
             self._no_files[one] = None
         while len(self._no_files) > REMEMBERED:
             self._no_files.popitem(last=False)
-
-    async def _below(self, path: str, most: int = PAGE) -> AsyncIterator[tuple[str, str]]:
-        """Key and ETag of everything that begins with a directory's name, its marker included."""
-        prefix = self._wire.address.prefix
-        query = [("prefix", f"{prefix}{path[1:]}/"), ("max-keys", str(most))]
-        async for page in self._wire.pages(query):
-            for item in children(page, "Contents"):
-                yield unquote(text_of(item, "Key"))[len(prefix) :], text_of(item, "ETag").strip('"')
-
-    async def _entries(self, folder: str) -> AsyncIterator[tuple[str, Stat]]:
-        """Keys directly below a directory as S3 sorts them, directories with their slash."""
-        prefix = self._wire.address.prefix
-        async for page in self._wire.pages([("prefix", prefix + folder), ("delimiter", "/")]):
-            found: list[tuple[str, Stat]] = []
-            for item in children(page, "Contents"):
-                key = unquote(text_of(item, "Key"))[len(prefix) :]
-                found.append((key, _listed(key, item)))
-            for item in children(page, "CommonPrefixes"):
-                key = unquote(text_of(item, "Prefix"))[len(prefix) :]
-                found.append((key, Stat("/" + key[:-1], 0, "dir", 0.0, is_dir=True)))
-            for key, stat in sorted(found, key=lambda pair: pair[0]):
-                if key != folder and _sayable(stat.path):
-                    yield key, stat
 
     async def _remove(self, path: str, version: str | None) -> None:
         condition = {"if-match": f'"{version}"'} if version not in {None, "*"} else {}
@@ -337,22 +291,9 @@ class S3Store:
             check_version(path, await self.stat(path), version)
             await self._wire.told("DELETE", path[1:], path=path)
 
-    async def _copy(self, source: str, version: str, target: str, *, fresh: bool = False) -> None:
-        address = self._wire.address
-        headers = {
-            "x-amz-copy-source": quote(f"/{address.bucket}/{address.prefix}{source}", safe="/-_.~"),
-            "x-amz-copy-source-if-match": f'"{version}"',
-        }
-        if fresh:
-            headers["if-none-match"] = "*"
-        _, data = await self._wire.told("PUT", target, (), headers, path="/" + target)
-        known = self._sums.get(("/" + source, version))
-        if known:
-            self._remember(("/" + target, text_of(document(data), "ETag").strip('"')), known)
-
     async def _move_all(self, source: str, target: str) -> None:
         """Copy everything below a directory, then delete what was copied and is still the same."""
-        moved: list[tuple[str, str]] = [pair async for pair in self._below(source)]
+        moved: list[tuple[str, str]] = [pair async for pair in self._bucket.below(source)]
         turn, tried, failed = asyncio.Semaphore(AT_ONCE), list[str](), list[DomaError]()
 
         async def one(key: str, version: str) -> None:
@@ -362,7 +303,7 @@ class S3Store:
                 new = target[1:] + key[len(source) - 1 :]
                 tried.append(new)
                 try:
-                    await self._copy(key, version, new)
+                    await self._bucket.copy(key, version, new)
                 except DomaError as e:
                     failed.append(e)
 
@@ -377,32 +318,6 @@ class S3Store:
                 await self._remove("/" + key, version)
         self._forget(source)
 
-    # --- checksums beside the object ---
-
-    async def _keep(self, path: str, version: str, sums: dict[str, str]) -> None:
-        """Keep checksums of a version: in memory, and in a tag that names the version."""
-        self._remember((path, version), sums)
-        text = f"{version}+{written(sums)}"
-        body = f"<Tagging><TagSet><Tag><Key>doma-sums</Key><Value>{text}</Value></Tag></TagSet></Tagging>"
-        with suppress(Unsupported, NotFound):  # a service without tags: they are computed again
-            await self._wire.told("PUT", path[1:], [("tagging", "")], {}, body.encode(), path)
-
-    async def _tagged(self, path: str, version: str) -> dict[str, str]:
-        try:
-            _, data = await self._wire.told("GET", path[1:], [("tagging", "")], path=path)
-        except (Unsupported, NotFound):
-            return {}
-        for item in (t for tags in children(document(data), "TagSet") for t in children(tags, "Tag")):
-            named, _, text = text_of(item, "Value").partition("+")
-            if text_of(item, "Key") == "doma-sums" and named == version:
-                return _read(text)
-        return {}
-
-    def _remember(self, what: tuple[str, str], sums: dict[str, str]) -> None:
-        self._sums[what] = sums
-        if len(self._sums) > REMEMBERED:
-            self._sums.popitem(last=False)
-
     def _forget(self, path: str) -> None:
         for known in [p for p in self._no_files if p == path or p.startswith(path + "/")]:
             del self._no_files[known]
@@ -413,35 +328,7 @@ class S3Store:
         if not self._swept:
             self._swept = True
             with suppress(DomaError):  # not allowed to look: then neither to end any
-                await self.sweep(self._clock() - STALE)
-
-    async def sweep(self, older: float) -> int:
-        """End multipart uploads below the prefix that began before an instant; returns how many."""
-        prefix, ended, marks = self._wire.address.prefix, 0, list[tuple[str, str]]()
-        while True:
-            query = [
-                ("uploads", ""),
-                ("encoding-type", "url"),
-                *([("prefix", prefix)] if prefix else []),
-                *marks,
-            ]
-            page = document((await self._wire.told("GET", None, query))[1])
-            for item in children(page, "Upload"):
-                if _instant(text_of(item, "Initiated")) < older:
-                    key = unquote(text_of(item, "Key"))[len(prefix) :]
-                    await self._wire.told("DELETE", key, [("uploadId", text_of(item, "UploadId"))])
-                    ended += 1
-            if text_of(page, "IsTruncated") != "true":
-                return ended
-            marks = [
-                ("key-marker", unquote(text_of(page, "NextKeyMarker"))),
-                ("upload-id-marker", text_of(page, "NextUploadIdMarker")),
-            ]
-
-
-def _listed(key: str, item: Element) -> Stat:
-    modified = _instant(text_of(item, "LastModified"))
-    return Stat("/" + key, int(text_of(item, "Size") or 0), text_of(item, "ETag").strip('"'), modified)
+                await self._bucket.sweep(self._clock() - STALE)
 
 
 def _turn(name: str) -> str:
@@ -451,26 +338,6 @@ def _turn(name: str) -> str:
     ('run/', 'abc')
     """
     return next((name[:i] + "/" for i, c in enumerate(name) if c < "/" and i), name)
-
-
-def _sayable(path: str) -> bool:
-    """Whether a key can come in a request: other programs write what we never would."""
-    try:
-        return checked(path) == path and not path.rpartition("/")[2].startswith(RESERVED)
-    except DomaError:
-        return False
-
-
-def _read(text: str) -> dict[str, str]:
-    pairs: Iterator[tuple[str, str, str]] = (one.partition("=") for one in text.split("+"))
-    return {name: value for name, _, value in pairs if len(value) == 2 * ALGORITHMS.get(name, -1)}
-
-
-def _instant(text: str) -> float:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _changed(stat: Stat) -> PreconditionFailed:

@@ -51,12 +51,21 @@ PAGE = 1000
 _FAILED = re.compile(rb"\s*(<\?xml[^>]*\?>)?\s*<Error>")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _BY_CODE: Mapping[str, type[DomaError]] = {
-    "NoSuchKey": NotFound, "NoSuchUpload": NotFound, "NotFound": NotFound,
-    "PreconditionFailed": PreconditionFailed, "ConditionalRequestConflict": PreconditionFailed, "InvalidRange": RangeNotSatisfiable,
-    "SlowDown": TooManyRequests, "InsufficientStorage": StorageFull, "XMinioStorageFull": StorageFull,
-    "QuotaExceeded": StorageFull, "NotImplemented": Unsupported, "MethodNotAllowed": Unsupported,
-    "InvalidObjectState": Conflict, "BucketAlreadyExists": Conflict,
-}  # fmt: skip
+    "NoSuchKey": NotFound,
+    "NoSuchUpload": NotFound,
+    "NoSuchBucket": OriginFailed,
+    "NotFound": NotFound,
+    "PreconditionFailed": PreconditionFailed,
+    "ConditionalRequestConflict": PreconditionFailed,
+    "InvalidRange": RangeNotSatisfiable,
+    "SlowDown": TooManyRequests,
+    "InsufficientStorage": StorageFull,
+    "XMinioStorageFull": StorageFull,
+    "QuotaExceeded": StorageFull,
+    "NotImplemented": Unsupported,
+    "MethodNotAllowed": Unsupported,
+    "InvalidObjectState": Conflict,
+}
 _BY_STATUS: Mapping[int, type[DomaError]] = {
     403: Forbidden, 401: Forbidden, 404: NotFound, 409: Conflict, 412: PreconditionFailed,
     416: RangeNotSatisfiable, 429: TooManyRequests, 500: StorageUnavailable, 501: Unsupported,
@@ -243,8 +252,6 @@ class Wire:
             code, said = text_of(root, "Code"), text_of(root, "Message")
         text = "".join(c for c in f"{code or status} {said}"[:300] if c.isprintable())
         kind = _BY_CODE.get(code) or _BY_STATUS.get(status, OriginFailed)
-        if code == "NoSuchBucket":
-            kind = OriginFailed
         return kind(f"{path}: {self.address.endpoint} says about {self.address}: {text.strip()}")
 
 

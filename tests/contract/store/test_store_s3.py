@@ -129,7 +129,7 @@ async def test_a_directory_moves_whole_or_not_at_all(place):
     store = place()
     for i in range(20):
         await put(store, f"/from/{i}/f", b"%d" % i)
-    copy, asked = store._copy, []
+    copy, asked = store._bucket.copy, []
 
     async def fails(*args, **how):
         asked.append(args)
@@ -137,11 +137,11 @@ async def test_a_directory_moves_whole_or_not_at_all(place):
             raise StorageUnavailable("the service is away")
         await copy(*args, **how)
 
-    store._copy = fails
+    store._bucket.copy = fails
     with pytest.raises(StorageUnavailable):
         await store.rename("/from", "/to")
     assert [e.path async for e in store.list("/")] == ["/from"]
-    store._copy = copy
+    store._bucket.copy = copy
     await store.rename("/from", "/to")
     assert [e.path async for e in store.list("/")] == ["/to"]
     assert len([e async for e in store.list("/to")]) == 20
