@@ -68,6 +68,10 @@ async def test_only_the_stated_version_is_deleted(door):
     assert await door.content("/f") == b"new!"
     kept = await door.ask("DELETE", "/site/f", headers={"if-none-match": "*"})
     assert kept.status == 412
+    early = {"if-unmodified-since": "Sun, 06 Nov 1994 08:49:37 GMT"}
+    assert (await door.ask("DELETE", "/site/f", headers=early)).status == 412
+    locked = await door.ask("DELETE", "/site/f", headers={"if": '(<urn:uuid:1> ["x"])'})
+    assert (locked.status, "locks are not offered" in locked.text) == (412, True)
     right = await door.ask("DELETE", "/site/f", headers={"if-match": f'"other", "{new.version}"'})
     assert right.status == 204
 

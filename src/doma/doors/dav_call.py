@@ -13,6 +13,7 @@ from doma.auth.model import Identity, Verb
 from doma.core.errors import BadRequest, LimitExceeded, NotAllowed, PreconditionFailed, Refused
 from doma.core.events import Event
 from doma.core.paths import covers, encode
+from doma.core.ranges import check_write
 from doma.doors.endpoint import Endpoint, Site
 from doma.net.problem import render
 from doma.store.protocol import Stat
@@ -184,22 +185,15 @@ def nameable(path: str) -> bool:
 
 
 def check_conditions(call: Call, stat: Stat | None) -> None:
-    """Apply ``If-Match`` and ``If-None-Match`` to what is there (RFC 9110 §13, strong comparison).
+    """Apply the conditions of a request to what is there (RFC 9110 §13.2.2).
 
     Raises:
-        PreconditionFailed: the condition does not hold.
+        PreconditionFailed: one does not hold, or it is about locks (RFC 4918 §10.4), which nobody holds.
     """
-    wanted = call.headers.get("if-match")
-    if wanted is not None and (stat is None or not _lists(wanted, stat.version)):
-        there = f'its version is "{stat.version}"' if stat else "nothing is there"
-        raise PreconditionFailed(f"{call.shown}: If-Match {wanted[:200]} does not hold: {there}")
-    refused = call.headers.get("if-none-match")
-    if refused is not None and stat is not None and _lists(refused, stat.version):
-        raise PreconditionFailed(f"{call.shown}: If-None-Match {refused[:200]} does not hold: it exists")
-
-
-def _lists(tags: str, version: str) -> bool:
-    return tags.strip() == "*" or f'"{version}"' in {tag.strip() for tag in tags.split(",")}
+    if "if" in call.headers:
+        raise PreconditionFailed(f"{call.shown}: locks are not offered, so no If holds; use If-Match")
+    version, modified = (stat.version, stat.modified) if stat is not None else (None, None)
+    check_write(call.headers, call.shown, version, modified)
 
 
 async def answer(send: Send, method: str, status: int, headers: Mapping[str, str], body: bytes) -> None:

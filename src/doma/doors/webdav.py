@@ -138,6 +138,9 @@ async def _get(call: Call) -> None:
     await listing.show(call, await call.endpoint.store.stat(call.path))
 
 
+_FENCES = frozenset({"if-match", "if-unmodified-since", "x-upload-id"})
+
+
 async def _delete(call: Call) -> None:
     """A file, or a collection with all that is in it; conditions name the only version to remove."""
     call.must_be_writable()
@@ -152,7 +155,7 @@ async def _delete(call: Call) -> None:
             f"{call.shown}: was published by another upload than X-Upload-Id says; it stays"
         )
     # With a condition only the version that was judged is removed, not one that comes meanwhile (W47).
-    fenced = not stat.is_dir and ("if-match" in call.headers or upload is not None)
+    fenced = not stat.is_dir and not _FENCES.isdisjoint(call.headers)
     only = stat.version if fenced else None
     await call.endpoint.store.delete(call.path, version=only, recursive=stat.is_dir)
     call.tell("file.deleted", call.endpoint, call.path, is_dir=stat.is_dir, bytes=stat.size)
