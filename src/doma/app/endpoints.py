@@ -1,5 +1,6 @@
 """Endpoints from the configuration: a store each, under its policy."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -19,6 +20,9 @@ from doma.store.http import HttpStore
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
 from doma.store.quota import Quota
+from doma.store.s3 import S3Store
+from doma.store.s3_signature import Credentials
+from doma.store.s3_wire import credentials_of
 from doma.store.xrootd import XrootdStore
 
 RESERVED = frozenset(
@@ -93,7 +97,7 @@ def build_endpoints(
                 name, _tape(name, section, db), gate_of(name, section, issuers), section.writable
             )
             continue
-        store = _store(name, section.store, home, settings.cache, ca_file, emit, section)
+        store = _store(name, section.store, home, settings, ca_file, emit, section)
         built[name] = Endpoint(name, store, gate_of(name, section, issuers), section.writable)
     if data is not None:
         built["data"] = Endpoint(
@@ -128,24 +132,37 @@ def _tape(name: str, section: config.Endpoint, db: Database) -> Store:
     return TapeStore(Path(unquote(url.path)), db, name, section.tape, fsync=section.fsync)
 
 
+def bucket_store(address: str, section: config.S3, ca_file: Path | None) -> S3Store:
+    """The store of ``s3://bucket…`` with the keys that the configuration, else the environment has for it.
+
+    Raises:
+        ConfigError: the address is no good.
+    """
+    found = section.buckets.get(urlsplit(address).netloc)
+    if found is None or not found.access_key:
+        return S3Store(address, credentials=credentials_of(os.environ), ca_file=ca_file)
+    secret, token = found.secret_key.get_secret_value(), found.session_token.get_secret_value()
+    return S3Store(address, credentials=Credentials(found.access_key, secret, token), ca_file=ca_file)
+
+
 def _store(
     name: str,
     address: str,
     home: Home,
-    cache: config.Cache,
+    settings: config.Config,
     ca_file: Path,
     emit: Emit,
     section: config.Endpoint,
 ) -> Store:
     if address.startswith("cache+"):
-        inner = _store(name, address.removeprefix("cache+"), home, cache, ca_file, emit, section)
+        inner = _store(name, address.removeprefix("cache+"), home, settings, ca_file, emit, section)
         origins = Origins(
             inner,
             name=address.removeprefix("cache+"),
             open=lambda url: HttpStore(url, ca_file=ca_file),
-            allow=cache.allow,
+            allow=settings.cache.allow,
         )
-        return CacheStore(home / "cache" / name, origins, cache, emit=emit)
+        return CacheStore(home / "cache" / name, origins, settings.cache, emit=emit)
     url = urlsplit(address)
     match url.scheme:
         case "file":
@@ -158,8 +175,11 @@ def _store(
             return HttpStore(address, ca_file=ca_file)
         case "root" | "roots" | "xroot" | "xroots":
             return XrootdStore(address, ca_file=ca_file)
+        case "s3":
+            return bucket_store(address, settings.s3, ca_file)
         case _:
             raise ConfigError(
                 f"endpoints.{name}.store: {address!r} is no address that is offered;"
-                " write file:///folder, memory:, https://host/prefix, root://host//folder or cache+https://host/prefix"
+                " write file:///folder, memory:, https://host/prefix, root://host//folder,"
+                " s3://bucket/prefix or cache+https://host/prefix"
             )

@@ -6,7 +6,7 @@ models. Unknown keys are errors. Only ``app.py`` reads :class:`Config` whole.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
 
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -157,7 +157,9 @@ class Endpoint(Section):
     """A store behind doors, under a policy."""
 
     store: str
-    """``file:///dir``, ``tape+file:///dir``, ``memory:``, ``https://host/prefix`` or ``cache+https://host/prefix``."""
+    """``file:///dir``, ``tape+file:///dir``, ``memory:``, ``https://host/prefix``,
+    ``root://host//folder``, ``s3://bucket/prefix?endpoint=https://host&region=us-east-1`` or
+    ``cache+https://host/prefix``."""
     writable: bool = True
     """Whether anything may be changed through the doors."""
     public: bool = False
@@ -234,6 +236,11 @@ class S3Bucket(Section):
     """Secret key."""
     session_token: SecretStr = SecretStr("")
     """Session token, where the key has one."""
+
+    @field_serializer("secret_key", "session_token")
+    def _hidden(self, value: SecretStr, info: SerializationInfo) -> str:
+        """Stars, unless whoever writes it down asks for secrets: a process that hands on its settings."""
+        return value.get_secret_value() if (info.context or {}).get("secrets") else str(value)
 
 
 class S3(Section):

@@ -1,5 +1,6 @@
 """From the address of a store to the store: ``file:///dir``, ``memory:``, ``https://host/prefix``, ``root://host//dir``."""
 
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -10,6 +11,8 @@ from doma.store.file import FileStore
 from doma.store.http import HttpStore, Token
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
+from doma.store.s3 import S3Store
+from doma.store.s3_wire import credentials_of
 from doma.store.xrootd import XrootdStore
 
 
@@ -50,6 +53,8 @@ def open_store(
             return HttpStore(url, token=token, ca_file=ca_file, allow_private=allow_private)
         case "root" | "roots" | "xroot" | "xroots":
             return XrootdStore(url, token=token, ca_file=ca_file, allow_private=allow_private, fsync=fsync)
+        case "s3":
+            return S3Store(url, credentials=credentials_of(os.environ), ca_file=ca_file)
         case _:
-            known = "file:///dir, memory:, https://host/prefix, root://host//folder"
+            known = "file:///dir, memory:, https://host/prefix, root://host//folder, s3://bucket/prefix"
             raise ConfigError(f"{redacted(url)}: no engine takes this address; offered are {known}")

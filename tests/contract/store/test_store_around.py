@@ -14,6 +14,7 @@ from doma.store.filelike import StoreFile, open_file
 from doma.store.http import HttpStore
 from doma.store.locate import open_store
 from doma.store.memory import MemoryStore
+from doma.store.s3 import S3Store
 from doma.store.wrap import Counted, Fault, Faulty, Retry
 
 SAMPLE = Path(__file__).parents[3] / "src/doma/facility/data"
@@ -151,10 +152,11 @@ async def test_an_address_finds_its_engine(tmp_path):
         open_store("http://127.0.0.1:1/x"),
         open_store("davs://se.example.org/x"),
     ]
-    assert [type(store) for store in found] == [MemoryStore, FileStore, HttpStore, HttpStore]
+    found.append(open_store("s3://bucket/prefix?endpoint=http://127.0.0.1:1"))
+    assert [type(store) for store in found] == [MemoryStore, FileStore, HttpStore, HttpStore, S3Store]
     assert (tmp_path / "a b").is_dir()
     for store in found:
         await store.close()
-    for url in ("s3://bucket", "file://otherhost/x", "file:relative", "nonsense", "https://[bad", ""):
+    for url in ("s3://", "s3://b?key=x", "file://otherhost/x", "file:relative", "nonsense", "https://[bad", ""):
         with pytest.raises(ConfigError):
             open_store(url)
