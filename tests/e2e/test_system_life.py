@@ -83,7 +83,7 @@ def test_run_json_has_the_keys_that_others_rely_on(shared):
         httpx.request("PROPFIND", run["endpoints"]["site"]["http"] + "/", headers=bearer).status_code == 207
     )
     assert shared.ask("PROPFIND", "/site/", token, {"Depth": "0"}).status_code == 207
-    assert claims(token)["scope"] == "storage.read:/ storage.modify:/ doma.admin"
+    assert claims(token)["scope"] == "storage.read:/ storage.modify:/ storage.stage:/ doma.admin"
 
 
 def test_everything_in_the_home_is_its_owners_alone(shared):

@@ -9,7 +9,7 @@ from doma.auth.macaroon import Macaroons
 from doma.core.config import Auth
 from doma.core.errors import ConfigError, ServiceUnavailable
 
-ADMIN_SCOPES = "storage.read:/ storage.modify:/ doma.admin"
+ADMIN_SCOPES = "storage.read:/ storage.modify:/ storage.stage:/ doma.admin"
 
 
 def make_issuer(home: Home, base: str, auth: Auth, tables: Tables) -> Issuer:

@@ -5,12 +5,18 @@ from typing import Annotated
 
 import typer
 
+from doma.cli import client_command
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Moves, caches, scans, transforms and delivers event data for High-Energy Physics.",
 )
+
+app.add_typer(client_command.client, name="client")
+app.add_typer(client_command.user, name="user")
+app.add_typer(client_command.keys, name="keys")
 
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder that holds everything; default: ~/.local/share/doma.")
