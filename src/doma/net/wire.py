@@ -122,6 +122,8 @@ class Connection(asyncio.BufferedProtocol):
         self._method = method
         self._on_head = on_head
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        # RFC 9112 §2.2 lets a recipient take LF for a line's end; XRootD 5.5 sends it in answers to ranges.
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)
         self._fed = False
         self._fields: list[tuple[str, str]] = []
         self._head_size = 0

@@ -105,12 +105,9 @@ class Door:
         return told
 
     def files(self):
-        """Everything on disk below the store but its own folders, temporaries included."""
-        return sorted(
-            str(place.relative_to(self.folder))
-            for place in self.folder.rglob("*")
-            if place.is_file() and (not place.relative_to(self.folder).parts[0].startswith(".doma") or "new" in place.parts)
-        )  # fmt: skip
+        """Everything on disk but the store's own files; uploads that are under way, or left over, included."""
+        found = (place.relative_to(self.folder) for place in self.folder.rglob("*") if place.is_file())
+        return sorted(str(f) for f in found if not f.parts[0].startswith(".doma") or "new" in f.parts)
 
     def record(self, kind):
         """The data of the last event of that kind."""
@@ -142,7 +139,7 @@ class Other:
     """Empty: the right one; None: none is told."""
     act: object = None
     """``async act(asked, writer) -> bool``: True if it has answered itself."""
-    seen: list = field(default_factory=list)
+    seen: list[Asked] = field(default_factory=list)
     port: int = 0
 
     @property
@@ -153,8 +150,9 @@ class Other:
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {length}", *more]
         if self.etag:
             lines.append(f"ETag: {self.etag}")
+        right = f"adler32={zlib.adler32(self.data):08x}"
         if self.digest is not None:
-            lines.append(f"Digest: {self.digest or 'adler32=%08x' % zlib.adler32(self.data)}")
+            lines.append(f"Digest: {self.digest or right}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     async def serve(self, reader, writer):

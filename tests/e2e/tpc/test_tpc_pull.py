@@ -6,8 +6,8 @@ import os
 import zlib
 
 import pytest
-from tests.e2e.tpc.conftest import Other, serving
 
+from tests.e2e.tpc.conftest import Other, serving
 
 COPIES = int(os.environ.get("DOMA_TEST_COPIES", "200"))
 """Failed copies in a row; 1000 for a thorough run."""
@@ -67,7 +67,7 @@ async def test_the_other_stores_take_copies_too(door, other):
         ({"Digest": "adler32=zzz"}, 400, "adler32"),
         *(
             ({f"TransferHeader{name}": "x"}, 400, f"TransferHeader{name}")
-            for name in ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Range", "Expect", "Te", "Upgrade")
+            for name in ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Range", "Expect", "Te", "Upgrade"]
         ),
     ],
 )  # fmt: skip
