@@ -62,7 +62,7 @@ class XrootdServer:
         self.process.wait()
 
 
-def _xrootd(more: str = "") -> Iterator[XrootdServer]:
+def _xrootd() -> Iterator[XrootdServer]:
     if shutil.which("xrootd") is None:
         pytest.skip("xrootd is not installed; the Debian package xrootd-server has it")
     with tempfile.TemporaryDirectory(prefix="doma-xrootd-", ignore_cleanup_errors=True) as name, \
@@ -77,7 +77,7 @@ def _xrootd(more: str = "") -> Iterator[XrootdServer]:
         config.write_text(
             f"xrd.port {port}\nall.export /\noss.localroot {base}/data\nall.adminpath {base}/admin\n"
             f"all.pidpath {base}/admin\nxrootd.chksum adler32\nxrd.tls {files.certificate} {files.key}\n"
-            f"xrd.tlsca certfile {files.ca}\nxrd.network nodnr\n{more}"
+            f"xrd.tlsca certfile {files.ca}\nxrd.network nodnr\n"
         )
         if os.geteuid() == 0:
             for path in (base, *base.rglob("*")):
@@ -99,26 +99,3 @@ def xrootd_server() -> Iterator[XrootdServer]:
 def own_xrootd_server() -> Iterator[XrootdServer]:
     """A server that this test may kill."""
     yield from _xrootd()
-
-
-@pytest.fixture(scope="session")
-def ztn_server() -> Iterator[XrootdServer]:
-    """A server that wants a token (any) at login."""
-    yield from _xrootd("xrootd.seclib libXrdSec.so\nsec.protocol ztn -tokenlib none\nsec.protbind * ztn\n")
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The URL of moto's S3 server, with the bucket ``doma-test`` in it."""
-    import logging
-
-    import httpx
-
-    server_of = pytest.importorskip("moto.server")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = server_of.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    assert httpx.put(f"http://{host}:{port}/doma-test").status_code == 200
-    yield f"http://{host}:{port}"
-    server.stop()
