@@ -176,6 +176,22 @@ LEAKS = [
 ]
 
 
+LEAKS += [
+    "POST /vo/token grant_type=refresh_token&refresh_token=doma-rt.0f.1.hush&x=kept",
+    "client_secret=hush&kept=1",
+    "POST /vo/token grant_type=authorization_code&code=hush&kept=1",
+    "GET /vo/device?user_code=HUSH-hush&kept=1",
+    "POST /vo/device username=a&password=hush&ticket=hush",
+    "POST /vo/revoke x=1&token=hush",
+    "device_code=hush",
+    '{"device_code": "hush", "kept": 1}',
+    '{"macaroon": "hush", "uri": "kept"}',
+    "GET /site/a?authz=MDAyMWxvY2F0aW9uIGh1c2g",
+    "a macaroon MDAyMWxvY2F0aW9uIGh1c2g in a message is not kept",
+    "refresh token doma-rt.0f8a.2.hush of somebody",
+]
+
+
 @pytest.mark.parametrize("text", LEAKS)
 def test_no_credential_passes(text):
     clean = blanked(text)
@@ -193,6 +209,8 @@ def test_no_credential_passes(text):
         "the bearer of news",
         "token renewed",
         "basic cuts applied",
+        "exit code=5, status code: 404",
+        '{"code": "not-found", "status": 404}',
     ],
 )
 def test_harmless_text_is_left_as_it_is(text):

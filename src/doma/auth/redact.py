@@ -10,7 +10,12 @@ import re
 
 BLANK = "***"
 
-_NAMES = r"(?:authz|(?:access|refresh|subject|id)_token|client_(?:secret|assertion)|code_verifier)"
+_NAMES = (
+    r"(?:authz|macaroon|device_code|code_verifier|(?:access|refresh|subject|actor|id)_token"
+    r"|client_(?:secret|assertion))"
+)
+_COMMON = r"(?:code|user_code|token|password|ticket)"
+"""Names that mean something harmless in most places: blanked in queries and forms only."""
 _RULES = (
     # Header fields, as text, as items of a dict or tuple, as bytes: the value ends with the line or quote.
     (
@@ -23,14 +28,19 @@ _RULES = (
     ),
     # Query and form parameters.
     (re.compile(rf"\b({_NAMES}=)(?:bearer(?:%20|\+|\s))?[^\s&\"'#,;)\]}}]+", re.IGNORECASE), rf"\1{BLANK}"),
+    (re.compile(rf"([?&]{_COMMON}=)[^\s&\"'#,;)\]}}]+", re.IGNORECASE), rf"\1{BLANK}"),
     # JSON.
     (re.compile(rf"""(\\?["']{_NAMES}\\?["']\s*:\s*\\?["'])[^"'\\]*""", re.IGNORECASE), rf"\1{BLANK}"),
     # The scheme, and what looks like a JWT, in any other place.
     (re.compile(r"\b((?:bearer|basic)(?:%20|\+|\s)+)[A-Za-z0-9._~+/=-]{16,}", re.IGNORECASE), rf"\1{BLANK}"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?"), BLANK),
+    # Refresh tokens; macaroons begin with the base64 of "00..location".
+    (re.compile(r"\bdoma-rt\.[A-Za-z0-9._-]+|\bMDA[A-Za-z0-9_-]{3}xvY2F0aW9u[A-Za-z0-9_=-]*"), BLANK),
 )
 _HINT = re.compile(
-    r"authorization|transferheader|bearer|basic|authz|token|secret|assertion|code_verifier|eyJ", re.IGNORECASE
+    r"authorization|transferheader|bearer|basic|authz|token|secret|assertion|code|password|ticket|macaroon"
+    r"|eyJ|doma-rt|MDA",
+    re.IGNORECASE,
 )
 
 
