@@ -194,6 +194,38 @@ async def test_a_move_to_a_wrong_place_changes_nothing(door, destination, status
     assert door.events == []
 
 
+@pytest.mark.parametrize(
+    ("destination", "status"),
+    [
+        ("https://se.example/site/b", 201),
+        ("http://se.example/site/b", 201),
+        ("dav://SE.EXAMPLE:80/site/b", 201),
+        ("https://alias.example:8443/site/b", 201),
+        ("davs://alias.example:8443/site/b?copy_mode=push&authz=x", 201),
+        ("https://[2001:db8::7]:8443/site/b", 201),
+        ("https://alias.example/site/b", 502),
+        ("https://se.example:8443/site/b", 502),  # another service of the same host
+        ("https://se.example.evil.example/site/b", 502),
+        ("https://se.example\\@evil.example/site/b", 400),
+        ("https://evil.example#@se.example/site/b", 400),
+        ("https://evil.example?@se.example/site/b", 502),
+        ("/site/b\nX: y", 400),
+        ("https://se.example/site/b\r", 400),
+        ("/site/\xc3\xa9", 201),  # raw UTF-8, as careless clients send it
+        ("/site/\xe9", 400),
+    ],
+)
+async def test_a_destination_may_name_any_door_of_ours_and_no_other(door, destination, status):
+    doors = frozenset({("alias.example", 8443), ("2001:db8::7", 8443)})
+    object.__setattr__(door.site, "doors", doors)
+    await door.put("/a", b"A")
+    answer = await door.ask("MOVE", "/site/a", headers={"destination": destination})
+    assert answer.status == status, answer.text
+    assert await exists(door, "/a") is (status != 201)
+    if status == 201:
+        assert answer.headers["location"] in {"/site/b", "/site/%C3%A9"}
+
+
 async def test_a_move_needs_a_source_a_destination_and_a_sensible_overwrite(door):
     await door.put("/a")
     assert (await door.ask("MOVE", "/site/none", headers={"destination": "/site/b"})).status == 404
