@@ -1,4 +1,4 @@
-"""The root:// engine against the real server, and beside the real client: TLS, restarts, other people's hands."""
+"""The root:// engine against the real server and beside the real client: TLS, restarts, other hands."""
 
 import asyncio
 import os
