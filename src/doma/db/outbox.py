@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 500
 """Rows per statement."""
+LINGER = 0.05
+"""Seconds that the writer waits for more events: a transaction for each would cost more than the uploads."""
 
 _ORDER = 0x6F757462  # "outb"
 
@@ -218,6 +220,7 @@ class EventWriter:
         try:
             while True:
                 await self._wake.wait()
+                await asyncio.sleep(LINGER)
                 self._wake.clear()
                 try:
                     await self.flush()

@@ -14,7 +14,6 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
-from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb, bearer
 from doma.cache.freshness import control, requested
 from doma.core.checksum import COMPUTABLE, wanted
@@ -70,11 +69,8 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
     """
     method, headers = scope["method"], text_headers(scope["headers"])
     endpoint, path = site.find(normalise(wire_path(scope)))
-    token = bearer_of(headers.get("authorization"), scope.get("query_string", b"").decode("latin-1"))
-    identity = None
-    if token is not None:
-        bearer.set(token)
-        identity = await site.verifier.verify(token)
+    query = scope.get("query_string", b"").decode("latin-1")
+    identity = await site.identify(headers.get("authorization"), query)
     endpoint.gate.decide(identity, Verb.READ if method == "GET" else Verb.STAT, path)
     if method == "HEAD" and "x-upload-id" in headers:
         await _progress(endpoint, path, identity, headers, send)

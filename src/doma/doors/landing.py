@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from doma.auth.bearer import bearer_of
-from doma.auth.model import Identity, Verb, bearer
+from doma.auth.model import Identity, Verb
 from doma.core.checksum import digest_header, read_digests, repr_digest_header
 from doma.core.errors import BadRequest, NotAllowed, NotFound, WrongSize
 from doma.core.events import Event
@@ -96,10 +95,8 @@ class Landing:
         self.where = self._endpoint.name
         headers = text_headers(self._raw)
         if self._identity is None:
-            token = bearer_of(headers.get("authorization"), self._query.decode("latin-1"))
-            if token is not None:
-                bearer.set(token)
-                self._identity = await self._site.verifier.verify(token)
+            query = self._query.decode("latin-1")
+            self._identity = await self._site.identify(headers.get("authorization"), query)
         endpoint, path = self._endpoint, self._path
         gate, who = endpoint.gate, self._identity
         if not gate.may(who, Verb.MODIFY, path):

@@ -7,9 +7,11 @@ the new one, whole.
 """
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -23,7 +25,7 @@ from doma.store.oserrors import translated
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.quota import Quota
 from doma.store.session import Blocks, FileSession
-from doma.store.upload import FileUpload, Temporary
+from doma.store.upload import QUICK, SLOW, FileUpload, Temporary
 from doma.store.writing import Tally, check_span
 
 P = ParamSpec("P")
@@ -95,10 +97,13 @@ class FileStore:
         self._sums: dict[tuple[str, str, str], asyncio.Future[str]] = {}
         self._hot: OrderedDict[str, Content] = OrderedDict()
         self._uploads: set[FileUpload] = set()
+        self._quick = True
+        """The disk was quick of late: short calls are made on the event loop, without a thread."""
+        self._syncs = fsync
 
     async def stat(self, path: str) -> Stat:
         path = checked(path)
-        return await self._run(path, self._folder.stat, path)
+        return await self._soon(path, self._folder.stat, path)
 
     async def list(self, path: str) -> AsyncIterator[Stat]:
         path = checked(path)
@@ -157,13 +162,18 @@ class FileStore:
         path = self._writable(path)
         tally = Tally(path, size, checksums)
         room = (size or 0) + sum(upload.missing for upload in self._uploads)
-        begun = self._submit(path, self._folder.begin, path, size or 0, room, if_version, if_absent)
-        try:
-            temporary = await asyncio.wrap_future(begun)
-        except asyncio.CancelledError:
-            begun.add_done_callback(_discard)
-            raise
+        begin = partial(self._folder.begin, path, size or 0, room, if_version, if_absent)
+        if self._quick:
+            temporary = self._now(path, begin)
+        else:
+            begun = self._submit(path, self._timed, begin)
+            try:
+                temporary = await asyncio.wrap_future(begun)
+            except asyncio.CancelledError:
+                begun.add_done_callback(_discard)
+                raise
         upload = FileUpload(temporary, tally, self._pool, self._publish, self._done, if_version, if_absent)
+        upload.inline = self._quick and not self._syncs
         self._uploads.add(upload)
         return upload
 
@@ -204,7 +214,10 @@ class FileStore:
 
     async def delete(self, path: str, *, version: str | None = None, recursive: bool = False) -> None:
         path = self._writable(path)
-        await self._run(path, self._folder.delete, path, version, recursive)
+        if recursive or self._syncs:
+            await self._run(path, self._folder.delete, path, version, recursive)
+        else:
+            await self._soon(path, self._folder.delete, path, version, recursive)
         self._hot.pop(path, None)
         self._emit(Event("file.deleted", path))
 
@@ -244,6 +257,27 @@ class FileStore:
             if len(self._hot) > HOT:
                 self._hot.popitem(last=False)
         return content
+
+    async def _soon(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a short call: at once while the disk is quick, else in a thread."""
+        if self._quick:
+            return self._now(path, partial(call, *args, **kwargs))
+        return await self._run(path, self._timed, partial(call, *args, **kwargs))
+
+    def _now(self, path: str, call: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        try:
+            with translated(path):
+                return call()
+        finally:
+            self._quick = time.perf_counter() - began < SLOW
+
+    def _timed(self, call: Callable[[], T]) -> T:
+        began = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self._quick = time.perf_counter() - began < QUICK
 
     async def _run(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._submit(path, call, *args, **kwargs))

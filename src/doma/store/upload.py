@@ -118,6 +118,8 @@ class FileUpload:
         self.if_absent = if_absent
         self.named = ""
         """The client's id of it."""
+        self.inline = False
+        """Its end is quick enough for the event loop."""
         self._temporary = temporary
         self._pool = pool
         self._place = place
@@ -159,6 +161,13 @@ class FileUpload:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._write, data)
 
     async def commit(self) -> Stat:
+        if self.inline and not self._threaded and not self.tally.late:
+            stat = None
+            try:
+                stat = self._commit()
+            finally:
+                self._finish(stat)
+            return stat
         loop = asyncio.get_running_loop()
         # Shielded: a caller that gives up cannot leave a publication half judged.
         work = loop.run_in_executor(self._pool, self._commit)
