@@ -222,8 +222,11 @@ class Body:
         if self._key is not None and self._signed.payload.endswith("-TRAILER"):
             self._verify("TRAILER", signature, sha256("".join(lines).encode()).hexdigest())
         while self._more:
-            if await self._next():
-                raise self._bad("bytes after the last chunk")
+            self._held += await self._next()
+            if self._held:
+                break
+        if self._held:
+            raise self._bad("bytes after the last chunk")
 
     def _verify(self, kind: str, signature: str, tail: str) -> None:
         assert self._key is not None

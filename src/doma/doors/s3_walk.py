@@ -47,12 +47,11 @@ async def _below(
 ) -> AsyncIterator[Found]:
     empty = True
     try:
-        here = None
         async for entry in _in_order(store, f"{base}/{folder}".rstrip("/") or "/"):
             empty = False
             name = entry.path.rpartition("/")[2]
             key = folder + name + ("/" if entry.is_dir else "")
-            if not (key.startswith(prefix) or prefix.startswith(key)) or not nameable(name):
+            if not key.startswith(prefix) or not nameable(name):
                 continue
             if key <= after and not (entry.is_dir and after.startswith(key)):
                 continue
@@ -66,8 +65,7 @@ async def _below(
     except (NotFound, Conflict):
         return
     if empty and folder and folder.startswith(prefix) and folder > after:
-        here = await store.stat(f"{base}/{folder}".rstrip("/"))
-        yield Found(folder, here)
+        yield Found(folder, await store.stat(f"{base}/{folder}".rstrip("/")))
 
 
 async def _in_order(store: Store, path: str) -> AsyncIterator[Stat]:

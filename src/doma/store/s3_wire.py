@@ -211,7 +211,9 @@ class Wire:
         if answer.status in {301, 307, 308}:
             region = answer.get("x-amz-bucket-region", "another one")
             return OriginFailed(f"{path}: {self.address} lies in region {region}; correct its address")
-        return self._error(data, answer.status, path)
+        # HEAD has no body: some services, ours too, name the code in a header
+        code = answer.get("x-amz-error-code") or answer.get("x-minio-error-code")
+        return self._error(data, answer.status, path, code)
 
     async def pages(self, query: Pairs) -> AsyncIterator[Element]:
         """The documents of a ListObjectsV2."""
@@ -242,8 +244,8 @@ class Wire:
             name, why = text_of(failed, "Key"), text_of(failed, "Message")
             raise OriginFailed(f"{name}: could not be deleted from {self.address}: {why[:200]}")
 
-    def _error(self, data: bytes, status: int, path: str) -> DomaError:
-        code = said = ""
+    def _error(self, data: bytes, status: int, path: str, code: str = "") -> DomaError:
+        said = ""
         try:
             root = document(data) if data else None
         except OriginFailed:

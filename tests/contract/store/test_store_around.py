@@ -157,6 +157,7 @@ async def test_an_address_finds_its_engine(tmp_path):
     assert (tmp_path / "a b").is_dir()
     for store in found:
         await store.close()
-    for url in ("s3://", "s3://b?key=x", "file://otherhost/x", "file:relative", "nonsense", "https://[bad", ""):
+    wrong = ("s3://", "s3://b?key=x", "file://otherhost/x", "file:relative", "nonsense", "https://[bad", "")
+    for url in wrong:
         with pytest.raises(ConfigError):
             open_store(url)

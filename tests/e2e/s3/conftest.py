@@ -63,3 +63,20 @@ def boto(shared, key) -> Callable[..., Any]:
 def s3(boto):
     """A client with every right on the endpoint ``site``."""
     return boto()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """The URL of moto's S3 server, with the bucket ``doma-test`` in it."""
+    import logging
+
+    import httpx
+
+    server_of = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_of.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    assert httpx.put(f"http://{host}:{port}/doma-test").status_code == 200
+    yield f"http://{host}:{port}"
+    server.stop()

@@ -208,7 +208,8 @@ def test_what_is_not_offered_is_never_taken_for_something_else(wire):
     path = fresh()
     assert wire.ask("PUT", path, b"kept")[0] == 200
     for method, query in (
-        ("DELETE", "tagging"), ("PUT", "acl"), ("PUT", "tagging"), ("GET", "acl"), ("DELETE", "versionId=abc"),
+        ("DELETE", "tagging"), ("PUT", "acl"), ("PUT", "tagging"), ("GET", "acl"),
+        ("DELETE", "versionId=abc"),
         ("GET", "versionId=abc"), ("PUT", "retention"),
     ):  # fmt: skip
         assert wire.ask(method, f"{path}?{query}", b"")[:2] == (501, "NotImplemented")
@@ -245,9 +246,11 @@ def test_a_key_never_allows_more_than_the_token_that_asked(shared, key):
     assert asked(prefix="/s3h/mine/new", verbs=["create"]).status_code == 200
     for more, status in (
         ({"prefix": "/"}, 403), ({"prefix": "/s3h/mine2"}, 403), ({"prefix": "/s3h"}, 403),
-        ({"prefix": "/s3h/mine", "verbs": ["modify"]}, 403), ({"prefix": "/s3h/mine", "verbs": ["create"]}, 403),
+        ({"prefix": "/s3h/mine", "verbs": ["modify"]}, 403),
+        ({"prefix": "/s3h/mine", "verbs": ["create"]}, 403),
         ({"prefix": "/s3h/mine", "verbs": []}, 400), ({"prefix": "/s3h/mine", "verbs": ["all"]}, 400),
-        ({"prefix": "/s3h/mine/../.."}, 400), ({"prefix": "s3h"}, 400), ({"prefix": "/s3h/mine", "lifetime": 0}, 400),
+        ({"prefix": "/s3h/mine/../.."}, 400), ({"prefix": "s3h"}, 400),
+        ({"prefix": "/s3h/mine", "lifetime": 0}, 400),
         ({"endpoint": "nowhere"}, 404), ({"prefix": "/s3h/mine", "more": 1}, 400),
     ):  # fmt: skip
         assert asked(**more).status_code == status, more
