@@ -7,6 +7,9 @@ Two servers of each kind (``storage_sites.py``) over TLS with a token, driven by
 the median of the ratios of neighbouring rounds. CPU is that of all processes of both ends of a copy, or of
 the one server. XRootD verifies no checksum of what it pulls; ours does.
 
+Files lie in memory (``/dev/shm``) where that has room. On a disk the file system would be measured instead:
+after mass deletes ext4 looks for an inode for a millisecond, at either server.
+
 As root it runs in a network namespace of its own, for the reasons told in ``bench_dataplane.py``.
 
 Needs curl and Debian's xrootd-server, xrootd-server-plugins, xrootd-plugins, xrootd-scitokens-plugins.
@@ -209,11 +212,16 @@ class Cases:
     ) -> float:
         wire = Wire(self.one(kind)[0].url, self.made.token, self.made.ca)
         try:
-            path = (lambda n: "/big") if method == "PROPFIND" else (lambda n: f"/small/{n % 100}/{n}")
-            made = [wire.request(method, path(n), more, body) for n in range(count)]
-            return wire.run(made.__getitem__, count, good)
+            address = (lambda n: "/big") if method == "PROPFIND" else (lambda n: f"/small/{n % 100}/{n}")
+            made = [wire.request(method, address(n), more, body) for n in range(count)]
+            seconds = wire.run(made.__getitem__, count, good)
         finally:
             wire.close()
+        if method in {"PUT", "DELETE"}:
+            small = self.one(kind)[0].files / "small"
+            found = sum(1 for path in small.rglob("*") if path.is_file() and not path.name.startswith("."))
+            assert found == (count if method == "PUT" else 0), (kind, method, found)
+        return seconds
 
     def listing(self, kind: str) -> float:
         begun = time.perf_counter()
@@ -259,6 +267,12 @@ class Cases:
         ]  # fmt: skip
 
 
+def roomy(needed: int) -> str | None:
+    """A folder in memory with this many bytes free; None: the usual temporary one."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > needed else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller files, fewer rounds")
@@ -266,13 +280,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0, help="rounds that count")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", default="", help="comma-separated words; only rows with one of them")
-    parser.add_argument("--dir", default=None, help="where the files go (default: the temporary directory)")
+    parser.add_argument("--dir", default=None, help="where the files go (default: memory)")
     options = parser.parse_args()
     if packages := missing():
         raise SystemExit(f"XRootD is not installed (Debian: {packages})")
     control = own_network()
     os.environ.pop("DOMA_BENCH_NETWORK", None)  # to a server it would be a setting that nobody knows
-    folder = Path(tempfile.mkdtemp(prefix="doma-bench-", dir=options.dir))
+    place = options.dir or roomy((2 if options.quick else 10) << 30)
+    folder = Path(tempfile.mkdtemp(prefix="doma-bench-", dir=place))
     folder.chmod(0o755)
     try:
         with sites(folder) as made:
