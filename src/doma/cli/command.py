@@ -74,6 +74,21 @@ def token(
     run(home, scope, audience or [], group or [], lifetime, subject, json)
 
 
+@app.command(name="s3-key")
+def s3_key(
+    endpoint: Annotated[str, typer.Option(help="Name of the endpoint, which is the bucket.")] = "site",
+    prefix: Annotated[str, typer.Option(help="Path that it opens; with / at the end: a folder.")] = "/",
+    verb: Annotated[list[str] | None, typer.Option(help="read, create, modify (repeatable).")] = None,
+    lifetime: Annotated[str, typer.Option(help="Seconds, or 30s, 10m, 1h, 2d.")] = "1h",
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """Print an S3 key pair as shell variables: eval "$(doma s3-key)"."""
+    from doma.cli.s3 import s3_key as run
+
+    run(home, endpoint, prefix, verb or ["read"], lifetime, json)
+
+
 @app.command()
 def doctor(home: HomeOption = None, config: ConfigOption = None, json: Json = False) -> None:
     """Check this machine and this home; says what to do about each problem."""
