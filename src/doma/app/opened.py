@@ -23,6 +23,7 @@ from doma.db.engine import Database
 from doma.db.outbox import EventWriter
 from doma.doors.endpoint import Site
 from doma.doors.tpc import ThirdParty
+from doma.doors.usage import Usage
 from doma.net import tls
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,10 @@ async def open_site(
         stack.push_async_callback(endpoint.store.close)
     third_party = ThirdParty(settings.tpc, _authorities(files))
     stack.push_async_callback(third_party.close)
-    site = Site(verifier, endpoints, emit, shown, _doors(audiences), third_party)
+    usage = Usage(emit, {issuer.issuer: issuer.vo for issuer in trusted})
+    background.spawn(usage.run())
+    stack.callback(usage.tell)
+    site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage)
     context = _server_context(listen, files)
     return Opened(base, plain, db, files, context, issuer, verifier, site, background, revocations)
 

@@ -26,6 +26,7 @@ from doma.core.paths import encode
 from doma.doors import macaroons, s3, s3_routes, tape, webdav
 from doma.doors.s3_call import Door
 from doma.doors.s3_keys import Keys
+from doma.doors.usage import SUMS
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
 from doma.store.file import FileStore
@@ -112,6 +113,15 @@ class Services:
         if "web" in self.roles:
             self.urls |= {"dashboard": self.opened.base + "/", "metrics": self.opened.base + "/metrics"}
             self.urls["events"] = self.opened.base + "/events"
+        if (usage := self.opened.site.usage) is not None:
+            for name, text in SUMS.items():
+                self.metrics.watch(
+                    f"doma_usage_{name}_total",
+                    text,
+                    partial(usage.numbers, name),
+                    kind="counter",
+                    labels=("endpoint", "vo"),
+                )
         self._caches(root)
         self._s3(root)
         self._tape(root)
@@ -119,7 +129,9 @@ class Services:
             self._columns(root)
         doors = counted(webdav.app(self.opened.site), self.metrics, endpoints=self.opened.site.endpoints)
         inner = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
-        self.app = s3.beside(self.s3_door, self.config.s3.key_lifetime, inner)
+        own = counted(s3.app(self.s3_door), self.metrics, door="s3", endpoints=self.opened.site.endpoints)
+        keys = partial(s3_routes.sts, self.s3_door, self.config.s3.key_lifetime)
+        self.app = s3.beside(own, keys, inner)
 
     def count(
         self, endpoint: str, method: str, status: int, received: int, sent: int, seconds: float, times: int

@@ -12,6 +12,7 @@ from doma.auth.verifier import Verifier
 from doma.core.errors import DomaError, NotFound
 from doma.core.events import Emit
 from doma.core.paths import normalise
+from doma.doors.usage import Usage
 from doma.store.protocol import Store
 
 
@@ -39,6 +40,8 @@ class Site:
 
     third_party: Callable[[Any], Awaitable[None]] | None = None
     """Answers a COPY that names another server (:class:`doma.doors.tpc.ThirdParty`); None: 501."""
+    usage: Usage | None = None
+    """Sums up who has read how much; ``emit`` tells it of what was written."""
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.

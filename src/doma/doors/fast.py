@@ -22,6 +22,7 @@ from doma.core.paths import normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.parts import landing
 from doma.doors.reply import content_type, validators
+from doma.doors.usage import Usage
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.net.problem import render
 from doma.store.protocol import CanPeek, Hot, Stat
@@ -89,7 +90,7 @@ class FastDoor:
     ) -> None:
         self._site = site
         self._clock = clock
-        self._tally = _Tally(count) if count is not None else None
+        self._tally = _Tally(count, site.usage) if count is not None else None
         self._places: dict[bytes, _Place | None] = {}
 
     def head(self, request: Request) -> Answer | Sink | None:
@@ -130,7 +131,7 @@ class FastDoor:
             return None
         answer = self._answer(place, hot, stat.size, spans, request.tls)
         if answer is not None and tally is not None:
-            tally.read(place.endpoint.name, 206 if spans else 200, answer.size, perf_counter() - began)
+            tally.read(place.endpoint.name, 206 if spans else 200, identity, answer.size, began)
         return answer
 
     def _place(self, target: bytes) -> _Place | None:
@@ -239,19 +240,22 @@ _EMPTY = memoryview(b"")
 class _Tally:
     """Adds up reads and tells them about once a second, since telling costs more than a read's own share."""
 
-    def __init__(self, count: Count) -> None:
+    def __init__(self, count: Count, usage: Usage | None) -> None:
         self.count = count
-        self._reads: dict[tuple[str, int], list[float]] = {}
+        self._usage = usage
+        self._reads: dict[tuple[str, int, int], _Reads] = {}
         self._armed = False
 
-    def read(self, endpoint: str, status: int, sent: int, seconds: float) -> None:
+    def read(self, endpoint: str, status: int, identity: Identity | None, sent: int, began: float) -> None:
         """One answer; from the event loop."""
-        sums = self._reads.get((endpoint, status))
+        # The sums hold the identity, so its id cannot come to name another one before they are told.
+        key = endpoint, status, id(identity)
+        sums = self._reads.get(key)
         if sums is None:
-            sums = self._reads[endpoint, status] = [0, 0, 0.0]
-        sums[0] += 1
-        sums[1] += sent
-        sums[2] += seconds
+            sums = self._reads[key] = _Reads(identity)
+        sums.number += 1
+        sums.sent += sent
+        sums.seconds += perf_counter() - began
         if not self._armed:
             self._armed = True
             asyncio.get_running_loop().call_later(BATCH, self.tell)
@@ -259,8 +263,21 @@ class _Tally:
     def tell(self) -> None:
         """Hand on what was added up."""
         reads, self._reads, self._armed = self._reads, {}, False
-        for (endpoint, status), (number, sent, seconds) in reads.items():
-            self.count(endpoint, "GET", status, 0, int(sent), seconds, int(number))
+        for (endpoint, status, _), sums in reads.items():
+            self.count(endpoint, "GET", status, 0, sums.sent, sums.seconds, sums.number)
+            if self._usage is not None:
+                self._usage.read(endpoint, sums.identity, sums.sent, sums.number)
+
+
+class _Reads:
+    """Sums of equal reads."""
+
+    __slots__ = ("identity", "number", "seconds", "sent")
+
+    def __init__(self, identity: Identity | None) -> None:
+        self.identity = identity
+        self.number = self.sent = 0
+        self.seconds = 0.0
 
 
 def _lines(headers: list[tuple[str, str]]) -> bytes:

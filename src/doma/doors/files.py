@@ -75,7 +75,9 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
     if method == "HEAD" and "x-upload-id" in headers:
         await _progress(endpoint, path, identity, headers, send)
         return
-    await serve(endpoint, path, method, headers, send)
+    sent = await serve(endpoint, path, method, headers, send)
+    if site.usage is not None:
+        site.usage.read(endpoint.name, identity, sent)
 
 
 async def serve(
@@ -85,8 +87,8 @@ async def serve(
     headers: Mapping[str, str],
     send: Send,
     extra: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Answer GET or HEAD of a file to somebody who may read it.
+) -> int:
+    """Answer GET or HEAD of a file to somebody who may read it; how many of its bytes were sent.
 
     Args:
         endpoint: Where it is.
@@ -104,7 +106,7 @@ async def serve(
         answer = reply(method, headers, stat, extra, _boundary)
         await send(_start(answer))
         await send({"type": "http.response.body", "body": b""})
-        return
+        return 0
     try:
         reader, answer, ahead = await _begin(endpoint, path, headers)
     except Replaced:
@@ -115,6 +117,7 @@ async def serve(
         await _send(reader, answer, ahead, send)
     finally:
         await reader.close()
+    return sum(stop - start for start, stop in answer.spans)
 
 
 async def _progress(
