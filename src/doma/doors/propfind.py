@@ -143,23 +143,23 @@ def _own(call: Call, wanted: Wanted) -> _Own:
     """What looks up the properties that clients have set on some entries, where one can be wanted."""
     store = call.endpoint.store
     asking = wanted.everything or wanted.only_names or not PROTECTED.issuperset(wanted.names)
-    notes = store.annotations if asking and isinstance(store, CanAnnotate) else None
-
-    async def one(path: str) -> Mapping[str, str]:
-        assert notes is not None
-        try:
-            return await notes(path)
-        except NotFound:  # It vanished after it was listed.
-            return {}
 
     async def own(entries: Sequence[Stat]) -> Sequence[Mapping[str, str]]:
-        paths = [entry.path for entry in entries if notes is not None and entry.annotated]
-        if not paths:
+        paths = [entry.path for entry in entries if asking and entry.annotated]
+        if not paths or not isinstance(store, CanAnnotate):
             return [{}] * len(entries)
-        found = dict(zip(paths, await asyncio.gather(*map(one, paths)), strict=True))
-        return [found.get(entry.path, {}) for entry in entries]
+        found = await asyncio.gather(*(_notes(store, path) for path in paths))
+        noted = dict(zip(paths, found, strict=True))
+        return [noted.get(entry.path, {}) for entry in entries]
 
     return own
+
+
+async def _notes(store: CanAnnotate, path: str) -> Mapping[str, str]:
+    try:
+        return await store.annotations(path)
+    except NotFound:  # It vanished after it was listed.
+        return {}
 
 
 class _Plan:
