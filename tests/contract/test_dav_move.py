@@ -6,6 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from doma.core.errors import Forbidden, Refused, StorageUnavailable
+from doma.store.file import FileStore
+from doma.store.quota import Quota
 from doma.store.wrap import Counted, Fault, Faulty
 
 READ, MODIFY, CREATE = "storage.read:/", "storage.modify:/", "storage.create:/"
@@ -334,3 +336,21 @@ async def test_rights_of_a_copy(door):
     assert await door.content("/in/old") == b"O"
     assert (await door.ask("COPY", "/site/in/a", f"{READ} {CREATE}", new)).status == 201
     assert (await door.ask("COPY", "/site/in/a", f"{READ} {MODIFY}", old)).status == 204
+
+
+@pytest.mark.parametrize("method", ["COPY", "MOVE"])
+@pytest.mark.parametrize("door", ["file"], indirect=True)
+async def test_a_tree_that_is_too_large_for_a_quota_does_not_come_in_by_the_back_door(door, method, tmp_path):
+    store = FileStore(tmp_path / "small", quota=Quota({"/vo": 100}))
+    for path, data in (("/vo/old", b"o" * 90), ("/big/x", b"x" * 101)):
+        upload = await store.create(path, size=len(data))
+        await upload.write(data)
+        await upload.commit()
+    object.__setattr__(door.site.endpoints["site"], "store", store)
+    headers = {"destination": "/site/vo", "overwrite": "T"}
+    answer = await door.ask(method, "/site/big", headers=headers)
+    assert (answer.status, answer.headers["x-error-code"]) == (507, "storage-full")
+    assert [e.path async for e in store.list("/")] == ["/big", "/vo"]
+    assert [e.path async for e in store.list("/vo")] == ["/vo/old"]
+    assert (await store.space_at("/vo")).used == 90
+    await store.close()
