@@ -221,6 +221,8 @@ class ThirdParty:
                 await _first(both, every)
                 if not work.done() and pace.too_slow(asyncio.get_running_loop().time(), job.progress.bytes):
                     error = blame(TimedOut(f"too slow: less than {pace.floor} bytes/s"), "transfer")
+                    work.cancel()
+                    await asyncio.wait({work})
                     await _send(call, last_lines(error), more=False)
                     return error
             if not work.done():

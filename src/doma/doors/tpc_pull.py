@@ -35,13 +35,14 @@ from doma.store.protocol import CanFeed, CanScatter, Stat, Store, Upload
 BLOCK = 64 << 20
 """Bytes of one ranged GET when there are several streams."""
 RETRIES = 3
-PAUSES = (1.0, 3.0, 9.0)
+PAUSES = (0.2, 2.0, 8.0)
 """Seconds before each of them."""
 KNOWN = 1024
 """Origins of which it is remembered how they tell checksums."""
 
-_ODD = {403, 500}
-"""What XRootD 5.5 answers to a GET that asks for checksums, where all it means is that there is no file."""
+_ODD = {403, 404, 500}
+"""What XRootD 5.5 answers to a GET now and then without meaning it: 500 for a checksum of a file that is not
+there, 404 while a connection is still busy with its last request. A HEAD tells what is true."""
 _CHEAP = ("adler32", "crc32c")
 
 
@@ -138,19 +139,33 @@ class Pull:
         if order.signed:
             return await self._begin(None, {})
         if order.streams > 1 or order.host in self._by_head:
-            return await self._begin(*await self._ask())
+            return await self._surely(*await self._ask())
         try:
             answer, flow, version = await self._begin(None, {})
         except DomaError as e:
             if e.detail.get("status") not in _ODD:
                 raise
-        else:
-            if _usable(version.checksums) or not (order.verify or order.digests):
-                return answer, flow, version
-            answer.close()
+            try:
+                told = await self._ask()
+            except DomaError as truth:  # of the same word twice, the one to GET has a text
+                same_word = truth.detail.get("status") == e.detail["status"]
+                raise (e if same_word else truth) from e
+            return await self._surely(*told)
+        if _usable(version.checksums) or not (order.verify or order.digests):
+            return answer, flow, version
+        answer.close()
         told = await self._ask()
         self._remember(order.host)
-        return await self._begin(*told)
+        return await self._surely(*told)
+
+    async def _surely(self, size: int | None, checksums: dict[str, str]) -> tuple[Response, Flow, _Version]:
+        """Send the GET for a file that a HEAD has just shown to be there."""
+        while True:
+            try:
+                return await self._begin(size, checksums)
+            except DomaError as e:
+                e.detail["transient"] = e.detail.get("status") in _ODD - {403}
+                await self._again(e)
 
     async def _ask(self) -> tuple[int | None, dict[str, str]]:
         """Size and checksums by HEAD."""

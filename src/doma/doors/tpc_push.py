@@ -87,7 +87,6 @@ class Push:
         known = dict(stat.checksums)
         try:
             for name in {"adler32", *self._order.digests} - known.keys():
-                self._started()
                 self._progress.doing = "computing the checksum"
                 known[name] = await self._store.checksum(self._path, name)
         except DomaError as e:

@@ -60,7 +60,7 @@ async def refused(response: Response, path: str, secret: str | None = None, *, m
         response: With a status that was not hoped for.
         path: In the store.
         secret: A token that must not be repeated, should the server have quoted it.
-        method: What was asked, for the message.
+        method: What was asked; with it the message names the URL in full, for those who know no path.
     """
     try:
         said = (await response.read(64 << 10)).decode("utf-8", "replace")
@@ -78,8 +78,10 @@ async def refused(response: Response, path: str, secret: str | None = None, *, m
     after = response.get("retry-after")
     wait = float(after) if after.isascii() and after.isdigit() and len(after) < 6 else None
     where = urlsplit(redacted(response.url))
-    to = f" to {method}" if method else ""
-    place = f"{path}: {where.scheme}://{where.netloc} answered {response.status}{to}"
+    place = f"{path}: {where.scheme}://{where.netloc}"
+    if method:
+        place = f"{path} {where.scheme}://{where.netloc}{where.path}"
+    place += f" answered {response.status}" + (f" to {method}" if method else "")
     return kind(f"{place}: {text}" if text else place, retry_after=wait, status=response.status)
 
 

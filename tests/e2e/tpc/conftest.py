@@ -105,7 +105,7 @@ class Door:
         return told
 
     def files(self):
-        """Everything on disk but the store's own files; uploads that are under way, or left over, included."""
+        """Everything on disk but the store's own files; uploads under way, or left over, included."""
         found = (place.relative_to(self.folder) for place in self.folder.rglob("*") if place.is_file())
         return sorted(str(f) for f in found if not f.parts[0].startswith(".doma") or "new" in f.parts)
 
