@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from doma.core.errors import DomaError, NotAllowed, Unsupported
 from doma.doors import s3_listing, s3_multipart, s3_objects
 from doma.doors.s3_call import Call, Door, Receive, Scope, Send, recognised
-from doma.doors.s3_routes import is_sts, sts
+from doma.doors.s3_routes import is_sts
 from doma.doors.s3_xml import DECLARATION, code_of, refusal
 
 log = logging.getLogger(__name__)
@@ -56,23 +56,19 @@ def app(door: Door) -> App:
     return application
 
 
-def beside(door: Door, longest: float, others: App) -> App:
-    """Take what is signed for S3, and what asks STS for keys; leave everything else to the others.
+def beside(own: App, keys: App, others: App) -> App:
+    """Share a port: what is signed for S3 goes to this door, what asks STS for keys to :func:`sts`.
 
     Args:
-        door: The door.
-        longest: Seconds that a key may live.
+        own: The door, :func:`app`.
+        keys: :func:`doma.doors.s3_routes.sts` of the door.
         others: Gets all other requests.
     """
-    own = app(door)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and is_signed(scope):
-            await own(scope, receive, send)
-        elif scope["type"] == "http" and is_sts(scope):
-            await sts(door, longest, scope, receive, send)
-        else:
-            await others(scope, receive, send)
+        http = scope["type"] == "http"
+        chosen = own if http and is_signed(scope) else keys if http and is_sts(scope) else others
+        await chosen(scope, receive, send)
 
     return application
 

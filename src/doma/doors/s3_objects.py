@@ -49,7 +49,7 @@ async def get(call: Call) -> None:
     """GetObject and HeadObject."""
     place = call.place()
     method = call.asked.method
-    call.allow(Verb.READ if method == "GET" else Verb.STAT, place)
+    who = call.allow(Verb.READ if method == "GET" else Verb.STAT, place)
     store = place.endpoint.store
     if place.is_dir:
         stat = await store.stat(place.path)
@@ -68,9 +68,11 @@ async def get(call: Call) -> None:
         await send({"type": "http.response.body", "body": b""})
         return
     try:
-        await files.serve(place.endpoint, place.path, method, call.headers, send)
+        sent = await files.serve(place.endpoint, place.path, method, call.headers, send)
     except Conflict as e:
         raise NotFound(f"{call.shown}: no such key, but a prefix") from e
+    if (usage := call.door.site.usage) is not None:
+        usage.read(place.endpoint.name, who, sent)
 
 
 def _dressed(call: Call) -> Send:

@@ -34,8 +34,8 @@ def key(shared) -> Callable[..., Pair]:
 @pytest.fixture(scope="session")
 def boto(shared, key) -> Callable[..., Any]:
     """Makes a boto3 client of the door."""
-    import boto3
-    from botocore.config import Config
+    import boto3  # type: ignore[import-untyped]
+    from botocore.config import Config  # type: ignore[import-untyped]
 
     def client(pair: Pair | None = None, *, url: str = "", signature: str = "s3v4", **config) -> Any:
         pair = pair or key()
