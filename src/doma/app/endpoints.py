@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from doma.app.home import Home
 from doma.auth.gate import Gate
 from doma.auth.policy import gate_of
-from doma.cache.origins import Origins
+from doma.cache.origins import Origins, guard_of
 from doma.cache.store import CacheStore
 from doma.core import config
 from doma.core.errors import ConfigError
@@ -156,10 +156,11 @@ def _store(
 ) -> Store:
     if address.startswith("cache+"):
         inner = _store(name, address.removeprefix("cache+"), home, settings, ca_file, emit, section)
+        guard = guard_of(settings.cache.allow, settings.tpc.allow, settings.tpc.deny)
         origins = Origins(
             inner,
             name=address.removeprefix("cache+"),
-            open=lambda url: HttpStore(url, ca_file=ca_file),
+            open=lambda url: HttpStore(url, ca_file=ca_file, allow=guard),
             allow=settings.cache.allow,
         )
         return CacheStore(home / "cache" / name, origins, settings.cache, emit=emit)

@@ -6,7 +6,7 @@ forwarding form ``/https:/host[:port]/path`` (``//`` arrives collapsed, or not) 
 """
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -16,6 +16,7 @@ from doma.auth.model import bearer
 from doma.cache.record import key_of
 from doma.core.errors import Forbidden, TooManyRequests
 from doma.core.paths import checked
+from doma.store.http_trust import RemoteGuard
 from doma.store.protocol import Stat, Store
 
 _FORWARD = re.compile(r"/(https?):/+([^/]*)(/.*)?", re.DOTALL | re.IGNORECASE)
@@ -167,6 +168,22 @@ class Origins:
             await store.close()
         self._named.clear()
         self._places.clear()
+
+
+def guard_of(globs: Iterable[str], allow: Iterable[str], deny: Iterable[str]) -> RemoteGuard:
+    """Judges the addresses of origins that clients name, as those of third-party copies are (W70).
+
+    Args:
+        globs: ``cache.allow``; a host written there without a wildcard may be anywhere.
+        allow: ``tpc.allow``.
+        deny: ``tpc.deny``.
+
+    Raises:
+        ConfigError: a word is no network or host name.
+    """
+    hosts = (glob.lower().rstrip("/").partition("://")[2].partition(":")[0] for glob in globs)
+    exact = [host for host in hosts if _HOST.fullmatch(host)]
+    return RemoteGuard([*allow, *exact], deny, plain=True)
 
 
 def caller() -> str:

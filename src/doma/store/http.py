@@ -31,7 +31,7 @@ from doma.core.paths import checked, encode, normalise, parent
 from doma.core.url import https, joined, origin_of
 from doma.net.byteranges import content_range
 from doma.net.client import RangeClient, Response
-from doma.net.pool import Limits
+from doma.net.pool import Allow, Limits
 from doma.store.http_status import is_strong, modified_of, refused, stat_of, version_of
 from doma.store.http_trust import AddressGuard, context_of, is_loopback
 from doma.store.http_upload import HttpUpload
@@ -94,6 +94,7 @@ class HttpStore:
         allow_private: Whether private and loopback addresses may be connected. None: those of the server
             itself, and of redirects only if the server's own is one too.
         limits: Times and counts.
+        allow: Judges the addresses alone, as for a server that a client has named.
 
     Raises:
         ConfigError: the URL or the CA file is no good.
@@ -107,6 +108,7 @@ class HttpStore:
         ca_file: str | Path | None = None,
         allow_private: bool | None = None,
         limits: Limits | None = None,
+        allow: Allow | None = None,
     ) -> None:
         try:
             origin = origin_of(url)
@@ -121,7 +123,7 @@ class HttpStore:
         # A token in the clear may not leave this machine.
         self._may_tell = origin.scheme == "https" or is_loopback(origin.host)
         context = context_of(ca_file) if origin.scheme == "https" else None
-        self._client = RangeClient(context, limits, AddressGuard(origin.host, allow_private))
+        self._client = RangeClient(context, limits, allow or AddressGuard(origin.host, allow_private))
 
     # --- reading ---
 

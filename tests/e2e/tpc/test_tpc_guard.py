@@ -173,3 +173,25 @@ def test_the_guard_allows_what_it_is_told_to():
     assert RemoteGuard(allow=("*.inner.example",))("se.inner.example", "10.1.2.3")
     assert not RemoteGuard(allow=("*.inner.example",))("se.outer.example", "10.1.2.3")
     assert not RemoteGuard(allow=("private",), deny=("10.9.0.0/16",))("x", "10.9.1.1")
+
+
+async def test_origins_of_a_cache_that_clients_name_are_judged_alike(other):
+    from doma.cache.origins import guard_of
+    from doma.core.errors import Forbidden
+    from doma.store.http import HttpStore
+
+    base = f"http://127.0.0.1:{other.port}"
+    for globs, allow, good in (
+        (["http://*"], [], False),
+        (["http://*"], ["loopback"], True),
+        (["http://127.0.0.1:*"], [], True),
+    ):
+        store = HttpStore(base, allow=guard_of(globs, allow, []))
+        try:
+            if good:
+                assert (await store.stat("/a/f.root")).size == len(other.data)
+            else:
+                with pytest.raises(Forbidden, match="not allowed"):
+                    await store.stat("/a/f.root")
+        finally:
+            await store.close()
