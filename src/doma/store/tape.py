@@ -8,6 +8,7 @@ A content keeps its version for life, through eviction and recall. A deletion is
 carried out: what was deleted is never seen again, whatever is killed in between.
 """
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -175,7 +176,12 @@ class TapeStore:
         await self._disk.annotate(path, changes)
 
     async def tickets(self, paths: Sequence[str]) -> Sequence[tuple[Stat, str] | DomaError]:
-        return [await self._ticket(path) for path in paths]
+        found = await asyncio.gather(*(self._stat(path) for path in paths))
+        there = [stat for stat in found if isinstance(stat, Stat)]
+        pairs = iter(await self._buffer.rows(there))
+        return [
+            stat if isinstance(stat, DomaError) else await self._ticket(stat, next(pairs)) for stat in found
+        ]
 
     async def close(self) -> None:
         await self._engine.stop()
@@ -237,15 +243,25 @@ class TapeStore:
         self._engine.read(row.id)
         return shown
 
-    async def _ticket(self, path: str) -> tuple[Stat, str] | DomaError:
+    async def _stat(self, path: str) -> Stat | DomaError:
+        """What lies on disk at a path, or why nothing does."""
         try:
-            stat, row = await self._look(checked(path))
-            if row is None and has_content(stat):
-                await self._engine.reconciler.adopt(path)
-                stat, row = await self._look(path)
+            return await self._disk.stat(checked(path))
         except DomaError as e:
             return e
-        return self._shown(stat, row), row.id if row is not None else ""
+
+    async def _ticket(
+        self, found: Stat, pair: tuple[Stat, TapeFile | None] | None
+    ) -> tuple[Stat, str] | DomaError:
+        try:
+            if pair is not None and pair[1] is None and has_content(found):
+                await self._engine.reconciler.adopt(found.path)
+                pair = await self._look(found.path)
+        except DomaError as e:
+            return e
+        if pair is None:
+            return NotFound(f"{found.path}: no such file or directory")
+        return self._shown(*pair), pair[1].id if pair[1] is not None else ""
 
     async def _delete(self, path: str, version: str | None, recursive: bool) -> None:
         db, endpoint, now = self._buffer.db, self._buffer.endpoint, self._clock()

@@ -7,7 +7,7 @@ Source: WLCG Tape REST API v1; rules W81-W93 of the storage contract.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -127,12 +127,12 @@ def seen(tx: Connection, answers: Sequence[Looked], now: float) -> None:
     for some in chunks({a.ticket for a in answers if a.ticket}):
         found = tx.execute(select(files.c.id, files.c.state).where(files.c.id.in_(some)).with_for_update())
         held |= {row.id: Held(row.state) for row in found}
-    here, away, failed = list[int](), list[int](), defaultdict[str, list[int]](list)
+    here, away, failed = list[int](), list[int](), dict[int, str]()
     for a in answers:
         state = held.get(a.ticket, Held.DOOMED) if a.ticket else Held.DISK
         error = a.error or _hopeless(a, state)
         if error:
-            failed[error].append(a.row)
+            failed[a.row] = error
         else:
             (here if state in COPIES else away).append(a.row)
     _link(tx, [a for a in answers if a.ticket])
@@ -140,10 +140,23 @@ def seen(tx: Connection, answers: Sequence[Looked], now: float) -> None:
         tx.execute(update(staged).where(staged.c.id.in_(rows)).values(looked=1))
     for rows in chunks(here):
         advance(tx, staged.c.id.in_(rows), OPEN, Stage.COMPLETED, now)
-    for why, hopeless in failed.items():
-        for rows in chunks(hopeless):
-            advance(tx, staged.c.id.in_(rows), OPEN, Stage.FAILED, now, error=why)
+    for rows in chunks(failed):
+        _fail(tx, {row: failed[row] for row in rows}, now)
     _queue(tx, away, now)
+
+
+def _fail(tx: Connection, causes: Mapping[int, str], now: float) -> None:
+    """Files that will not come, each for its own cause."""
+    still = staged.c.id.in_(list(causes)), staged.c.state.in_(OPEN)
+    rows = tx.execute(select(staged.c.id, staged.c.request, staged.c.path).where(*still)).all()
+    if not rows:
+        return
+    each = update(staged).where(staged.c.id == bindparam("row"))
+    values = each.values(state=Stage.FAILED, finished=now, error=bindparam("why"))
+    tx.execute(values, [{"row": row.id, "why": causes[row.id]} for row in rows])
+    for request, count in Counter(row.request for row in rows).items():
+        _count(tx, request, count, now)
+    _tell(tx, rows, Stage.FAILED, now, None)
 
 
 def _link(tx: Connection, answers: Sequence[Looked]) -> None:
@@ -223,7 +236,7 @@ def _count(tx: Connection, request: str, ended: int, now: float) -> None:
     tx.execute(change.values(open=c.open - ended, started=func.coalesce(c.started, now), completed=done))
 
 
-def _tell(tx: Connection, rows: Sequence[Row[Any]], state: Stage, now: float, error: str | None) -> None:
+def _tell(tx: Connection, rows: Iterable[Any], state: Stage, now: float, error: str | None) -> None:
     paths = _grouped((row.request, row.path) for row in rows)
     owners: dict[str, str] = {}
     for some in chunks(paths):
@@ -250,7 +263,9 @@ def find(tx: Connection, ident: str, issuer: str) -> Row[Any] | None:
 def page(tx: Connection, ident: str, after: int, limit: int) -> Sequence[Row[Any]]:
     """The files of a request, in the order of submission, in pages."""
     mine = and_(staged.c.request == ident, staged.c.id > after)
-    return tx.execute(select(staged).where(mine).order_by(staged.c.id).limit(limit)).all()
+    c = staged.c
+    shown = select(c.id, c.path, c.state, c.started, c.finished, c.error)
+    return tx.execute(shown.where(mine).order_by(c.id).limit(limit)).all()
 
 
 def cancel(tx: Connection, ident: str, paths: Sequence[str] | None, now: float) -> None:
