@@ -1,6 +1,7 @@
 """PROPFIND and PROPPATCH as davix, gfal2 and hostile clients send them."""
 
 from dataclasses import replace
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 import pytest
@@ -96,6 +97,17 @@ async def test_the_space_of_a_collection_is_that_of_its_quota(door):
     object.__setattr__(door.site.endpoints["site"], "store", Shares(door.stores["site"]))
     used, available = await named(door, "/site/vo", "<quota-used-bytes/><quota-available-bytes/>")
     assert (used.text, available.text) == ("3", "0")
+
+
+@pytest.mark.parametrize("odd", ["\ufffe", "\uffff", "\x85", "\u2028", "\u202e", "\U0001f4a5", "]]>", "<!--"])
+async def test_no_name_spoils_the_listing_of_the_others(door, odd):
+    await door.put(f"/d/a{odd}z")
+    await door.put("/d/good")
+    answer = await door.ask("PROPFIND", "/site/d", headers={"depth": "1"})
+    assert len(responses(answer.body)) == 3
+    assert quote(f"/site/d/a{odd}z", safe="/!") in hrefs(answer.body)
+    page = await door.ask("GET", "/site/d")
+    assert page.text.count("<a ") == 4
 
 
 async def test_unknown_properties_come_back_as_missing(door):

@@ -68,7 +68,7 @@ def test_a_value_has_a_deepest_level(depth):
 
 
 def test_what_people_read_cannot_break_the_answer():
-    told = propstat("<D:a/>", 507, text="<b>&") + propstat("<D:a/>", 424)
+    told = propstat("<D:a/>", 507, said="<b>&\uffff") + propstat("<D:a/>", 424)
     assert [p[1].text for p in ElementTree.fromstring(f'<r xmlns:D="DAV:">{told}</r>')] == [
         "HTTP/1.1 507 Insufficient Storage",
         "HTTP/1.1 424 Failed Dependency",

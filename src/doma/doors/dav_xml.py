@@ -109,6 +109,17 @@ def changed(body: bytes) -> dict[str, str | None]:
     return changes
 
 
+def text(value: str) -> str:
+    r"""Any text as XML content; two characters that a name may hold and XML may not become U+FFFD.
+
+    >>> text("a<b\uffff")
+    'a&lt;b�'
+    """
+    if not value.isascii():
+        value = value.replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd")
+    return escape(value)
+
+
 def tags(name: str) -> tuple[str, str]:
     """The opening and closing tag of a property in one of our own namespaces."""
     space, _, local = name[1:].rpartition("}")
@@ -127,25 +138,25 @@ def element(name: str) -> str:
     return f"<x:{local} xmlns:x={quoteattr(space)}/>"
 
 
-def propstat(names: str, status: int, why: str = "", text: str = "") -> str:
+def propstat(names: str, status: int, why: str = "", said: str = "") -> str:
     """The outcome of some properties.
 
     Args:
         names: Their elements.
         status: Of HTTP.
         why: Element of the precondition that failed, if RFC 4918 names one.
-        text: For people.
+        said: For people.
     """
     error = f"<D:error><D:{why}/></D:error>" if why else ""
-    said = f"<D:responsedescription>{escape(text)}</D:responsedescription>" if text else ""
-    return f"<D:propstat><D:prop>{names}</D:prop>{_status(status)}{error}{said}</D:propstat>"
+    told = f"<D:responsedescription>{text(said)}</D:responsedescription>" if said else ""
+    return f"<D:propstat><D:prop>{names}</D:prop>{_status(status)}{error}{told}</D:propstat>"
 
 
 def failures(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """The multistatus of what failed in a collection: the problem object of each by its address."""
     told = "".join(
         f"<D:response><D:href>{escape(href)}</D:href>{_status(problem['status'])}"
-        f"<D:responsedescription>{escape(problem['detail'])}</D:responsedescription></D:response>\n"
+        f"<D:responsedescription>{text(problem['detail'])}</D:responsedescription></D:response>\n"
         for href, problem in parts.items()
     )
     return f"{OPEN}{told}{CLOSE}"

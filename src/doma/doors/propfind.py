@@ -18,7 +18,7 @@ from doma.auth.model import Verb
 from doma.core.checksum import digest_header
 from doma.core.errors import BadRequest, NotFound
 from doma.doors.dav_call import Call, links
-from doma.doors.dav_xml import CLOSE, DCACHE, LCGDM, LIMIT, OPEN, XML, Wanted, asked, element, tags
+from doma.doors.dav_xml import CLOSE, DCACHE, LCGDM, LIMIT, OPEN, XML, Wanted, asked, element, tags, text
 from doma.doors.listing import visible
 from doma.doors.reply import content_type
 from doma.store.protocol import CanAnnotate, CanQuota, CanSpace, Locality, Space, Stat
@@ -57,7 +57,7 @@ LIVE: dict[str, _Value] = {
     "{DAV:}getcontentlength": lambda s: None if s.is_dir else str(s.size),
     "{DAV:}getlastmodified": lambda s: _http_date(int(s.modified)),
     "{DAV:}creationdate": lambda s: _iso_date(int(s.modified)),
-    "{DAV:}displayname": lambda s: escape(s.path.rpartition("/")[2]),
+    "{DAV:}displayname": lambda s: text(s.path.rpartition("/")[2]),
     "{DAV:}getetag": lambda s: escape(f'"{s.version}"') if s.version else None,
     "{DAV:}getcontenttype": lambda s: None if s.is_dir else content_type(s.path),
     "{DAV:}iscollection": lambda s: "1" if s.is_dir else "0",
@@ -213,11 +213,11 @@ def _writer(call: Call, wanted: Wanted, space: Space | None) -> Callable[[Stat, 
                 have.append(own[name])
         if all_own:
             have += map(element, own) if only_names else own.values()
-        text = f"<D:response><D:href>{address(entry)}</D:href>"
+        told = f"<D:response><D:href>{address(entry)}</D:href>"
         if have or not missing:
-            text += f"<D:propstat><D:prop>{''.join(have)}</D:prop>{_OK}"
+            told += f"<D:propstat><D:prop>{''.join(have)}</D:prop>{_OK}"
         if missing:
-            text += f"<D:propstat><D:prop>{''.join(missing)}</D:prop>{_MISSING}"
-        return text + "</D:response>\n"
+            told += f"<D:propstat><D:prop>{''.join(missing)}</D:prop>{_MISSING}"
+        return told + "</D:response>\n"
 
     return write

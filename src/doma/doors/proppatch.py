@@ -29,7 +29,7 @@ async def proppatch(call: Call) -> None:
             told = propstat("".join(map(element, changes)), 200)
             call.tell("properties.changed", call.endpoint, call.path, names=sorted(changes))
         except LimitExceeded as e:
-            told = propstat("".join(map(element, changes)), 507, text=e.message)
+            told = propstat("".join(map(element, changes)), 507, said=e.message)
     place = escape(href(call.endpoint, call.path, is_dir=stat.is_dir))
     body = f"{OPEN}<D:response><D:href>{place}</D:href>{told}</D:response>\n{CLOSE}"
     await call.answer(207, {"Content-Type": XML}, body.encode())
@@ -40,10 +40,10 @@ def _refused(names: list[str], protected: set[str], *, kept: bool) -> str:
     told = ""
     for name in names:
         if name in protected:
-            text = "this property is computed by the server"
-            told += propstat(element(name), 403, "cannot-modify-protected-property", text)
+            why = "this property is computed by the server"
+            told += propstat(element(name), 403, "cannot-modify-protected-property", why)
         elif kept:
-            told += propstat(element(name), 424, text="nothing is changed, since another change is refused")
+            told += propstat(element(name), 424, said="nothing is changed, since another change is refused")
         else:
-            told += propstat(element(name), 403, text="own properties are not kept here")
+            told += propstat(element(name), 403, said="own properties are not kept here")
     return told
