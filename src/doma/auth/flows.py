@@ -86,7 +86,7 @@ class Flows:
             case "token-exchange":
                 return self._exchanged(client, form, now)
             case _:
-                raise OAuthError("unsupported_grant_type", f"grant_type {shown(grant)} is not offered here")
+                return self._for_user(way, client, form, now)
 
     def offered(self) -> tuple[str, ...]:
         """The ways that this issuer offers."""
@@ -205,6 +205,10 @@ class Flows:
         if self.issuer.ledger is None:
             raise OAuthError("temporarily_unavailable", "this issuer runs without tables", 503)
         return self.issuer.ledger
+
+    def _for_user(self, way: str, client: Client, form: Form, now: float) -> dict[str, Any]:
+        """The ways with a user, where there are any."""
+        raise OAuthError("unsupported_grant_type", f"{way} is not offered here")
 
     def _own(self, client: Client, form: Form, now: float) -> dict[str, Any]:
         """For the client itself (RFC 6749 §4.4)."""

@@ -7,17 +7,22 @@ contract.
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from doma.auth import pages
+from doma.auth.bearer import bearer_of
 from doma.auth.flows import WAYS, Flows
 from doma.auth.issuer import Issuer
+from doma.auth.login import UserFlows
 from doma.auth.oauth import MAX_FORM, Form, OAuthError, read_form
 from doma.auth.revoked import Revocations
 from doma.auth.scopes import WLCG
+from doma.core.errors import BadCredential
 
 PUBLIC = {"Cache-Control": "max-age=3600"}
 SECRET = {"Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -32,10 +37,7 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
         issuer: Whose.
         revocations: Told at once of what is revoked here.
     """
-    flows = Flows(issuer)
-
-    async def discovery(request: Request) -> Response:
-        return JSONResponse(metadata(issuer), headers=PUBLIC)
+    flows = flows_of(issuer)
 
     async def jwks(request: Request) -> Response:
         return JSONResponse(issuer.keys.jwks(), headers=PUBLIC)
@@ -47,7 +49,7 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
         return answer
 
     routes = [
-        Route("/.well-known/openid-configuration", discovery),
+        Route("/.well-known/openid-configuration", _metadata(flows)),
         Route("/jwks", jwks),
         Route("/token", answered(flows.token), methods=["POST"]),
     ]
@@ -56,21 +58,34 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
             Route("/introspect", answered(flows.introspect), methods=["POST"]),
             Route("/revoke", revoke, methods=["POST"]),
         ]
+    if isinstance(flows, UserFlows):
+        routes += _user_routes(flows)
     return Starlette(routes=routes)
+
+
+def flows_of(issuer: Issuer) -> Flows:
+    """What an issuer can do, by what it has."""
+    if issuer.ledger is None or issuer.users is None:
+        return Flows(issuer)
+    return UserFlows(issuer, issuer.ledger, issuer.users)
 
 
 def metadata_route(issuer: Issuer) -> Route:
     """``/.well-known/oauth-authorization-server/<vo>`` of RFC 8414 §3.1, relative to the server."""
+    path = f"/.well-known/oauth-authorization-server{issuer.path}"
+    return Route(path, _metadata(flows_of(issuer)))
 
+
+def _metadata(flows: Flows) -> Endpoint:
     async def discovery(request: Request) -> Response:
-        return JSONResponse(metadata(issuer), headers=PUBLIC)
+        return JSONResponse(metadata(flows), headers=PUBLIC)
 
-    return Route(f"/.well-known/oauth-authorization-server{issuer.path}", discovery)
+    return discovery
 
 
-def metadata(issuer: Issuer) -> dict[str, Any]:
+def metadata(flows: Flows) -> dict[str, Any]:
     """The document of OpenID Connect Discovery 1.0 and RFC 8414: what this issuer really offers."""
-    offered = Flows(issuer).offered()
+    issuer, offered = flows.issuer, flows.offered()
     found: dict[str, Any] = {
         "issuer": issuer.url,
         "jwks_uri": f"{issuer.url}/jwks",
@@ -89,7 +104,62 @@ def metadata(issuer: Issuer) -> dict[str, Any]:
     found["token_endpoint_auth_signing_alg_values_supported"] = ["RS256", "ES256"]
     found["introspection_endpoint"] = f"{issuer.url}/introspect"
     found["revocation_endpoint"] = f"{issuer.url}/revoke"
+    if isinstance(flows, UserFlows):
+        found["scopes_supported"].append("openid")
+        found["authorization_endpoint"] = f"{issuer.url}/authorize"
+        found["device_authorization_endpoint"] = f"{issuer.url}/devicecode"
+        found["userinfo_endpoint"] = f"{issuer.url}/userinfo"
+        found["code_challenge_methods_supported"] = ["S256"]
+        found["authorization_response_iss_parameter_supported"] = True
     return found
+
+
+def _user_routes(flows: UserFlows) -> list[Route]:
+    """Pages and endpoints of the ways with a user."""
+
+    async def device(request: Request) -> Response:
+        if request.method == "GET":
+            return pages.login(flows.issuer.vo, "device", user_code=request.query_params.get("user_code", ""))
+        return await _paged(request, flows, flows.device_page)
+
+    async def authorize(request: Request) -> Response:
+        if request.method == "GET":
+            return await _paged(request, flows, flows.authorize_page)
+        return await _paged(request, flows, flows.authorize_form)
+
+    async def userinfo(request: Request) -> Response:
+        try:
+            token = bearer_of(request.headers.get("authorization"))
+        except BadCredential:
+            token = None
+        found = await asyncio.to_thread(flows.userinfo, token)
+        if found is None:
+            return Response(
+                status_code=401, headers={**SECRET, "WWW-Authenticate": 'Bearer realm="userinfo"'}
+            )
+        return JSONResponse(found, headers=SECRET)
+
+    return [
+        Route("/devicecode", answered(flows.device), methods=["POST"]),
+        Route("/device", device, methods=["GET", "POST"]),
+        Route("/authorize", authorize, methods=["GET", "POST"]),
+        Route("/userinfo", userinfo, methods=["GET", "POST"]),
+    ]
+
+
+async def _paged(request: Request, flows: UserFlows, work: Callable[[Form], Response]) -> Response:
+    """A page from a form, or from the query of a GET; a form that another site sends is refused."""
+    origin = request.headers.get("origin")
+    site = request.headers.get("sec-fetch-site", "same-origin")
+    ours = {request.headers.get("host", ""), urlsplit(flows.issuer.url).netloc}
+    try:
+        if request.method == "GET":
+            return await asyncio.to_thread(work, read_form(request.url.query.encode()))
+        if site not in {"same-origin", "none"} or (origin and origin.partition("://")[2] not in ours):
+            return pages.told("Not possible", "This form came from another site.", status=403)
+        return await asyncio.to_thread(work, read_form(await body_of(request)))
+    except OAuthError as e:
+        return pages.told("Not possible", e.description, status=e.status)
 
 
 def answered(work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpoint:
