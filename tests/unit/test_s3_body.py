@@ -14,7 +14,7 @@ from doma.core.errors import BadRequest, ChecksumMismatch, WrongSize
 from doma.doors.s3_body import Body
 from doma.doors.s3_crc64 import Crc64
 from doma.doors.s3_sign import Signed
-from doma.doors.s3_walk import walk
+from doma.doors.s3_walk import PATIENCE, WAITING, Walks, walk
 from doma.doors.s3_xml import keys_of, parts_of, tag
 from doma.store.memory import MemoryStore
 from doma.store.s3_signature import EMPTY, Scope
@@ -190,3 +190,27 @@ def test_documents_are_read_with_and_without_their_namespace():
     with pytest.raises(BadRequest):
         parts_of(b"<Delete/>")
     assert tag("Key", "a\x01<b>\ufffe") == "<Key>a\ufffd&lt;b&gt;\ufffd</Key>"
+
+
+async def test_walks_that_nobody_goes_on_with_are_given_up():
+    store, now = MemoryStore(), [0.0]
+    for i in range(3):
+        await (await store.create(f"/{i}")).commit()
+    walks, begun = Walks(lambda: now[0]), []
+    for i in range(WAITING + 1):
+        walking = walk(store, "", "", "", deep=True)
+        begun.append(walking)
+        await walks.keep(i, await anext(walking), walking)
+    assert walks.take(0) is None
+    with pytest.raises(StopAsyncIteration):
+        await anext(begun[0])
+    found, walking = walks.take(1)
+    assert (found.key, (await anext(walking)).key) == ("0", "1")
+    assert walks.take(1) is None
+    now[0] = PATIENCE + 1
+    assert walks.take(2) is None
+    await walks.keep("new", found, walking)
+    assert walks.take(3) is None
+    assert walks.take("new") is not None
+    for walking in begun:
+        await walking.aclose()

@@ -222,7 +222,8 @@ def test_nobody_hands_on_more_than_he_has():
     within(gate, who, right(prefix="/vo/x/", verbs=(Verb.READ,)))
     within(gate, who, right(prefix="/vo/x/new", verbs=(Verb.READ, Verb.CREATE)))
     for prefix, verb in (
-        ("/vo/x", Verb.READ), ("/vo", Verb.READ), ("/x", Verb.READ), ("/vo/x/new", Verb.MODIFY), ("/", Verb.READ),
+        ("/vo/x", Verb.READ), ("/vo", Verb.READ), ("/x", Verb.READ),
+        ("/vo/x/new", Verb.MODIFY), ("/", Verb.READ),
     ):  # fmt: skip
         with pytest.raises(Forbidden):
             within(gate, who, right(prefix=prefix, verbs=(verb,)))

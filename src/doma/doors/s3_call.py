@@ -14,6 +14,7 @@ from doma.doors.landing import Landing, text_headers
 from doma.doors.s3_body import Body
 from doma.doors.s3_keys import Clock, Keys, Right, identity_of
 from doma.doors.s3_sign import Signed, claimed, parsed
+from doma.doors.s3_walk import Walks
 from doma.doors.s3_xml import DECLARATION
 from doma.store.protocol import Store
 from doma.store.s3_signature import Asked
@@ -38,6 +39,10 @@ class Door:
     keys: Keys
     uploads: Store
     clock: Clock
+    walks: Walks = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "walks", Walks(self.clock))
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,25 +77,33 @@ async def objects(call: Call) -> None:
 
 
 async def _page(call: Call, prefix: str, delimiter: str, after: str, most: int) -> _Page:
-    base = call.place("").path.rstrip("/")
-    store = call.place("").endpoint.store
+    place, walks = call.place(""), call.door.walks
     keys: list[Found] = []
     prefixes: dict[str, None] = {}
     last = ""
     if not most:
         return _Page((), (), "")
-    async for found in walk(store, base, prefix, after, deep=delimiter != "/"):
+    name = place.endpoint.name, place.path, prefix, delimiter
+    found: Found | None
+    if kept := walks.take((*name, after)):
+        found, walking = kept
+    else:
+        base = place.path.rstrip("/")
+        walking = walk(place.endpoint.store, base, prefix, after, deep=delimiter != "/")
+        found = await anext(walking, None)
+    while found is not None:
         at = found.key.find(delimiter, len(prefix)) if delimiter else -1
         shared = found.key[: at + len(delimiter)] if at >= 0 else ""
-        if shared and (shared in prefixes or shared <= after):
-            continue
-        if len(keys) + len(prefixes) >= most:
-            return _Page(keys, list(prefixes), last)
-        if shared:
-            prefixes[shared] = None
-        elif not found.is_prefix:
-            keys.append(found)
-        last = shared or found.key
+        if not (shared and (shared in prefixes or shared <= after)):
+            if len(keys) + len(prefixes) >= most:
+                await walks.keep((*name, last), found, walking)
+                return _Page(keys, list(prefixes), last)
+            if shared:
+                prefixes[shared] = None
+            else:
+                keys.append(found)
+            last = shared or found.key
+        found = await anext(walking, None)
     return _Page(keys, list(prefixes), "")
 
 

@@ -5,13 +5,19 @@ until its name with the slash has its turn. Directories that are empty appear as
 """
 
 import heapq
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
 from dataclasses import dataclass
 from itertools import count
 
 from doma.core.errors import Conflict, NotFound
 from doma.doors.dav_call import nameable
 from doma.store.protocol import Stat, Store
+
+WAITING = 8
+"""Walks that are kept; one of a directory with 100,000 entries takes some 10 MB."""
+PATIENCE = 60.0
+"""Seconds for which one is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,36 @@ class Found:
     is_prefix: bool = False
 
 
-async def walk(store: Store, base: str, prefix: str, after: str, *, deep: bool) -> AsyncIterator[Found]:
+class Walks:
+    """Walks that wait for somebody to ask for the next page, so that a page costs only its own keys.
+
+    One that was forgotten, or went on in another process, begins anew after the last key.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._kept: OrderedDict[Hashable, tuple[float, Found, AsyncGenerator[Found, None]]] = OrderedDict()
+
+    def take(self, name: Hashable) -> tuple[Found, AsyncGenerator[Found, None]] | None:
+        """The walk of that name and the key that it was at, if it is still kept; no longer afterwards."""
+        kept = self._kept.pop(name, None)
+        return kept[1:] if kept is not None and self._clock() - kept[0] < PATIENCE else None
+
+    async def keep(self, name: Hashable, found: Found, walk: AsyncGenerator[Found, None]) -> None:
+        """Keep a walk that has just found one key more than it needed."""
+        now = self._clock()
+        self._kept[name] = now, found, walk
+        while len(self._kept) > WAITING or now - next(iter(self._kept.values()))[0] > PATIENCE:
+            _, (_, _, old) = self._kept.popitem(last=False)
+            await old.aclose()
+
+
+async def walk(
+    store: Store, base: str, prefix: str, after: str, *, deep: bool
+) -> AsyncGenerator[Found, None]:
     """The keys that begin with a prefix and come after another key.
 
     Args:
