@@ -81,9 +81,9 @@ class StageRequests:
 
     async def pages(self, ident: str) -> AsyncIterator[Sequence[Row[Any]]]:
         """The files of a request, a thousand at a time."""
-        last = 0
+        last = ""
         while page := await self._db.look(partial(rows.page, ident=ident, after=last, limit=BATCH)):
-            last = page[-1].id
+            last = page[-1].path
             yield page
 
     async def cancel(self, ident: str, paths: Sequence[str]) -> None:

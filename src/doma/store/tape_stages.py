@@ -260,12 +260,12 @@ def find(tx: Connection, ident: str, issuer: str) -> Row[Any] | None:
     return tx.execute(select(requests).where(mine)).first()
 
 
-def page(tx: Connection, ident: str, after: int, limit: int) -> Sequence[Row[Any]]:
-    """The files of a request, in the order of submission, in pages."""
-    mine = and_(staged.c.request == ident, staged.c.id > after)
+def page(tx: Connection, ident: str, after: str, limit: int) -> Sequence[Any]:
+    """The files of a request, in the order of their paths (which has an index), in pages."""
     c = staged.c
-    shown = select(c.id, c.path, c.state, c.started, c.finished, c.error)
-    return tx.execute(shown.where(mine).order_by(c.id).limit(limit)).all()
+    mine = and_(c.request == ident, c.path > after)
+    shown = select(c.path, c.state, c.started, c.finished, c.error)
+    return tx.execute(shown.where(mine).order_by(c.path).limit(limit)).all()
 
 
 def cancel(tx: Connection, ident: str, paths: Sequence[str] | None, now: float) -> None:
