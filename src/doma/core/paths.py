@@ -100,6 +100,8 @@ def _check(part: str, raw: str) -> None:
         raise BadPath(f"{_shown(raw)}: a name may have at most {MAX_COMPONENT} bytes")
     if part.startswith(RESERVED):
         raise BadPath(f"{_shown(raw)}: names that begin with {RESERVED!r} are reserved")
+    if part.isascii() and part.isprintable():
+        return
     if any(ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in part):
         raise BadPath(f"{_shown(raw)}: control characters are not allowed in a path")
 

@@ -18,14 +18,15 @@ from time import perf_counter
 from doma.auth.model import Identity, Verb
 from doma.core import ranges
 from doma.core.errors import DomaError
-from doma.core.paths import normalise
+from doma.core.events import Event
+from doma.core.paths import covers, normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.parts import landing
 from doma.doors.reply import content_type, validators
 from doma.doors.usage import Usage
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.net.problem import render
-from doma.store.protocol import CanPeek, Hot, Stat
+from doma.store.protocol import CanPeek, CanRemove, Hot, Stat
 
 PLACES = 4096
 """Request targets whose endpoint and path are kept worked out."""
@@ -42,6 +43,11 @@ _SLOW = frozenset(
 """Fields that make a read a special case."""
 
 
+_ASKS = frozenset(
+    {b"host", b"authorization", b"user-agent", b"accept", b"accept-encoding", b"content-length"}
+)
+"""Fields of a plain DELETE; any other may be a condition."""
+
 FROM_FILE = 128 << 10
 """Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
 
@@ -54,13 +60,16 @@ BATCH = 1.0
 class _Place:
     """A request target: where it points, what was found there last, and the reads that were not told yet."""
 
-    __slots__ = ("cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat", "told")
+    __slots__ = ("cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "removable", "stat", "told")
 
     def __init__(self, endpoint: Endpoint, path: str, peek: Callable[[str], Hot | None]) -> None:
         self.endpoint = endpoint
         self.path = path
         self.peek = peek
         self.kind = content_type(path).encode()
+        store = endpoint.store
+        whole = path == "/" or any(covers(path, area) for area in endpoint.gate.areas)
+        self.removable = store if isinstance(store, CanRemove) and endpoint.writable and not whole else None
         self.stat: Stat | None = None
         self.fixed = b""
         self.dynamic = False
@@ -96,6 +105,8 @@ class FastDoor:
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"PUT":
             return None if _signed(request) else _FastSink(self._site, request, self._tally)
+        if request.method == b"DELETE":
+            return self._delete(request)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
             return None
         try:
@@ -109,6 +120,30 @@ class FastDoor:
         if answer is not None and asked:
             answer.again = partial(self._get, request, place)
         return answer
+
+    def _delete(self, request: Request) -> Answer | None:
+        """Delete a plain file without conditions, where the store can at once."""
+        if not _ASKS.issuperset(request.fields):
+            return None
+        began = perf_counter()
+        try:
+            place = self._place(request.target)
+            if place is None or place.removable is None:
+                return None
+            identity = self._identity(request)
+            place.endpoint.gate.decide(identity, Verb.MODIFY, place.path)
+            size = place.removable.remove(place.path)
+        except (_Unknown, DomaError):
+            return None
+        if size is None:
+            return None
+        name = place.endpoint.name
+        owner = f"{identity.issuer}#{identity.subject}" if identity is not None else ""
+        facts = {"endpoint": name, "is_dir": False, "bytes": size}
+        self._site.emit(Event("file.deleted", f"/{name}{place.path}", facts, owner))
+        if self._tally is not None:
+            self._tally.count(name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
+        return Answer(status_line(204))
 
     def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:
         tally = self._tally

@@ -221,6 +221,15 @@ class FileStore:
         self._hot.pop(path, None)
         self._emit(Event("file.deleted", path))
 
+    def remove(self, path: str) -> int | None:
+        if self._read_only or self._syncs or not self._quick:
+            return None
+        size = self._now(path, partial(self._folder.remove, path))
+        if size is not None:
+            self._hot.pop(path, None)
+            self._emit(Event("file.deleted", path))
+        return size
+
     async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
         source, target = self._writable(source), checked(target)
         replaced = await self._run(source, self._folder.rename, source, target, overwrite)

@@ -41,7 +41,12 @@ class Folder(Looking):
             if_absent: As in ``Store.create``.
         """
         with _parents(path), self.tree.nearest(path) as (fd, at):
-            old = self.find(path)
+            parts = parts_of(path)
+            old = None
+            if len(at) == len(parts) - 1:
+                old = self.find_at(path, fd, parts[-1])
+            elif not parts:
+                old = self.find(path)
             check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
             self._need(path, room, fd)
             spool = self._spool(path, at, fd)
@@ -100,11 +105,24 @@ class Folder(Looking):
         if self._fsync:
             os.fsync(fd)
         with self._held(path):
-            old = self.find(path)
-            check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
-            self._place(temporary, path, if_absent)
+            if if_version is not None:  # No directories for what will not be published.
+                check_version(path, self.find(path), if_version)
+            old = self._place(temporary, path, if_version, if_absent)
             self._count(path, found.st_size - (old.size if old else 0))
         return described(path, found, mark, annotated=False)
+
+    def remove(self, path: str) -> int | None:
+        """Delete a file: the bytes it had; None for what is no file, which :meth:`delete` judges."""
+        try:
+            with self._held(path), self.tree.entry(path) as (above, name):
+                found = os.stat(name, dir_fd=above, follow_symlinks=False)
+                if not modes.S_ISREG(found.st_mode):
+                    return None
+                os.unlink(name, dir_fd=above)
+                self._gone(path, found)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size
 
     def delete(self, path: str, version: str | None, recursive: bool) -> None:
         """See ``Store.delete``."""
@@ -114,9 +132,7 @@ class Folder(Looking):
             check_version(path, there, version)
             if not modes.S_ISDIR(found.st_mode):
                 os.unlink(name, dir_fd=above)
-                self._marks.forget(found)
-                self._notes.forget(found)
-                self._count(path, -found.st_size)
+                self._gone(path, found)
                 return
             if path == "/":
                 raise Refused("/: the top of a store cannot be deleted; delete what lies below")
@@ -176,6 +192,12 @@ class Folder(Looking):
         if room > (free := disk.f_bavail * disk.f_frsize):
             raise StorageFull(f"{path}: {room} bytes are needed and {free} are free; free some space")
 
+    def _gone(self, path: str, found: os.stat_result) -> None:
+        """Forget a file that was unlinked."""
+        self._marks.forget(found)
+        self._notes.forget(found)
+        self._count(path, -found.st_size)
+
     def _count(self, path: str, size: int) -> None:
         """Count bytes that have come below a path, or gone."""
         if self._quota is not None and size:
@@ -211,9 +233,12 @@ class Folder(Looking):
         assert self._locks is not None
         return self._locks.hold(*paths)
 
-    def _place(self, temporary: Temporary, path: str, if_absent: bool) -> None:
+    def _place(self, temporary: Temporary, path: str, if_version: str | None, if_absent: bool) -> Stat | None:
+        """Give a temporary its name, if the conditions hold; what was there before."""
         for left in reversed(range(ATTEMPTS)):
             with _parents(path), self.tree.entry(path, make=True) as (above, name):
+                old = self.find_at(path, above, name)
+                check_replaceable(path, old, if_version=if_version, if_absent=if_absent)
                 try:
                     move(temporary, name, above, exclusively=if_absent)
                     self._sync(above)
@@ -223,7 +248,8 @@ class Folder(Looking):
                 except FileExistsError as e:
                     raise PreconditionFailed(f"{path}: a file appeared there meanwhile; look again") from e
                 else:
-                    return
+                    return old
+        raise AssertionError("the last attempt returns or raises")
 
     def _sync(self, folder: int) -> None:
         if self._fsync:

@@ -155,11 +155,20 @@ class Looking:
         return Space((disk.f_blocks - disk.f_bfree) * disk.f_frsize, free)
 
     def find(self, path: str) -> Stat | None:
-        """What is there, if anything is."""
+        """What is there, if anything is, without its checksums and the like."""
         try:
-            return self.stat(path)
+            with self.tree.target(path) as (_, _, found):
+                return glanced(path, found)
         except (FileNotFoundError, NotADirectoryError, NotFound):
             return None
+
+    def find_at(self, path: str, above: int, name: str) -> Stat | None:
+        """The same for a name in an open directory."""
+        try:
+            found = os.stat(name, dir_fd=above, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return self.find(path) if modes.S_ISLNK(found.st_mode) else glanced(path, found)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[tuple[int, os.stat_result]]:
@@ -209,6 +218,14 @@ def described(path: str, found: os.stat_result, mark: Mark, *, annotated: bool =
         upload=mark.upload,
         annotated=annotated,
     )
+
+
+def glanced(path: str, found: os.stat_result) -> Stat:
+    """A file or directory, of which only the ``stat`` is known. Raises NotFound if it is neither."""
+    is_dir = modes.S_ISDIR(found.st_mode)
+    if not is_dir:
+        _must_be_file(path, found)
+    return Stat(path, 0 if is_dir else found.st_size, version_of(found), found.st_mtime, is_dir=is_dir)
 
 
 def _must_be_file(path: str, found: os.stat_result) -> None:

@@ -191,6 +191,14 @@ class CanPeek(Protocol):
 
 
 @runtime_checkable
+class CanRemove(Protocol):
+    """A store that can delete a file synchronously, in microseconds."""
+
+    def remove(self, path: str) -> int | None:
+        """Delete a file and give the bytes it had; None: nothing was done, ``Store.delete`` decides."""
+
+
+@runtime_checkable
 class CanFeed(Protocol):
     """An :class:`Upload` that takes bytes synchronously, straight from the receive buffer."""
 

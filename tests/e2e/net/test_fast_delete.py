@@ -1,0 +1,83 @@
+"""DELETE of files over real sockets: the quick road does what the whole one does, and leaves it the rest."""
+
+import asyncio
+
+import pytest
+
+from doma.auth.gate import Gate
+from doma.doors import webdav
+from doma.doors.endpoint import Endpoint, Site
+from doma.doors.fast import FastDoor
+from doma.store.file import FileStore
+
+
+@pytest.fixture(params=[False, True], ids=["quick", "synced"])
+def served(request, site, launch, tmp_path, token):
+    """A server over a store of files, a connection to it, and what it has told."""
+    store, told, counted = FileStore(tmp_path / "store", fsync=request.param), [], []
+    gate = Gate({"https://issuer.example/doma": ["/"]})
+    areas = Gate({"https://issuer.example/doma": ["/vo"]})
+    mine = Site(
+        site.verifier,
+        {
+            "site": Endpoint("site", store, gate),
+            "area": Endpoint("area", store, areas),
+            "fixed": Endpoint("fixed", store, gate, writable=False),
+        },
+        told.append,
+    )
+    with launch(webdav.app(mine), FastDoor(mine, count=lambda *args: counted.append(args))) as server:
+        with server.dial() as wire:
+            wire.told, wire.counted, wire.quick = told, counted, not request.param
+            assert wire.ask("PUT", "/site/d/f", body=b"hello", token=token).status == 201
+            told.clear()
+            yield wire
+        asyncio.run_coroutine_threadsafe(store.close(), server.loop).result(10)
+
+
+def test_a_file_is_gone_and_that_is_told(served, token):
+    etag = served.ask("GET", "/site/d/f", token=token).headers["etag"]
+    assert served.ask("DELETE", "/site/d/f", token=token).status == 204
+    assert served.ask("GET", "/site/d/f", token=token).status == 404
+    assert served.ask("DELETE", "/site/d/f", token=token).status == 404
+    (event,) = served.told
+    assert (event.kind, event.subject, event.owner) == (
+        "file.deleted", "/site/d/f", "https://issuer.example/doma#tester",
+    )  # fmt: skip
+    assert event.data["endpoint"] == "site"
+    assert event.data["bytes"] == 5
+    assert bool([one for one in served.counted if one[1] == "DELETE"]) == served.quick
+    assert served.ask("PUT", "/site/d/f", body=b"again", token=token).headers["etag"] != etag
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "scope", "status"),
+    [
+        ("/site/d/f", {}, None, 401),
+        ("/site/d/f", {}, "storage.read:/", 403),
+        ("/site/d/f", {}, "storage.create:/", 403),
+        ("/site/d/f", {}, "storage.modify:/d/f/", 403),
+        ("/site/d/f", {}, "storage.modify:/e", 403),
+        ("/site/d/f", {"If-Match": '"other"'}, "storage.modify:/", 412),
+        ("/site/d/f", {"X-Upload-Id": "other"}, "storage.modify:/", 412),
+        ("/site/d/f", {"If-None-Match": "*"}, "storage.modify:/", 412),
+        ("/fixed/d/f", {}, "storage.modify:/", 405),
+        ("/area/vo", {}, "storage.modify:/", 403),
+        ("/site/d/../d/f", {}, "storage.modify:/", 400),
+        ("/site/none", {}, "storage.modify:/", 404),
+        ("/site/d/f/below", {}, "storage.modify:/", 404),
+        ("/nowhere/f", {}, "storage.modify:/", 404),
+    ],
+)
+def test_what_is_refused_stays(served, sign, token, target, headers, scope, status):
+    known = scope and sign(scope)
+    if known:  # the quick road knows tokens that were seen before
+        served.ask("GET", "/site/d/f", token=known)
+    for _ in range(2):
+        assert served.ask("DELETE", target, headers, token=known).status == status
+    assert served.ask("GET", "/site/d/f", token=token).body == b"hello"
+
+
+def test_a_directory_is_left_to_the_whole_door(served, token):
+    assert served.ask("DELETE", "/site/d", token=token).status == 204
+    assert served.ask("GET", "/site/d/f", token=token).status == 404
