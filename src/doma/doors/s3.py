@@ -8,8 +8,11 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 
+from doma.auth.model import bearer
+from doma.cache.freshness import control, requested
 from doma.core.errors import DomaError, NotAllowed, Unsupported
 from doma.doors import s3_listing, s3_multipart, s3_objects
+from doma.doors.landing import text_headers
 from doma.doors.s3_call import Call, Door, Receive, Scope, Send, recognised
 from doma.doors.s3_routes import is_sts
 from doma.doors.s3_xml import DECLARATION, code_of, refusal
@@ -38,6 +41,8 @@ def app(door: Door) -> App:
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         request_id, reply = secrets.token_hex(8).upper(), _Reply(send)
+        # no token to hand on to an origin: a key is good here only
+        held, freshness = bearer.set(None), control.set(requested(text_headers(scope["headers"])))
         try:
             call = recognised(door, scope, receive, reply, request_id)
             await _chosen(call)(call)
@@ -52,6 +57,9 @@ def app(door: Door) -> App:
             await _refuse(
                 scope, reply, DomaError("internal error; the server's log has the cause"), request_id
             )
+        finally:
+            control.reset(freshness)
+            bearer.reset(held)
 
     return application
 
