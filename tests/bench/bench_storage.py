@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -267,6 +268,39 @@ class Cases:
         ]  # fmt: skip
 
 
+def scaling(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Rates of two processes of ours over those of one, for small requests (the clients want cores too)."""
+    rates: dict[str, dict[int, list[float]]] = {}
+    body = os.urandom(4096)
+    with ExitStack() as stack:
+        servers = {}
+        for workers in (1, 2):
+            place = folder / f"workers-{workers}"
+            place.mkdir()
+            servers[workers] = stack.enter_context(sites(place, workers))
+        for turn in range(rounds + 1):
+            for workers, made in servers.items():
+                wire = Wire(made.doma[0].url, made.token, made.ca, connections=16)
+                depth = "Depth: 0\r\nContent-Length: 0\r\n"
+                for method, more, data in (
+                    ("PUT", "", body), ("PROPFIND", depth, b""), ("GET", "", b""), ("DELETE", "", b""),
+                ):  # fmt: skip
+                    asked = [wire.request(method, f"/s/{n % 100}/{n}", more, data) for n in range(count)]
+                    seconds = wire.race(asked.__getitem__, count, (200, 201, 204, 207))
+                    if turn:
+                        rates.setdefault(method, {}).setdefault(workers, []).append(count / seconds)
+                wire.close()
+    rows = []
+    for name, found in rates.items():
+        one, two = (statistics.median(found[workers]) for workers in (1, 2))
+        rows.append({"name": f"two workers, {name} 4 KiB", "one": one, "two": two, "ratio": two / one})
+        print(
+            f"two workers, {name:10} {one:8.0f}/s with one, {two:8.0f}/s with two: x{two / one:.2f}",
+            flush=True,
+        )
+    return rows
+
+
 def roomy(needed: int) -> str | None:
     """A folder in memory with this many bytes free; None: the usual temporary one."""
     memory = Path("/dev/shm")
@@ -306,6 +340,8 @@ def main() -> None:
             for kind in kinds:
                 held = [memory(site) / MIB for site in made.pair(kind)]
                 print(f"private memory at the end, {kind}: {held[0]:.0f} and {held[1]:.0f} MiB")
+        if not options.baseline and (not options.only or "workers" in options.only):
+            bench.rows += scaling(folder, 1000 if options.quick else 5000, bench.rounds)
         if options.json:
             options.json.write_text(json.dumps({"machine": about, "rows": bench.rows}, indent=1))
     finally:
