@@ -12,7 +12,7 @@ from typing import Any
 
 from doma.auth.audience import SCITOKENS_ANY, WLCG_ANY
 from doma.auth.clients import Client
-from doma.auth.compact import check_signature, keys_of, parse
+from doma.auth.compact import Keys, check_signature, keys_of, parse
 from doma.auth.issuer import Issuer, groups_for, is_group_scope, never_wider
 from doma.auth.ledger import Family, Ledger
 from doma.auth.oauth import Authenticator, Form, OAuthError
@@ -63,6 +63,7 @@ class Flows:
         self.issuer = issuer
         names = frozenset({issuer.url, f"{issuer.url}/", f"{issuer.url}/token"})
         self.authenticator = Authenticator(issuer.clients, names, issuer.ledger)
+        self._parsed: tuple[object, Keys] = (None, {})
 
     def token(self, form: Form, authorization: str | None) -> dict[str, Any]:
         """The answer of the token endpoint.
@@ -133,7 +134,7 @@ class Flows:
         """The claims of an access token of this issuer that is good at this moment."""
         try:
             parts = parse(token)
-            key = keys_of(self.issuer.keys.jwks()).get((parts.kid or "", parts.alg))
+            key = self._keys().get((parts.kid or "", parts.alg))
             if key is None or parts.issuer != self.issuer.url:
                 return None
             check_signature(parts, key)
@@ -144,6 +145,13 @@ class Flows:
         if not good or (self.issuer.ledger and self.issuer.ledger.is_revoked(str(claims["jti"]))):
             return None
         return claims
+
+    def _keys(self) -> Keys:
+        """The issuer's public keys, parsed once for as long as they are the same."""
+        jwks = self.issuer.keys.jwks()
+        if self._parsed[0] is not jwks:
+            self._parsed = (jwks, keys_of(jwks))
+        return self._parsed[1]
 
     def allowed(self, client: Client, scope: str, user: Client | None = None) -> tuple[str, ...]:
         """:meth:`Issuer.allowed` with OAuth's refusals."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from doma.auth.oauth import OAuthError
 from doma.auth.tables import codes, families, revoked, rotations
@@ -24,6 +24,14 @@ from doma.core.errors import Conflict
 T = TypeVar("T")
 
 _REFRESH = re.compile(r"doma-rt\.([0-9a-f-]{36})\.([0-9]{1,9})\.([A-Za-z0-9_-]{43})")
+
+# Built once: at some hundred tokens a second, building them would cost as much as running them.
+_BEGIN = insert(families)
+_FAMILY = select(families).where(families.c.id == bindparam("family"))
+_LOCK = _FAMILY.with_for_update()
+_NEXT = update(families).where(families.c.id == bindparam("family")).values(number=bindparam("newest"))
+_ROTATED = insert(rotations)
+_VOID = select(revoked.c.jti).where(revoked.c.jti == bindparam("void"))
 
 
 class Tables(Protocol):
@@ -86,7 +94,7 @@ class Ledger:
             "id": family, "client": client, "subject": subject, "scope": scope, "number": 1, "made": now,
             "audience": list(audience), "details": dict(details), "expires": expires,
         }  # fmt: skip
-        self.db.run_sync(lambda tx: tx.execute(insert(families).values(**row)))
+        self.db.run_sync(lambda tx: tx.execute(_BEGIN, row))
         return family, self._token(family, 1)
 
     def rotate(self, token: str, client: str, now: float) -> tuple[Family, str]:
@@ -101,13 +109,13 @@ class Ledger:
         family, number = self._read(token)
 
         def work(tx: Connection) -> tuple[Row[Any] | None, str]:
-            row = tx.execute(select(families).where(families.c.id == family).with_for_update()).first()
+            row = tx.execute(_LOCK, {"family": family}).first()
             problem = _unusable(row, client, number, now)
             if row is None or problem:
                 return None, problem
             if number == row.number:
-                tx.execute(update(families).where(families.c.id == family).values(number=number + 1))
-                tx.execute(insert(rotations).values(family=family, number=number + 1, at=now))
+                tx.execute(_NEXT, {"family": family, "newest": number + 1})
+                tx.execute(_ROTATED, {"family": family, "number": number + 1, "at": now})
                 return row, ""
             if self._late(tx, family, number, now):
                 tx.execute(update(families).where(families.c.id == family).values(revoked=now))
@@ -127,7 +135,7 @@ class Ledger:
             return None
 
         def work(tx: Connection) -> Row[Any] | None:
-            row = tx.execute(select(families).where(families.c.id == family)).first()
+            row = tx.execute(_FAMILY, {"family": family}).first()
             if row is None or _unusable(row, client, number, now):
                 return None
             late = number < row.number and self._late(tx, family, number, now)
@@ -169,8 +177,7 @@ class Ledger:
 
     def is_revoked(self, jti: str) -> bool:
         """Whether an access token is void, exactly as of now."""
-        wanted = select(revoked.c.jti).where(revoked.c.jti == jti)
-        return self.db.look_sync(lambda tx: tx.execute(wanted).first() is not None)
+        return self.db.look_sync(lambda tx: tx.execute(_VOID, {"void": jti}).first() is not None)
 
     def once(self, name: str, client: str, expires: float, now: float) -> bool:
         """Whether this name was never used before; it is used now, and kept until ``expires``."""
