@@ -19,6 +19,7 @@ from doma.auth.model import Verb
 from doma.core.errors import BadRequest, Conflict, LimitExceeded, NotFound, PreconditionFailed
 from doma.doors.s3_call import Call, Place, source_of
 from doma.doors.s3_listing import must_exist
+from doma.doors.s3_metadata import keep, stated
 from doma.doors.s3_objects import copied_part, key_text, patiently, reading
 from doma.doors.s3_xml import LARGEST, MOST_PARTS, NAMESPACE, element, instant, parts_of, tag
 from doma.store.protocol import PIECE, Stat, Store, Upload
@@ -41,7 +42,7 @@ async def begin(call: Call) -> None:
     upload = secrets.token_hex(16)
     record = {
         "endpoint": place.endpoint.name, "path": place.path, "key": call.key, "bucket": call.bucket,
-        "owner": call.right.subject, "began": call.door.clock(),
+        "owner": call.right.subject, "began": call.door.clock(), "metadata": stated(call.headers),
     }  # fmt: skip
     await _write(call.door.uploads, f"/{upload}/upload.json", record)
     named = [("Bucket", call.bucket), ("Key", call.key), ("UploadId", upload)]
@@ -94,6 +95,7 @@ async def complete(call: Call) -> None:
     who = call.allow_change(Verb.CREATE, place)
     upload = await _upload(call)
     uploads = call.door.uploads
+    record = await _record(uploads, f"/{upload}/upload.json") or {}
     named = parts_of(await call.body().whole(LARGEST))
     done = await _record(uploads, f"/{upload}/done.json")
     if done is not None:
@@ -113,6 +115,8 @@ async def complete(call: Call) -> None:
             await landing.abort("given up")
             raise
         version = dict(headers)["ETag"].strip('"')
+        if record.get("metadata"):
+            await keep(place, record["metadata"])
         await _write(uploads, f"/{upload}/done.json", {"version": version})
         await uploads.delete(f"/{upload}/parts", recursive=True)
         return _completed(call, version)

@@ -10,6 +10,7 @@ Source: Amazon S3 API Reference: GetObject, HeadObject, PutObject, CopyObject, D
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Awaitable, Mapping, MutableMapping
+from email.header import Header
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +28,7 @@ from doma.core.errors import (
     Unsupported,
 )
 from doma.core.paths import covers, parent
-from doma.doors import files
+from doma.doors import files, s3_metadata
 from doma.doors.reply import reply
 from doma.doors.s3_body import Body
 from doma.doors.s3_call import Call, Place, Send, source_of, start
@@ -58,15 +59,16 @@ async def get(call: Call) -> None:
         modified = {"Last-Modified": ranges.http_date(stat.modified), "ETag": _EMPTY, "Content-Length": "0"}
         await call.answer(200, {**_OPAQUE, "Content-Type": "application/x-directory", **modified})
         return
-    send = _dressed(call)
     if method == "HEAD":
         stat = await store.stat(place.path)
         if stat.is_dir:
             raise NotFound(f"{call.shown}: no such key")
+        send = _dressed(call, await s3_metadata.held(place, stat))
         answer = reply(method, call.headers, stat, {}, str)
         await start(send, answer.status, answer.headers)
         await send({"type": "http.response.body", "body": b""})
         return
+    send = _dressed(call, await s3_metadata.held(place))
     try:
         sent = await files.serve(place.endpoint, place.path, method, call.headers, send)
     except Conflict as e:
@@ -75,11 +77,14 @@ async def get(call: Call) -> None:
         usage.read(place.endpoint.name, who, sent)
 
 
-def _dressed(call: Call) -> Send:
+def _dressed(call: Call, metadata: Mapping[str, str]) -> Send:
     """``send`` whose headers are S3's instead of WebDAV's."""
     changed = {_OVERRIDES[name]: value for name, value in call.query.items() if name in _OVERRIDES}
     if any(not value.isascii() or not value.isprintable() for value in changed.values()):
         raise BadRequest("response-…: must be printable ASCII", s3="InvalidArgument")
+    changed = {name: _plain(value) for name, value in metadata.items()} | changed
+    if changed:
+        changed |= s3_metadata.SAFE
 
     async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -95,6 +100,11 @@ def _dressed(call: Call) -> Send:
     return send
 
 
+def _plain(text: str) -> str:
+    """A value as a header can carry it: RFC 2047 where it is not ASCII, as S3 does."""
+    return text if text.isascii() else Header(text, "utf-8", maxlinelen=1 << 20).encode()
+
+
 def _checksums(known: Mapping[str, str]) -> list[tuple[str, str]]:
     """What is known of S3's checksums of the whole content."""
     names = {"crc32c": "crc32c", "sha-256": "sha256", "sha-1": "sha1"}
@@ -108,7 +118,7 @@ async def put(call: Call) -> None:
     if place.is_dir:
         await _make_dir(call, place, body)
         return
-    who = call.allow_change(Verb.CREATE, place)
+    who, metadata = call.allow_change(Verb.CREATE, place), s3_metadata.stated(call.headers)
     stated = {"digest": digest} if (digest := _digest(body)) else {}
     landing = call.landing(place, who, body.length, stated)
     await landing.open()
@@ -120,6 +130,8 @@ async def put(call: Call) -> None:
     except BaseException:
         await landing.abort("given up")
         raise
+    if metadata:
+        await s3_metadata.keep(place, metadata)
     sums = {f"x-amz-checksum-{name}": value for name, value in body.found.items() if name != "md5"}
     await call.answer(200, {"ETag": dict(headers)["ETag"], **sums})
 
@@ -165,8 +177,16 @@ async def copy(call: Call) -> None:
             await call.say(_copied("CopyObjectResult", _EMPTY.strip('"'), call.door.clock()))
             return
         raise BadRequest(f"{call.shown}: only a directory marker can be copied to one")
+    replaced = call.headers.get("x-amz-metadata-directive", "COPY").upper() == "REPLACE"
+    metadata = s3_metadata.stated(call.headers) if replaced else await s3_metadata.held(source)
     if source.path == place.path:
-        raise BadRequest(f"{call.shown}: is the source itself; nothing would change")
+        if not replaced:
+            raise BadRequest(f"{call.shown}: is the source itself; nothing would change")
+        call.allow_change(Verb.MODIFY, place)
+        stat = await place.endpoint.store.stat(place.path)
+        await s3_metadata.keep(place, metadata)
+        await call.say(_copied("CopyObjectResult", stat.version, stat.modified))
+        return
 
     async def work() -> str:
         stat, pieces = await reading(source, conditions)
@@ -180,6 +200,7 @@ async def copy(call: Call) -> None:
         except BaseException:
             await landing.abort("given up")
             raise
+        await s3_metadata.keep(place, metadata)
         return _copied("CopyObjectResult", dict(headers)["ETag"].strip('"'), call.door.clock())
 
     await patiently(call, work())

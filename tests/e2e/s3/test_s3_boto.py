@@ -286,3 +286,34 @@ def test_presigned_urls_work_for_their_method_and_key_only(boto, shared, signatu
     kind = {"Content-Type": ""} if signature == "s3" else {}
     assert ask(put, "PUT", b"through a URL", **kind)[0] == 200
     assert read(boto(), key + "2") == b"through a URL"
+
+
+def test_metadata_come_back_and_nothing_runs_in_our_name(s3):
+    from boto3.s3.transfer import TransferConfig
+
+    key = fresh()
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"<script>", Metadata={"run": "1"}, ContentType="text/html")
+    found = s3.get_object(Bucket=BUCKET, Key=key)
+    assert (found["Metadata"], found["ContentType"]) == ({"run": "1"}, "text/html")
+    headers = found["ResponseMetadata"]["HTTPHeaders"]
+    assert (headers["content-security-policy"], headers["x-content-type-options"]) == ("sandbox", "nosniff")
+    asked = s3.get_object(Bucket=BUCKET, Key=key, ResponseContentType="image/svg+xml")
+    assert asked["ContentType"] == "image/svg+xml"
+    assert asked["ResponseMetadata"]["HTTPHeaders"]["content-security-policy"] == "sandbox"
+    s3.copy_object(Bucket=BUCKET, Key=key + "2", CopySource={"Bucket": BUCKET, "Key": key})
+    assert s3.head_object(Bucket=BUCKET, Key=key + "2")["Metadata"] == {"run": "1"}
+    s3.copy_object(
+        Bucket=BUCKET, Key=key, CopySource={"Bucket": BUCKET, "Key": key}, MetadataDirective="REPLACE",
+        Metadata={"run": "2"},
+    )  # fmt: skip
+    assert s3.head_object(Bucket=BUCKET, Key=key)["Metadata"] == {"run": "2"}
+    assert s3.head_object(Bucket=BUCKET, Key=key)["ContentType"] != "text/html"
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"new")
+    assert s3.head_object(Bucket=BUCKET, Key=key)["Metadata"] == {}
+    how = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB)
+    more = {"Metadata": {"run": "362105"}}
+    s3.upload_fileobj(io.BytesIO(bytes(6 * MIB)), BUCKET, key, Config=how, ExtraArgs=more)
+    assert s3.head_object(Bucket=BUCKET, Key=key)["Metadata"] == {"run": "362105"}
+    with pytest.raises(ClientError) as error:
+        s3.put_object(Bucket=BUCKET, Key=key + "3", Body=b"", Metadata={"a": "x" * 9000})
+    assert code(error) == "MetadataTooLarge"
