@@ -26,6 +26,7 @@ from doma.core.paths import encode
 from doma.doors import macaroons, s3, s3_routes, tape, webdav
 from doma.doors.s3_call import Door
 from doma.doors.s3_keys import Keys
+from doma.doors.tpc import ThirdParty
 from doma.doors.usage import SUMS
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
@@ -122,6 +123,7 @@ class Services:
                     kind="counter",
                     labels=("endpoint", "vo"),
                 )
+        self._copies()
         self._caches(root)
         self._s3(root)
         self._tape(root)
@@ -163,6 +165,24 @@ class Services:
     ) -> None:
         """Stop them in reverse order."""
         await self._stack.aclose()
+
+    def _copies(self) -> None:
+        copier = self.opened.site.third_party
+        if isinstance(copier, ThirdParty):
+            self.metrics.watch(
+                "doma_copies_total",
+                "Third-party copies that ended, by way and outcome.",
+                lambda: dict(copier.ended),
+                kind="counter",
+                labels=("mode", "outcome"),
+            )
+            self.metrics.watch(
+                "doma_copied_bytes_total",
+                "Bytes of third-party copies that were done.",
+                lambda: dict(copier.moved),
+                kind="counter",
+                labels=("mode",),
+            )
 
     def _caches(self, root: Any) -> None:
         from doma.cache.routes import router

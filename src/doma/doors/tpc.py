@@ -10,7 +10,7 @@ Source: §6 of the storage contract (W51-W73).
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +43,7 @@ from doma.doors.tpc_progress import Progress, blame, last_lines
 from doma.doors.tpc_pull import Pull, Target
 from doma.doors.tpc_push import Push
 from doma.doors.tpc_remote import Remote, Remotes
+from doma.doors.tpc_source import Source
 from doma.net.client import RangeClient
 from doma.net.pool import Limits
 from doma.store.http_trust import RemoteGuard, context_of
@@ -116,9 +117,9 @@ class ThirdParty:
         )
         client = RangeClient(context_of(*authorities, *filter(None, [config.ca_file])), limits, guard)
         self._remotes = Remotes(client, guard, _pairs(config))
-        self.ended: Counter[tuple[str, str]] = Counter()
+        self.ended: dict[tuple[str, ...], float] = {}
         """Transfers by ``pull``, ``push`` or ``local`` and by ``done``, ``failed`` or ``cancelled``."""
-        self.moved: Counter[tuple[str, ...]] = Counter()
+        self.moved: dict[tuple[str, ...], float] = {}
         """Bytes of those that were done, by the same modes."""
 
     async def close(self) -> None:
@@ -188,7 +189,8 @@ class ThirdParty:
         remote = Remote(self._remotes, order, progress)
         async with self._turns.turn(job.issuer, order.host):
             if job.target is not None:
-                return await Pull(order, remote, job.target, progress, job.start, self._by_head).run()
+                source = Source(order, remote, progress, job.start, self._by_head)
+                return await Pull(order, remote, source, job.target, progress, job.start).run()
             return await Push(order, remote, here.endpoint.store, here.path, progress, job.start).run()
 
     # --- the answer ---
@@ -244,13 +246,16 @@ class ThirdParty:
         mode = "local" if job.there is not None else "push" if job.order.push else "pull"
         done = not work.cancelled() and work.exception() is None
         outcome = "done" if done else "cancelled" if isinstance(error, Cancelled) else "failed"
-        self.ended[mode, outcome] += 1
+        self.ended[mode, outcome] = self.ended.get((mode, outcome), 0) + 1
         if not done:
             code = error.code if error else "internal"
             self._tell(job, "copy.failed", error=code, message=error.message[:300] if error else "")
             return
-        stat = work.result()
-        self.moved[mode,] += stat.size
+        stat, site = work.result(), job.call.site
+        self.moved[mode,] = self.moved.get((mode,), 0) + stat.size
+        read = job.here if job.order.push else job.there
+        if read is not None and site.usage is not None:
+            site.usage.read(read.endpoint.name, job.call.identity, stat.size)
         if job.target is not None:
             facts: dict[str, Any] = {"size": stat.size}
             if "adler32" in stat.checksums:

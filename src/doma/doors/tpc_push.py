@@ -6,7 +6,6 @@ body that ends early. What the destination says it has is compared with what we 
 Source: rules W57, W58, W67 of the storage contract, and "Push" below W69.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from doma.core.checksum import COMPUTABLE, digest_header, repr_digest_header, same
@@ -20,8 +19,7 @@ from doma.core.errors import (
 )
 from doma.doors.tpc_order import Order
 from doma.doors.tpc_progress import Progress, blame
-from doma.doors.tpc_pull import PAUSES, RETRIES
-from doma.doors.tpc_remote import Body, Remote, digests_of, is_transient, want
+from doma.doors.tpc_remote import Body, Remote, digests_of, want
 from doma.net.client import Response
 from doma.net.sinks import Piece
 from doma.store.protocol import Reader, Stat, Store
@@ -67,7 +65,9 @@ class Push:
                     answer = await self._put(reader, checksums)
                     await self._compare(answer, stat, checksums)
                 except DomaError as e:
-                    await self._again(e)
+                    if not self._progress.bytes:
+                        raise  # refused before anything was sent
+                    await self._remote.again(e)
                 else:
                     return stat
         finally:
@@ -187,14 +187,6 @@ class Push:
                 ),
                 "destination",
             )
-
-    async def _again(self, error: DomaError) -> None:
-        tries = self._progress.attempts
-        if tries > RETRIES or not is_transient(error, "destination") or not self._progress.bytes:
-            raise error
-        self._progress.attempts = tries + 1
-        self._progress.doing = f"waiting to try again: {error.message}"
-        await asyncio.sleep(PAUSES[tries - 1])
 
 
 def _common(there: Mapping[str, str], ours: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from doma.core.errors import (
     NotFound,
     OriginFailed,
     PreconditionFailed,
+    Replaced,
     StorageFull,
     StorageUnavailable,
     TimedOut,
@@ -31,6 +32,8 @@ from doma.store.http_status import refused
 from doma.store.http_trust import RemoteGuard
 
 HOPS = 10
+PAUSES = (0.2, 2.0, 8.0)
+"""Seconds before each further attempt."""
 POLL = 5.0
 """Seconds between two questions for a digest that is being computed."""
 PATIENCE = 60.0
@@ -144,6 +147,24 @@ class Remote:
             waiting()
             await asyncio.sleep(POLL)
 
+    async def again(self, error: DomaError) -> None:
+        """Wait before another attempt, or raise the error if none is due.
+
+        Attempts are due after a new version, and when this side was lost or answered 502, 503 or 504.
+        """
+        tries, detail = self._progress.attempts, error.detail
+        lost = detail.get("transient") or detail.get("status") in _TRANSIENT
+        if (
+            tries > len(PAUSES)
+            or detail.get("side") != self.side
+            or not (lost or isinstance(error, Replaced))
+        ):
+            raise error
+        self._progress.attempts = tries + 1
+        self._progress.doing = f"waiting to try again: {error.message}"
+        await asyncio.sleep(PAUSES[tries - 1])
+        self._progress.doing = "transferring"
+
     def _guard(self, url: str) -> None:
         try:
             self._remotes.guard.check(url)
@@ -196,9 +217,3 @@ def digests_of(head: Head) -> dict[str, str]:
             prefix = name.removeprefix("x-amz-checksum-") + "=" if name.startswith("x-amz") else ""
             fields.append(("digest", prefix + value))
     return read_digests(fields)
-
-
-def is_transient(error: DomaError, side: Side) -> bool:
-    """Whether that side may well answer the same question a little later: lost, 502, 503, 504."""
-    detail = error.detail
-    return detail.get("side") == side and bool(detail.get("transient") or detail.get("status") in _TRANSIENT)

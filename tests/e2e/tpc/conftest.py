@@ -15,7 +15,7 @@ from doma.auth.gate import Gate
 from doma.auth.keys import KeySet
 from doma.auth.verifier import Verifier
 from doma.core.config import Issuer, Listen, Tpc
-from doma.doors import tpc_pull, tpc_push, tpc_remote
+from doma.doors import tpc_remote
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.fast import FastDoor
 from doma.doors.tpc import ThirdParty
@@ -232,6 +232,5 @@ async def other():
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """Back-off and polling that a test can wait for."""
-    for module in (tpc_pull, tpc_push):
-        monkeypatch.setattr(module, "PAUSES", (0.02, 0.02, 0.02))
+    monkeypatch.setattr(tpc_remote, "PAUSES", (0.02, 0.02, 0.02))
     monkeypatch.setattr(tpc_remote, "POLL", 0.05)

@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 
+from doma.doors import tpc_pull, tpc_source
 from tests.e2e.tpc.conftest import Other, serving
 
 COPIES = int(os.environ.get("DOMA_TEST_COPIES", "200"))
@@ -381,9 +382,8 @@ async def test_a_client_that_goes_away_ends_its_copy(door, other):
 
 
 async def test_several_streams_take_blocks_side_by_side(door, other, monkeypatch):
-    from doma.doors import tpc_pull
-
-    monkeypatch.setattr(tpc_pull, "BLOCK", 1 << 16)
+    for module in (tpc_pull, tpc_source):
+        monkeypatch.setattr(module, "BLOCK", 1 << 16)
     other.data = b"".join(i.to_bytes(4, "big") for i in range(100_000))
     told = await door.copy("/site/f", Source=other.url, X_Number_Of_Streams="4")
     assert told.last == "success: Created"
@@ -394,9 +394,8 @@ async def test_several_streams_take_blocks_side_by_side(door, other, monkeypatch
 
 
 async def test_a_block_that_breaks_goes_on_alone(door, other, monkeypatch):
-    from doma.doors import tpc_pull
-
-    monkeypatch.setattr(tpc_pull, "BLOCK", 1 << 16)
+    for module in (tpc_pull, tpc_source):
+        monkeypatch.setattr(module, "BLOCK", 1 << 16)
     other.data = bytes(range(256)) * 1024
     broken = []
 
@@ -418,9 +417,8 @@ async def test_a_block_that_breaks_goes_on_alone(door, other, monkeypatch):
 
 
 async def test_a_source_without_ranges_is_copied_in_one_stream(door, other, monkeypatch):
-    from doma.doors import tpc_pull
-
-    monkeypatch.setattr(tpc_pull, "BLOCK", 1000)
+    for module in (tpc_pull, tpc_source):
+        monkeypatch.setattr(module, "BLOCK", 1000)
 
     async def act(asked, writer):
         asked.headers.pop("range", None)
