@@ -135,7 +135,7 @@ class Connection(asyncio.BufferedProtocol):
             StorageUnavailable, OriginFailed, TimedOut: the connection is lost; nothing was sent.
         """
         if self.error is not None or self._transport is None:
-            raise self.error or StorageUnavailable(f"{self.name}: the connection is closed; try again")
+            raise self._why()
         call = self._begin(self._free(), sink, patience)
         self._send(request(call.stream, code, body, data))
         return call
@@ -153,6 +153,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def leave(self, call: Call) -> None:
         """Nobody waits for this any more: drop what still comes. Idempotent."""
+        if call.done.done() and not call.done.cancelled():
+            call.done.exception()  # Nobody wants to know.
         if self._calls.pop(call.stream, None) is not call:
             return
         self._left.add(call.stream)
@@ -376,8 +378,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        assert self.error is not None
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if not call.done.done():
-                call.done.set_exception(self.error)
+                call.done.set_exception(self._why())
+
+    def _why(self) -> DomaError:
+        """Why the connection is over; a new object for everybody, since each collects a traceback."""
+        if self.error is None:
+            return StorageUnavailable(f"{self.name}: the connection is closed; try again")
+        return type(self.error)(self.error.message)
