@@ -272,7 +272,7 @@ async def test_a_subject_token_that_is_not_good_is_refused(world, spoil):
             token = "x" * 100
         case "refresh":
             token = (await world.got(world.exchange(token), "fts"))["refresh_token"]
-        case "macaroon":
+        case _:  # a macaroon
             token = "MDAyMWxvY2F0aW9uIGh0dHA"
     assert await world.refused(world.exchange(token), "fts") == "invalid_grant"
 
@@ -488,3 +488,19 @@ async def test_a_family_that_was_deleted_is_as_if_it_had_never_been(world, share
         await world.refused({"grant_type": "refresh_token", "refresh_token": got["refresh_token"]})
         == "invalid_grant"
     )
+
+
+async def test_tables_that_do_not_answer_are_an_error_of_ours_without_details(shared, tmp_path):
+    db = Database(f"sqlite:///{tmp_path / 'empty.db'}")  # never migrated
+    broken = World(db, *shared[1:])
+    body = {"grant_type": "client_credentials", "scope": "fts offline_access"}
+    for place, sent in (("token", body), ("introspect", {"token": broken.subject()})):
+        answer = await broken.post(place, sent)
+        assert answer.status_code in {500, 503}
+        assert answer.json()["error"] in {"server_error", "temporarily_unavailable"}
+        assert "empty.db" not in answer.text
+    assert (
+        await broken.post("token", {"grant_type": "client_credentials", "scope": "fts"})
+    ).status_code == 200
+    await broken.http.aclose()
+    db.close()

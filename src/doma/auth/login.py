@@ -167,10 +167,9 @@ class UserFlows(Flows):
         except OAuthError as e:
             return _back(asked, error=e.error)
         sealed = self._sealed({**ticket, "do": "agree", "user": user.id, "at": int(now)}, now)
-        back = urlsplit(asked.redirect)
-        return pages.consent(
-            user.id, asked.client.id, scopes, "authorize", sealed, back=f"{back.scheme}://{back.netloc}"
-        )
+        to = urlsplit(asked.redirect)
+        back = f"{to.scheme}://{to.netloc}" if to.netloc else f"{to.scheme}:"
+        return pages.consent(user.id, asked.client.id, scopes, "authorize", sealed, back=back)
 
     def userinfo(self, token: str | None) -> dict[str, Any] | None:
         """Who an access token speaks for (OpenID Connect Core §5.3); None if it is not good."""

@@ -5,7 +5,9 @@ contract.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,7 +24,9 @@ from doma.auth.login import UserFlows
 from doma.auth.oauth import MAX_FORM, Form, OAuthError, read_form
 from doma.auth.revoked import Revocations
 from doma.auth.scopes import WLCG
-from doma.core.errors import BadCredential
+from doma.core.errors import BadCredential, DomaError
+
+log = logging.getLogger(__name__)
 
 PUBLIC = {"Cache-Control": "max-age=3600"}
 SECRET = {"Cache-Control": "no-store", "Pragma": "no-cache"}
@@ -45,7 +49,8 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
     async def revoke(request: Request) -> Response:
         answer = await answered(flows.revoke)(request)
         if revocations is not None and answer.status_code == 200:
-            await revocations.look()
+            with suppress(DomaError):  # it is written down; the next look finds it
+                await revocations.look()
         return answer
 
     routes = [
@@ -160,6 +165,9 @@ async def _paged(request: Request, flows: UserFlows, work: Callable[[Form], Resp
         return await asyncio.to_thread(work, read_form(await body_of(request)))
     except OAuthError as e:
         return pages.told("Not possible", e.description, status=e.status)
+    except DomaError as e:
+        refusal = _broken(e)
+        return pages.told("Not possible now", refusal.description, status=refusal.status)
 
 
 def answered(work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpoint:
@@ -171,9 +179,20 @@ def answered(work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpo
             found = await asyncio.to_thread(work, form, request.headers.get("authorization"))
         except OAuthError as e:
             return JSONResponse(e.body(), e.status, {**SECRET, **e.headers})
+        except DomaError as e:
+            refusal = _broken(e)
+            return JSONResponse(refusal.body(), refusal.status, {**SECRET, **refusal.headers})
         return JSONResponse(found, headers=SECRET) if found is not None else Response(headers=SECRET)
 
     return endpoint
+
+
+def _broken(error: DomaError) -> OAuthError:
+    """What a client learns when tables or files of the issuer fail; the log has the rest."""
+    log.error("the issuer cannot answer: %s", error.message)
+    if error.http != 503:
+        return OAuthError("server_error", "the issuer cannot answer now; the log has the cause", 500)
+    return OAuthError("temporarily_unavailable", "the issuer is busy; try again", 503, **{"Retry-After": "5"})
 
 
 async def body_of(request: Request) -> bytes:
