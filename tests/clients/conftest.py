@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.clients.xrootd_server import XRootD, missing
+from tests.clients.xrootd_server import XRootD, authorities, missing
 from tests.conftest import System
 
 DEBIAN_PYTHON = "/usr/bin/python3"
@@ -57,8 +58,16 @@ class Grid:
     """
 
     system: System
-    xrootd: XRootD
     scratch: Path
+    trust: dict[str, str]
+    server: XRootD | None
+
+    @property
+    def xrootd(self) -> XRootD:
+        """The other server; where there is none, the test is skipped."""
+        if self.server is None:
+            pytest.skip(f"XRootD is not installed (Debian: {missing()})")
+        return self.server
 
     @property
     def ours(self) -> str:
@@ -79,7 +88,7 @@ class Grid:
     def environment(self, token: str | None = "") -> dict[str, str]:
         """Of a client: CA and token (ada's with all rights unless one is given) where programs look."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BEARER", "X509", "XRD"))}
-        kept |= self.xrootd.environment
+        kept |= self.trust
         if token is not None:
             kept["BEARER_TOKEN"] = token or self.system.token(lifetime=3600)
         return kept
@@ -101,17 +110,18 @@ class Grid:
 
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
-    """Ours beside XRootD; skipped where there is no XRootD."""
-    if packages := missing():
-        pytest.skip(f"XRootD is not installed (Debian: {packages})")
+    """Ours, beside XRootD where that is installed."""
+    need("openssl", package="openssl")
     base = tmp_path_factory.mktemp("grid")
     (base / "doma.toml").write_text(settings(base / "home"))
     (base / "scratch").mkdir()
     system = System(base / "home", "--config", base / "doma.toml")
     system.up()
     try:
-        with XRootD.beside(base / "home") as other:
-            yield Grid(system, other, base / "scratch")
+        with ExitStack() as stack:
+            other = None if missing() else stack.enter_context(XRootD.beside(base / "home"))
+            trust = authorities(base / "cas", base / "home" / "tls" / "ca.pem")
+            yield Grid(system, base / "scratch", trust, other)
     finally:
         code = system.down()
     assert code == 0, system.log

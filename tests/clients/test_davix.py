@@ -20,7 +20,7 @@ def davix(spot: Spot):
     def run(verb: str, *arguments: object, token: str = "", header: tuple[str, ...] = ()) -> Said:
         grid = spot.grid
         more = [word for line in (grid.bearer(token), *header) for word in ("-H", line)]
-        cas = grid.xrootd.environment["X509_CERT_DIR"]
+        cas = grid.trust["X509_CERT_DIR"]
         return grid.run(f"davix-{verb}", "--capath", cas, "--retry", 1, *more, *arguments, token=None)
 
     return run
@@ -95,7 +95,8 @@ COPIES = [(source, destination) for source in ("ours", "other") for destination 
 @pytest.mark.parametrize("streams", [1, 4])
 def test_cp_copies_between_the_servers(spot, davix, source, destination, mode, streams):
     start = spot.put("a", DATA) if source == "ours" else spot.put_other("a", DATA)
-    spot.put_other("to/x", b"")  # a pull of XRootD's makes no folders
+    if "other" in {source, destination}:
+        spot.put_other("to/x", b"")  # a pull of XRootD's makes no folders
     end = spot.ours("to/b") if destination == "ours" else spot.other("to/b")
     bearer = spot.grid.bearer()
     header = [f"TransferHeader{bearer}", "Credential: none"]

@@ -55,6 +55,20 @@ ofs.authlib libXrdAccSciTokens.so config={base}/scitokens.cfg
 """
 
 
+def authorities(folder: Path, *cas: Path) -> dict[str, str]:
+    """Make a folder of hashed CAs; what makes davix, gfal2, curl and XRootD's clients trust these alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, ca in enumerate(cas):
+        shutil.copy(ca, folder / f"{number}.pem")
+    bundle = folder.with_suffix(".bundle.pem")
+    bundle.write_bytes(b"".join(ca.read_bytes() for ca in cas))
+    subprocess.run(["openssl", "rehash", str(folder)], check=True, capture_output=True)
+    return {
+        "X509_CERT_DIR": str(folder), "XrdSecGSICADIR": str(folder), "SSL_CERT_FILE": str(bundle),
+        "CURL_CA_BUNDLE": str(bundle),
+    }  # fmt: skip
+
+
 def missing() -> str:
     """Debian packages without which it cannot run; empty when all are there."""
     if shutil.which("xrootd") is None:
@@ -97,6 +111,7 @@ class XRootD:
         self.base = Path(tempfile.mkdtemp(prefix="doma-xrootd-", dir=place))
         self.files = self.base / "files" / export.strip("/")
         self.log = self.base / "xrootd.log"
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -125,13 +140,6 @@ class XRootD:
         """The address of a file that stands at ``path`` below :attr:`files`."""
         return f"{self.https}{self.export}/{path.lstrip('/')}"
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What makes davix, gfal2, curl and XRootD's own clients trust its certificate."""
-        cas = str(self.base / "cas")
-        return {"X509_CERT_DIR": cas, "XrdSecGSICADIR": cas, "SSL_CERT_FILE": str(self.base / "ca.pem"),
-                "CURL_CA_BUNDLE": str(self.base / "ca.pem")}  # fmt: skip
-
     def put(self, path: str, data: bytes) -> Path:
         """Place a file behind its back."""
         file = self.files / path
@@ -158,7 +166,6 @@ class XRootD:
             | self.environment
             | {"XDG_CACHE_HOME": str(self.base / "cache"), "HOME": str(self.base)}
         )
-        environment["X509_CERT_DIR"] = str(self.base / "cas")
         self._process = subprocess.Popen(
             ["xrootd", "-c", str(self.base / "xrootd.cfg"), "-l", str(self.log), "-n", "doma", *user],
             cwd=self.base, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -208,12 +215,7 @@ class XRootD:
         shutil.copy(leaf.certificate, self.base / "host.pem")
         shutil.copy(leaf.key, self.base / "host.key")
         shutil.rmtree(made)
-        bundle = b""
-        for number, ca in enumerate([self._ca, *self._trust]):
-            bundle += ca.read_bytes()
-            shutil.copy(ca, self.base / "cas" / f"{number}.pem")
-        (self.base / "ca.pem").write_bytes(bundle)
-        subprocess.run(["openssl", "rehash", str(self.base / "cas")], check=True, capture_output=True)
+        self.environment = authorities(self.base / "cas", self._ca, *self._trust)
 
     def _tokens(self) -> None:
         audience = ", ".join(
