@@ -8,7 +8,7 @@ Source: rules W5, W6, W30, W40-W46 of the storage contract; §5 of the token con
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from doma.auth.model import Identity, Verb
 from doma.core.checksum import digest_header, read_digests, repr_digest_header
@@ -121,7 +121,7 @@ class Landing:
         if upload is not None:
             if self._named and isinstance(upload, CanTag):
                 upload.tag(self._named)
-            self._feeder = upload if isinstance(upload, CanFeed) else None
+            self._feeder = upload if _feeds(upload) else None
 
     async def _begin(self, headers: Mapping[str, str], terms: Terms, there: Stat | None) -> Upload | None:
         """Begin to write."""
@@ -195,6 +195,18 @@ class Landing:
             await self._upload.abort()
         announced = f"{self._length} bytes were announced" if self._length is not None else "it was chunked"
         return WrongSize(f"{self._target}: {reason}; {self._fed} bytes came, {announced}; send it again")
+
+
+def _feeds(upload: Upload) -> TypeGuard[CanFeed]:
+    """Whether it is a CanFeed, asked once for each class: the question costs as much as a small write."""
+    kind = type(upload)
+    known = _FEEDS.get(kind)
+    if known is None:
+        known = _FEEDS[kind] = isinstance(upload, CanFeed)
+    return known
+
+
+_FEEDS: dict[type, bool] = {}
 
 
 def upload_id(text: str) -> str:
