@@ -13,34 +13,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from doma.auth.bearer import bearer_of
-from doma.auth.model import Identity, Verb
 from doma.core.config import Tpc
 from doma.core.errors import (
     Cancelled,
     ConfigError,
-    Conflict,
     DomaError,
-    NotAllowed,
-    NotFound,
-    PreconditionFailed,
     TimedOut,
 )
 from doma.core.url import origin_of
-from doma.doors.dav_call import Call, Receive, check_conditions
-from doma.doors.dav_target import Target as Place
-from doma.doors.dav_target import is_ours, target_of
-from doma.doors.endpoint import Endpoint
+from doma.doors.dav_call import Call, Receive
 from doma.doors.tpc_firefly import Fireflies
+from doma.doors.tpc_judge import Job, judge
 from doma.doors.tpc_limits import Turns
 from doma.doors.tpc_local import local
-from doma.doors.tpc_order import Order, order_of
-from doma.doors.tpc_progress import Progress, blame, last_lines
-from doma.doors.tpc_pull import Pull, Target
+from doma.doors.tpc_progress import blame, last_lines
+from doma.doors.tpc_pull import Pull
 from doma.doors.tpc_push import Push
 from doma.doors.tpc_remote import Remote, Remotes
 from doma.doors.tpc_source import Source
@@ -59,33 +49,6 @@ EVERY = 5.0
 """Seconds between markers."""
 
 _STREAM = [(b"content-type", b"text/perf-marker-stream"), (b"cache-control", b"no-store")]
-
-
-@dataclass(slots=True)
-class _Job:
-    """One transfer under way."""
-
-    call: Call
-    order: Order
-    here: Place
-    """Our side."""
-    there: Place | None
-    """The other side, if that is ours too (W71)."""
-    target: Target | None
-    """Where and how to publish, if we write."""
-    began: float
-    progress: Progress = field(default_factory=Progress)
-    started: asyncio.Event = field(default_factory=asyncio.Event)
-    closed: bool = False
-    """Its end is recorded."""
-
-    @property
-    def issuer(self) -> str:
-        return self.call.identity.issuer if self.call.identity else ""
-
-    def start(self) -> None:
-        """The other side has agreed, or will take a while: the client shall get its stream."""
-        self.started.set()
 
 
 class ThirdParty:
@@ -132,7 +95,7 @@ class ThirdParty:
         Raises:
             DomaError: it was refused before anything went out.
         """
-        job = await self._judge(call)
+        job = await judge(call, self._clock())
         if job.there is None:
             self._turns.check(job.issuer, job.order.host)
             if self._turns.would_wait(job.issuer, job.order.host):
@@ -155,30 +118,7 @@ class ThirdParty:
             await asyncio.wait(tasks)
             self._close(job, work, error)
 
-    # --- before the stream ---
-
-    async def _judge(self, call: Call) -> _Job:
-        """Everything that can be refused without asking anybody else."""
-        push = "source" not in call.headers
-        header = "destination" if push else "source"
-        mapped = call.headers.get(header, "").strip().lower().startswith(("s3s:", "webdav"))
-        there = target_of(call, header) if not mapped and is_ours(call, header) else None
-        order = order_of(call.shown, call.headers, here=there is not None)
-        here = Place(call.endpoint, call.path)
-        identity = call.identity if there is None else await _other(call, order)
-        read, write = (here, there) if push else (there, here)
-        readers, writers = (call.identity, identity) if push else (identity, call.identity)
-        if read is not None:
-            read.endpoint.gate.decide(readers, Verb.READ, read.path)
-        if push:
-            stat = await call.found(Verb.READ)
-            if stat.is_dir:
-                raise Conflict(f"{call.shown}: is a directory; only files are copied to another server")
-            check_conditions(call, stat)
-        target = await _target(call, order, write, writers) if write is not None else None
-        return _Job(call, order, here, there, target, self._clock())
-
-    async def _work(self, job: _Job) -> Stat:
+    async def _work(self, job: Job) -> Stat:
         """Wait for the turn, transfer."""
         order, progress, here = job.order, job.progress, job.here
         if job.there is not None:
@@ -197,7 +137,7 @@ class ThirdParty:
 
     async def _answer(
         self,
-        job: _Job,
+        job: Job,
         work: "asyncio.Task[Stat]",
         gone: "asyncio.Task[None]",
         started: "asyncio.Task[Any]",
@@ -237,7 +177,7 @@ class ThirdParty:
 
     # --- the record ---
 
-    def _close(self, job: _Job, work: "asyncio.Task[Stat]", error: DomaError | None) -> None:
+    def _close(self, job: Job, work: "asyncio.Task[Stat]", error: DomaError | None) -> None:
         """Record how it ended. Idempotent."""
         if job.closed:
             return
@@ -265,7 +205,7 @@ class ThirdParty:
         sums = {**stat.checksums, **job.progress.checksums}
         self._tell(job, "copy.finished", checksum=sums.get("adler32", ""), version=stat.version)
 
-    def _tell(self, job: _Job, kind: str, **more: Any) -> None:
+    def _tell(self, job: Job, kind: str, **more: Any) -> None:
         """Emit and log one step of the record."""
         order, progress, call = job.order, job.progress, job.call
         ours, other = job.here.shown, job.there.shown if job.there is not None else order.shown
@@ -280,7 +220,7 @@ class ThirdParty:
             log.info("%s %s -> %s %s %s", kind, source, destination, {**counts, **more}, order.info)
         call.tell(kind, call.endpoint, call.path, **facts, **counts, **more)
 
-    def _firefly(self, job: _Job, state: str) -> None:
+    def _firefly(self, job: Job, state: str) -> None:
         order, progress = job.order, job.progress
         if order.scitag and progress.peers:
             peer, own = next(iter(progress.peers.items()))
@@ -304,43 +244,6 @@ class _Pace:
             self._seen.popleft()
         then, before = self._seen[0]
         return bool(self.floor) and now - then >= self._window and size - before < self.floor * (now - then)
-
-
-async def _target(call: Call, order: Order, write: Place, who: Identity | None) -> Target:
-    """The right and the conditions to write there.
-
-    Raises:
-        DomaError: it is refused.
-    """
-    endpoint, path = write.endpoint, write.path
-    call.must_be_writable(endpoint)
-    may_modify = endpoint.gate.may(who, Verb.MODIFY, path)
-    if not may_modify:
-        endpoint.gate.decide(who, Verb.CREATE, path)
-    there = await _there(endpoint, path)
-    if path == "/" or (there is not None and there.is_dir):
-        raise NotAllowed(f"{write.shown}: is a directory; name a file")
-    if there is not None:
-        if not order.overwrite:
-            raise PreconditionFailed(f"{write.shown}: exists, and the request says Overwrite: F")
-        endpoint.gate.decide(who, Verb.MODIFY, path)
-    if write.endpoint is call.endpoint and path == call.path:
-        check_conditions(call, there)
-    only = there.version if there is not None and "if-match" in call.headers and not order.push else None
-    return Target(endpoint.store, path, only, not (order.overwrite and may_modify))
-
-
-async def _there(endpoint: Endpoint, path: str) -> Stat | None:
-    try:
-        return await endpoint.store.stat(path)
-    except NotFound:
-        return None
-
-
-async def _other(call: Call, order: Order) -> Identity | None:
-    """Who asks on the other side, when that is ours: by ``TransferHeaderAuthorization``, else the same."""
-    token = bearer_of(order.fields.get("Authorization"))
-    return call.identity if token is None else await call.site.verifier.verify(token)
 
 
 async def _send(call: Call, text: str, *, more: bool = True) -> None:

@@ -195,3 +195,9 @@ async def test_origins_of_a_cache_that_clients_name_are_judged_alike(other):
                     await store.stat("/a/f.root")
         finally:
             await store.close()
+
+
+async def test_a_copy_onto_itself_is_refused_and_the_file_stays(door):
+    (door.folder / "f").write_bytes(b"ours")
+    assert (await door.copy("/site/f", Source=f"{door.url}/site/f")).status == 403
+    assert (door.folder / "f").read_bytes() == b"ours"

@@ -1,6 +1,8 @@
 """COPY with Source: what comes, what is told, what is refused, and that nothing half is ever left."""
 
 import asyncio
+import base64
+import hashlib
 import json
 import os
 import zlib
@@ -459,3 +461,48 @@ async def test_a_late_delete_of_a_failed_attempt_spares_the_newer_file(door, oth
     late = await door.http.request("DELETE", f"{door.url}/site/f", headers={"If-Match": old})
     assert late.status_code == 412
     assert (door.folder / "f").read_bytes() == b"newer"
+
+
+async def test_streams_of_a_source_that_refuses_head_begin_with_get(door, other):
+    async def act(asked, writer):
+        if asked.method == "HEAD":
+            writer.write(b"HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n")
+            return True
+        return False
+
+    other.act = act
+    told = await door.copy("/site/f", Source=other.url, X_Number_Of_Streams="4")
+    assert told.last == "success: Created"
+    assert (door.folder / "f").read_bytes() == other.data
+
+
+async def test_a_get_that_misses_what_a_head_has_seen_is_sent_again(door, other):
+    misses = []
+
+    async def act(asked, writer):
+        if asked.method == "GET" and len(misses) < 2:
+            misses.append(asked)
+            writer.write(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+            return True
+        return False
+
+    other.act = act
+    assert (await door.copy("/site/f", Source=other.url)).last == "success: Created"
+    assert [asked.method for asked in other.seen] == ["GET", "HEAD", "GET", "GET"]
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha-256"])
+async def test_the_clients_own_algorithm_is_verified_in_any_number_of_streams(
+    door, other, algorithm, monkeypatch
+):
+    for module in (tpc_pull, tpc_source):
+        monkeypatch.setattr(module, "BLOCK", 1000)
+    digest = hashlib.new(algorithm.replace("-", ""), other.data).digest()
+    for stated, last in ((digest, "success: Created"), (digest[::-1], "failure: checksum mismatch")):
+        told = await door.copy(
+            "/site/f",
+            Source=other.url,
+            X_Number_Of_Streams="3",
+            Digest=f"{algorithm}={base64.b64encode(stated).decode()}",
+        )
+        assert told.last.startswith(last)
