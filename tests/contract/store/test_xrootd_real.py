@@ -111,6 +111,7 @@ async def test_a_reader_goes_on_after_the_server_was_killed_and_came_back(own_xr
     own_xrootd_server.kill()
     (folder / "f").unlink()
     (folder / "f").write_bytes(DATA[::-1])
+    os.utime(folder / "f", (1, 1))  # Else its inode, size and second may be those of the old one.
     await asyncio.to_thread(own_xrootd_server.start)
     with pytest.raises(PreconditionFailed):
         await reader.read(0, 100)
