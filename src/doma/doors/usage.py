@@ -72,7 +72,7 @@ class Usage:
         """Count bytes that were read, by so many requests."""
         who = Who(endpoint, "", "", "")
         if identity is not None:
-            who = Who(endpoint, identity.issuer, identity.vo, identity.subject)
+            who = Who(endpoint, identity.issuer, identity.vo or self._vo(identity.issuer), identity.subject)
         for sums in self._of(who):
             sums.operations += operations
             sums.bytes_read += size
@@ -86,7 +86,7 @@ class Usage:
             return
         issuer, _, subject = event.owner.rpartition("#")
         size = int(event.data.get("size", event.data.get("bytes", 0)) or 0)
-        for sums in self._of(Who(endpoint, issuer, self._vos.get(issuer.removesuffix("/"), ""), subject)):
+        for sums in self._of(Who(endpoint, issuer, self._vo(issuer), subject)):
             sums.operations += 1
             if done == "landed":
                 sums.files_written += 1
@@ -113,6 +113,9 @@ class Usage:
     def numbers(self, name: str) -> Mapping[tuple[str, ...], float]:
         """One of the sums of this process since its start, by endpoint and VO: for the metrics."""
         return {key: getattr(sums, name) for key, sums in self._totals.items()}
+
+    def _vo(self, issuer: str) -> str:
+        return self._vos.get(issuer.removesuffix("/"), "")
 
     def _of(self, who: Who) -> tuple[Sums, Sums]:
         sums = self._sums.get(who)
