@@ -228,12 +228,11 @@ class Flows:
         return self.answer(right, now, refresh=self.begin(right, now)[1] if durable else "")
 
     def _refreshed(self, client: Client, form: Form, now: float) -> dict[str, Any]:
-        token, ledger = form.must("refresh_token"), self._ledger()
-        # What is wrong with the request is said before the token is used up.
-        family = ledger.find(token, client.id, now)
-        right = self._still(client, family, form) if family is not None else None
-        family, refresh = ledger.rotate(token, client.id, now)
-        return self.answer(right or self._still(client, family, form), now, refresh=refresh)
+        token = form.must("refresh_token")
+        right, refresh = self._ledger().rotate(
+            token, client.id, now, lambda family: self._still(client, family, form)
+        )
+        return self.answer(right, now, refresh=refresh)
 
     def _still(self, client: Client, family: Family, form: Form) -> Right:
         """What a family gives now: its own right, narrowed as asked and as the registrations are now."""

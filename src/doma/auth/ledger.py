@@ -97,35 +97,37 @@ class Ledger:
         self.db.run_sync(lambda tx: tx.execute(_BEGIN, row))
         return family, self._token(family, 1)
 
-    def rotate(self, token: str, client: str, now: float) -> tuple[Family, str]:
-        """The family of a refresh token, and the token that follows it.
+    def rotate(
+        self, token: str, client: str, now: float, use: Callable[[Family], Any] = lambda family: family
+    ) -> tuple[Any, str]:
+        """What ``use`` makes of a refresh token's family, and the token that follows it.
 
-        Used again within the grace it gives the same one.
+        Used again within the grace it gives the same one. If ``use`` refuses, nothing was used up.
 
         Raises:
             OAuthError: ``invalid_grant``: forged, expired, revoked, of another client, or used again too
-                late (which ends the family).
+                late (which ends the family); or what ``use`` raises.
         """
         family, number = self._read(token)
 
-        def work(tx: Connection) -> tuple[Row[Any] | None, str]:
+        def work(tx: Connection) -> tuple[Any, str]:
             row = tx.execute(_LOCK, {"family": family}).first()
             problem = _unusable(row, client, number, now)
             if row is None or problem:
                 return None, problem
+            if number < row.number and self._late(tx, family, number, now):
+                tx.execute(update(families).where(families.c.id == family).values(revoked=now))
+                return None, "was used before; all tokens of its family are void now"
+            used = use(_family(row))
             if number == row.number:
                 tx.execute(_NEXT, {"family": family, "newest": number + 1})
                 tx.execute(_ROTATED, {"family": family, "number": number + 1, "at": now})
-                return row, ""
-            if self._late(tx, family, number, now):
-                tx.execute(update(families).where(families.c.id == family).values(revoked=now))
-                return None, "was used before; all tokens of its family are void now"
-            return row, ""
+            return used, ""
 
-        row, problem = self.db.run_sync(work)
-        if row is None:
+        used, problem = self.db.run_sync(work)
+        if problem:
             raise OAuthError("invalid_grant", f"refresh token: {problem}; log in or exchange again")
-        return _family(row), self._token(family, number + 1)
+        return used, self._token(family, number + 1)
 
     def find(self, token: str, client: str, now: float) -> Family | None:
         """The family of a refresh token that is good at this moment; nothing is changed."""
