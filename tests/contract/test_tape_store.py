@@ -8,16 +8,25 @@ import zlib
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from doma.core.config import Staging, Tape
-from doma.core.errors import ConfigError, NotFound, OnTape, PreconditionFailed, StorageUnavailable
+from doma.core.errors import (
+    ConfigError,
+    NotFound,
+    OnTape,
+    PreconditionFailed,
+    StorageUnavailable,
+    TooManyRequests,
+)
 from doma.db.engine import Database
 from doma.store.protocol import CanStage, Locality
 from doma.store.tape import TapeStore
 from doma.store.tape_command import CommandLibrary
 from doma.store.tape_library import FolderLibrary, Place
 from doma.store.tape_requests import StageRequests
-from doma.store.tape_stages import Wanted
+from doma.store.tape_stages import Wanted, tidy
+from doma.store.tape_tables import files
 
 SITE = """#!{python}
 import json, pathlib, shutil, sys
@@ -386,3 +395,51 @@ async def test_events_are_written_with_what_they_tell_of(system):
     ]  # fmt: skip
     stages = [json.loads(data).get("state") for kind, _, data in told if kind == "stage.changed"]
     assert stages == ["STARTED", "COMPLETED"]
+
+
+async def test_a_stub_whose_row_is_lost_is_not_taken_for_the_file(system):
+    system.store.start()
+    await system.put("/f", b"somewhere on tape")
+    await system.until("/f", Locality.TAPE)
+    await system.store.close()
+    await system.db.run(lambda tx: tx.execute(delete(files)))
+    system.open()
+    with pytest.raises(NotFound):
+        await system.store.stat("/f")
+    with pytest.raises(NotFound):
+        await system.store.open("/f")
+    assert [s async for s in system.store.list("/")] == []
+
+
+async def test_a_client_may_have_only_so_many_files_waiting(system):
+    requests = StageRequests(system.db, {"tape": system.store}, Staging(open_files=3))
+    await requests.submit("iss#ada", [Wanted(f"/tape/{i}", 1) for i in range(5)])
+    with pytest.raises(TooManyRequests) as caught:
+        await requests.submit("iss#ada", [Wanted("/tape/x", 1)])
+    assert caught.value.retry_after
+    await requests.submit("iss#bob", [Wanted("/tape/x", 1)])
+    await requests.look()
+    await requests.submit("iss#ada", [Wanted("/tape/x", 1)])
+
+
+async def test_requests_are_kept_for_a_while_after_their_end_and_as_long_as_a_pin(system):
+    now = [1000.0]
+    kept = Staging(retention=100)
+    requests = StageRequests(system.db, {"tape": system.store}, kept, lambda: now[0])
+    await system.put("/f", b"x")
+    ended = await requests.submit("iss#ada", [Wanted("/tape/gone", 1)])
+    pinned = await requests.submit("iss#ada", [Wanted("/tape/f", 500)])
+    waiting = await requests.submit("iss#ada", [Wanted("/tape/f", 500)])
+    for moment, left in ((1099, {ended, pinned}), (1101, {pinned}), (1501, set())):
+        if moment == 1099:
+            await requests.look()
+            await requests.cancel(waiting, ["/tape/f"])
+            await requests.remove(waiting)
+        now[0] = moment
+        await system.db.run(lambda tx: tidy(tx, now[0], kept.retention))
+        for ident in (ended, pinned):
+            if ident in left:
+                await requests.find(ident, "iss")
+            else:
+                with pytest.raises(NotFound):
+                    await requests.find(ident, "iss")

@@ -138,6 +138,7 @@ class Tape:
         row = await self._requests.find(ident, who.issuer)
         if await anext(self._visible(who, row), None) is None:
             raise _unknown(ident)
+        self._progress.check_room()
         lines = self._progress.lines(row, lambda path: self._may_see(who, row, path), who.expires)
         return StreamingResponse(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

@@ -35,6 +35,11 @@ class Progress:
         self._bus, self._requests, self._clock = bus, requests, clock
         self._open = 0
 
+    def check_room(self) -> None:
+        """Raise TooManyRequests when no further stream is taken."""
+        if self._open >= STREAMS:
+            raise TooManyRequests(f"stage events: {STREAMS} streams are open; poll instead", retry_after=30)
+
     async def lines(self, row: Row[Any], may_see: Callable[[str], bool], until: float) -> AsyncIterator[str]:
         """The stream of one request, until it is complete or a token expires.
 
@@ -42,12 +47,7 @@ class Progress:
             row: The request.
             may_see: Whether the client may see a path.
             until: Unix seconds.
-
-        Raises:
-            TooManyRequests: too many streams are open.
         """
-        if self._open >= STREAMS:
-            raise TooManyRequests(f"stage events: {STREAMS} streams are open; poll instead", retry_after=30)
         self._open += 1
         try:
             # Subscribed before the row is read anew: nothing falls between.

@@ -26,7 +26,7 @@ from doma.store import tape_files as rows
 from doma.store.file import FileReader
 from doma.store.protocol import Buffer as Data
 from doma.store.protocol import Hot, Locality, Space, Stat
-from doma.store.tape_buffer import Buffer, has_content, whole
+from doma.store.tape_buffer import LOOKS, Buffer, has_content, whole
 from doma.store.tape_command import CommandLibrary
 from doma.store.tape_engine import Engine
 from doma.store.tape_files import TapeFile
@@ -101,25 +101,29 @@ class TapeStore:
             yield stat
 
     async def open(self, path: str) -> "TapeReader":
-        reader = await self._disk.open(checked(path))
-        try:
-            stat = reader.stat
-            known = self._known.get(stat.version)
-            if known is None and has_content(stat):
-                (found,) = await self._buffer.rows([stat])
-                if found is None:
-                    raise NotFound(f"{path}: no such file or directory")  # noqa: TRY301 - closed below
-                if found[0].version != stat.version:
-                    raise PreconditionFailed(  # noqa: TRY301 - closed below
-                        f"{path}: the file changed while it was opened; open it again"
-                    )
-                stat = self._readable(*found)
-            elif known is not None:
-                stat = self._readable(stat, known[0])
-        except BaseException:
+        path = checked(path)
+        for _ in range(LOOKS):
+            reader = await self._disk.open(path)
+            try:
+                stat = await self._opened(reader.stat)
+                if stat is not None:
+                    return TapeReader(reader, stat)
+            except BaseException:
+                await reader.close()
+                raise
             await reader.close()
-            raise
-        return TapeReader(reader, stat)
+        raise PreconditionFailed(f"{path}: the file changes faster than it can be opened; try again")
+
+    async def _opened(self, found: Stat) -> Stat | None:
+        """The stat of an open file; None if it was replaced meanwhile. Raises OnTape, NotFound."""
+        if not has_content(found):
+            return self._shown(found, None)
+        if (known := self._known.get(found.version)) is not None:
+            return self._readable(found, known[0])
+        (pair,) = await self._buffer.rows([found])
+        if pair is None:
+            raise NotFound(f"{found.path}: no such file or directory")
+        return self._readable(*pair) if pair[0].version == found.version else None
 
     def peek(self, path: str) -> Hot | None:
         content = self._disk.peek(path)

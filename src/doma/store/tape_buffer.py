@@ -10,6 +10,7 @@ still finds the row: a stub by its text, a recalled copy by path, size and check
 
 import asyncio
 import fcntl
+import logging
 import os
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -24,6 +25,8 @@ from doma.store.file import FileStore
 from doma.store.protocol import PIECE, Stat, Upload
 from doma.store.tape_files import TapeFile
 from doma.store.tape_tables import AWAY, Held
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -119,6 +122,10 @@ class Buffer:
             except NotFound:
                 return None
             if again.version == stat.version:
+                if await self._named(stat):
+                    # never the stub itself for the file: its rows were lost, and with them its place on tape
+                    log.error("%s%s: is a stub without a row", self.endpoint, stat.path)
+                    return None
                 return stat, None
             stat = again
             found = await self.db.look(partial(rows.by_disk, endpoint=self.endpoint, versions=[stat.version]))
@@ -127,26 +134,27 @@ class Buffer:
         raise PreconditionFailed(f"{stat.path}: the file changes faster than it can be looked at; try again")
 
     async def by_stub(self, stat: Stat) -> TapeFile | None:
-        """The row that a stub names; None if this is no stub."""
+        """The row that a stub names; None if this is no stub, or one of a row that is gone."""
+        ident = await self._named(stat)
+        row = await self.db.look(partial(rows.by_id, ident=ident)) if ident else None
+        return row if row is not None and row.endpoint == self.endpoint else None
+
+    async def _named(self, stat: Stat) -> str:
+        """The id in a stub; empty if this is none."""
         if stat.size != STUB:
-            return None
+            return ""
         try:
             reader = await self.store.open(stat.path)
         except DomaError:
-            return None
+            return ""
         try:
-            if reader.stat.version != stat.version:
-                return None
-            text = bytes(await reader.read(0, STUB))
+            text = bytes(await reader.read(0, STUB)) if reader.stat.version == stat.version else b""
         except DomaError:
-            return None
+            return ""
         finally:
             await reader.close()
         ident = text.split(b"\n")[1].decode("ascii", "replace") if text.startswith(_TEXT[:20]) else ""
-        if len(ident) != 32 or text != _TEXT % ident.encode():
-            return None
-        row = await self.db.look(partial(rows.by_id, ident=ident))
-        return row if row is not None and row.endpoint == self.endpoint else None
+        return ident if text == _TEXT % ident.encode() else ""
 
     async def _by_content(self, stat: Stat) -> TapeFile | None:
         """A copy that was recalled to its path and whose row does not say so yet."""

@@ -94,7 +94,9 @@ class CommandLibrary:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            with suppress(TimeoutError):  # of a child that left the group and still holds the pipes
+                async with asyncio.timeout(5):
+                    await process.communicate()
         if code == 0:
             return said
         why = cause.decode("utf-8", "replace").strip().rpartition("\n")[2][:200] or f"exit code {code}"

@@ -73,7 +73,6 @@ class Drives:
             for file in batch:
                 work = self._archive if file.state is Held.ARCHIVING else self._recall
                 await work(drive, file)
-                self._shares.charge(ARCHIVE if file.state is Held.ARCHIVING else file.activity)
                 todo.discard(file.id)
         finally:
             if todo:
@@ -96,6 +95,8 @@ class Drives:
         batch = await buffer.db.run(claim)
         head = self._heads[drive] if cartridge == mounted else 0
         self._mounted[drive] = cartridge
+        for file in batch:  # at once: the next drive that is free is to know it
+            self._shares.charge(file.activity if cartridge else ARCHIVE)
         if cartridge and batch:
             positions = [file.position or 0 for file in batch]
             batch = [batch[i] for i in sweep(positions, head)]

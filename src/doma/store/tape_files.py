@@ -129,9 +129,9 @@ def forget(tx: Connection, ident: str) -> None:
 
 
 def move(tx: Connection, endpoint: str, source: str, target: str) -> None:
-    """Follow a rename of a file or of a directory."""
+    """Follow a rename of a file or of a directory: also what is doomed in it and still lies there."""
     c, lead = files.c, source + "/"
-    here = and_(c.endpoint == endpoint, c.state != Held.DOOMED)
+    here = c.endpoint == endpoint
     tx.execute(update(files).where(here, c.path == source).values(path=target))
     below = func.substr(c.path, 1, len(lead)) == lead
     moved = target + "/" + func.substr(c.path, len(lead) + 1)
