@@ -89,7 +89,7 @@ def _dressed(call: Call, metadata: Mapping[str, str]) -> Send:
     async def send(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             headers = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, v in message["headers"]]
-            kept = [(n, v) for n, v in headers if n not in {"digest", "repr-digest", *changed}]
+            kept = [(n, v) for n, v in headers if n not in changed]
             kept += [*changed.items(), ("x-amz-request-id", call.request_id)]
             if message["status"] == 200 and call.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED":
                 kept += _checksums(read_digests(headers))
