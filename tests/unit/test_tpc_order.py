@@ -51,8 +51,9 @@ def test_a_scitag_out_of_range_is_ignored(text, tag):
     st.dictionaries(
         st.sampled_from(
             ["source", "destination", "overwrite", "credential", "digest", "repr-digest", "scitag",
-             "clientinfo", "requirechecksumverification", "x-number-of-streams", "x-expected-size", "x-min-throughput",
-             "transferheaderhost", "transferheaderauthorization", "transferheader", "oc-checksum"]
+             "clientinfo", "requirechecksumverification", "x-number-of-streams", "x-expected-size",
+             "x-min-throughput", "transferheaderhost", "transferheaderauthorization",
+             "transferheader", "oc-checksum"]
         ),
         st.text(max_size=60),
     )
