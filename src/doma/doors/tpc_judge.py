@@ -13,6 +13,7 @@ from doma.doors.dav_call import Call, check_conditions
 from doma.doors.dav_target import Target as Place
 from doma.doors.dav_target import is_ours, target_of
 from doma.doors.endpoint import Endpoint
+from doma.doors.landing import upload_id
 from doma.doors.tpc_order import Order, order_of
 from doma.doors.tpc_progress import Progress
 from doma.doors.tpc_pull import Target
@@ -96,12 +97,13 @@ async def _target(call: Call, order: Order, write: Place, who: Identity | None) 
         if not order.overwrite:
             raise PreconditionFailed(f"{write.shown}: exists, and the request says Overwrite: F")
         endpoint.gate.decide(who, Verb.MODIFY, path)
-    absent, only = not (order.overwrite and may_modify), None
+    absent, only, named = not (order.overwrite and may_modify), None, ""
     if not order.push:  # conditions speak of the request's own path
         check_conditions(call, there)
         absent = absent or call.headers.get("if-none-match", "").strip() == "*"
         only = there.version if there is not None and "if-match" in call.headers else None
-    return Target(endpoint.store, path, only, absent)
+        named = upload_id(call.headers.get("x-upload-id", ""))
+    return Target(endpoint.store, path, only, absent, named)
 
 
 async def _there(endpoint: Endpoint, path: str) -> Stat | None:

@@ -136,6 +136,8 @@ def _carried(shown: str, headers: Mapping[str, str]) -> dict[str, str]:
             fields[inner.title()] = value
     if "clientinfo" in headers:
         fields.setdefault("Clientinfo", headers["clientinfo"][:_INFO])
+    if "traceparent" in headers:
+        fields.setdefault("Traceparent", headers["traceparent"][:100])
     if "scitag" in headers:
         fields.setdefault("Scitag", headers["scitag"][:20])
     return fields

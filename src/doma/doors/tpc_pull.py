@@ -25,7 +25,7 @@ from doma.doors.tpc_remote import Remote
 from doma.doors.tpc_source import BLOCK, Source, Version
 from doma.net.client import Response
 from doma.net.sinks import Flow
-from doma.store.protocol import CanFeed, CanScatter, Stat, Store, Upload
+from doma.store.protocol import CanFeed, CanScatter, CanTag, Stat, Store, Upload
 
 _COMBINED = frozenset({"adler32"})
 """Checksums of a whole that follow from those of its parts."""
@@ -45,6 +45,8 @@ class Target:
     path: str
     if_version: str | None = None
     if_absent: bool = False
+    upload: str = ""
+    """The client's ``X-Upload-Id``, kept with the file for a DELETE that means this attempt alone."""
 
 
 class Pull:
@@ -107,7 +109,7 @@ class Pull:
     async def _create(self, size: int | None, expected: Mapping[str, str]) -> Upload:
         target = self._target
         try:
-            return await target.store.create(
+            upload = await target.store.create(
                 target.path,
                 size=size,
                 checksums=expected or None,
@@ -116,6 +118,9 @@ class Pull:
             )
         except DomaError as e:
             raise blame(e, "destination") from e
+        if target.upload and isinstance(upload, CanTag):
+            upload.tag(target.upload)
+        return upload
 
     async def _commit(self, upload: Upload) -> Stat:
         try:

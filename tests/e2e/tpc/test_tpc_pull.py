@@ -453,6 +453,14 @@ async def test_many_failed_copies_leave_nothing(door, other):
     assert door.files() == []
 
 
+async def test_a_delete_by_upload_id_means_one_attempt_alone(door, other):
+    await door.copy("/site/f", Source=other.url, X_Upload_Id="first")
+    await door.copy("/site/f", Source=other.url, X_Upload_Id="second")
+    for name, status in (("first", 412), ("second", 204)):
+        answer = await door.http.request("DELETE", f"{door.url}/site/f", headers={"X-Upload-Id": name})
+        assert answer.status_code == status
+
+
 async def test_a_late_delete_of_a_failed_attempt_spares_the_newer_file(door, other):
     await door.copy("/site/f", Source=other.url)
     old = (await door.http.head(f"{door.url}/site/f")).headers["etag"]
