@@ -94,7 +94,9 @@ class Tree:
 
     def _walk(self, parts: Sequence[str], missing: str = "raise") -> tuple[int, list[str]]:
         todo, at, links = list(reversed(parts)), list[str](), 0
-        fd = os.dup(self.fd)
+        if not todo:
+            return os.dup(self.fd), at
+        fd = self.fd
         try:
             while todo:
                 name = todo.pop()
@@ -118,12 +120,14 @@ class Tree:
                     inner, at = os.dup(self.fd), []
                 else:
                     at.append(name)
-                os.close(fd)
+                if fd != self.fd:
+                    os.close(fd)
                 fd = inner
+            return (os.dup(fd) if fd == self.fd else fd), at
         except BaseException:
-            os.close(fd)
+            if fd != self.fd:
+                os.close(fd)
             raise
-        return fd, at
 
     def _inside(self, at: Sequence[str], link: str) -> list[str]:
         """The components from the top that a link found in directory ``at`` means."""
