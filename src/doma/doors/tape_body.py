@@ -8,6 +8,7 @@ Source: WLCG Tape REST API v1; rules W81-W92 of the storage contract; ISO 8601 Â
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from doma.core.config import Staging
@@ -27,6 +28,7 @@ _DURATION = re.compile(
     re.ASCII,
 )
 _SECONDS = (365 * 86400.0, 30 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, 60.0, 1.0)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SLASHES = re.compile("//+")
 
 
@@ -74,9 +76,18 @@ def duration(text: object, where: str) -> float:
     >>> duration("P1DT2H", "x"), duration("PT0.5S", "x"), duration("P2W", "x")
     (93600.0, 0.5, 1209600.0)
     """
-    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
+    seconds = _seconds(text) if isinstance(text, str) and len(text) < 100 else None
+    if seconds is None:
         raise BadRequest(f"{where}: must be an ISO 8601 duration, as in P1DT12H")
+    return seconds
+
+
+@lru_cache(maxsize=64)
+def _seconds(text: str) -> float | None:
+    # Remembered, since the files of one request mostly say the same.
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return None
     parts = zip(found.groups(), _SECONDS, strict=True)
     return sum(float(number.replace(",", ".")) * unit for number, unit in parts if number is not None)
 
@@ -106,13 +117,9 @@ def _refuse(text: str) -> Any:
 def _path(path: object, where: str) -> str:
     if not isinstance(path, str) or not path.startswith("/"):
         raise BadRequest(f"{where}: must be an absolute path, as in /site/a/file")
-    if len(path) > MAX_PATH or not _is_text(path):
+    if len(path) > MAX_PATH or _CONTROL.search(path):
         raise BadRequest(f"{where}: may have at most {MAX_PATH} characters, and no control characters")
     return _SLASHES.sub("/", path)
-
-
-def _is_text(text: str) -> bool:
-    return not any(ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in text)
 
 
 def _activity(file: dict[str, Any], sitename: str) -> str:
@@ -120,6 +127,6 @@ def _activity(file: dict[str, Any], sitename: str) -> str:
     everything = file.get("targetedMetadata")
     ours = everything.get(sitename) if isinstance(everything, dict) else None
     activity = ours.get("activity") if isinstance(ours, dict) else None
-    if not isinstance(activity, str) or not _is_text(activity):
+    if not isinstance(activity, str) or _CONTROL.search(activity):
         return ""
     return activity[:MAX_ACTIVITY]

@@ -95,23 +95,23 @@ def submit(tx: Connection, ident: str, owner: str, wanted: Sequence[Wanted], now
     done = {"completed": now} if not count else {}
     row = {"id": ident, "owner": owner, "issuer": issuer, "created": now, "files": len(wanted), "open": count}
     tx.execute(insert(requests), row | done)
-    for some in chunks(wanted, 5000):
-        tx.execute(insert(staged), [_row(ident, file, now) for file in some])
+    for some in chunks((file for file in wanted if file.error is None), 5000):
+        tx.execute(insert(staged), [_row(ident, file) for file in some])
+    for some in chunks((file for file in wanted if file.error is not None), 5000):
+        failed = {"state": Stage.FAILED, "looked": 1, "finished": now}
+        tx.execute(insert(staged), [_row(ident, f) | failed | {"error": f.error} for f in some])
     data = {"files": len(wanted), "open": count}
     outbox.append(tx, Event("stage.submitted", ident, data, owner), now)
 
 
-def _row(request: str, file: Wanted, now: float) -> dict[str, Any]:
-    failed = file.error is not None
+def _row(request: str, file: Wanted) -> dict[str, Any]:
     return {
         "request": request,
         "path": file.path,
-        "state": Stage.FAILED if failed else Stage.SUBMITTED,
-        "looked": int(failed),
+        "state": "SUBMITTED",
+        "looked": 0,
         "lifetime": file.lifetime,
         "activity": file.activity,
-        "finished": now if failed else None,
-        "error": file.error,
     }
 
 
