@@ -99,3 +99,20 @@ def xrootd_server() -> Iterator[XrootdServer]:
 def own_xrootd_server() -> Iterator[XrootdServer]:
     """A server that this test may kill."""
     yield from _xrootd()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of moto's S3 server, with the bucket ``doma-test`` in it."""
+    import logging
+
+    import httpx
+
+    server_of = pytest.importorskip("moto.server")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = server_of.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    assert httpx.put(f"http://{host}:{port}/doma-test").status_code == 200
+    yield f"http://{host}:{port}"
+    server.stop()
