@@ -75,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self._calls: dict[int, Call] = {}
         self._left: set[int] = set()
         self._numbers = count(1)
+        self._out: list[bytes] = []
         self._transport: asyncio.Transport | None = None
         self._writable: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -344,8 +345,15 @@ class Connection(asyncio.BufferedProtocol):
                 return stream
 
     def _send(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+        """Write at the end of this turn of the loop: requests made together go in one segment."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _begin(self, stream: int, sink: Sink, patience: float) -> Call:
         call = self._calls[stream] = Call(stream, sink, patience, self._loop.create_future())
