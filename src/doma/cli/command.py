@@ -90,6 +90,21 @@ def s3_key(
 
 
 @app.command()
+def verify(
+    endpoint: Annotated[str, typer.Argument(help="Name of the endpoint.")] = "site",
+    path: Annotated[str, typer.Option(help="Only what lies at and below this path.")] = "/",
+    algorithm: Annotated[str, typer.Option(help="adler32, crc32c, md5, sha-256 …")] = "adler32",
+    home: HomeOption = None,
+    config: ConfigOption = None,
+    json: Json = False,
+) -> None:
+    """Read every file of an endpoint again and compare it with its stored checksum."""
+    from doma.cli.verify import verify as run
+
+    run(home, config, endpoint, path, algorithm, json)
+
+
+@app.command()
 def doctor(home: HomeOption = None, config: ConfigOption = None, json: Json = False) -> None:
     """Check this machine and this home; says what to do about each problem."""
     from doma.cli.doctor import doctor as run
