@@ -129,6 +129,8 @@ def _tape(name: str, section: config.Endpoint, db: Database) -> Store:
     url = urlsplit(section.store.removeprefix("tape+"))
     if url.scheme != "file" or url.netloc not in {"", "localhost"}:
         raise ConfigError(f"endpoints.{name}.store: {section.store!r}: write tape+file:///folder")
+    if quota_of(section) is not None:
+        raise ConfigError(f"endpoints.{name}: quotas are kept for file: and memory: stores only")
     return TapeStore(Path(unquote(url.path)), db, name, section.tape, fsync=section.fsync)
 
 
