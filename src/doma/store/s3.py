@@ -207,10 +207,10 @@ class S3Store:
             await self._remove(path, version)
             return
         keys = []
-        async for key, _ in self._bucket.below(path):
-            if not recursive and key != path[1:] + "/":
+        async for stat in self._bucket.below(path):
+            if not recursive and stat.path != path + "/":
                 raise Conflict(f"{path}: the directory is not empty; delete recursively or empty it")
-            keys.append(key)
+            keys.append(stat.path[1:])
             if len(keys) == PAGE:
                 await self._wire.remove(keys)
                 keys.clear()
@@ -228,9 +228,8 @@ class S3Store:
         if above != "/" and not await self._is_dir(above):
             raise Conflict(f"{target}: its directory does not exist, or is a file; make it first")
         if not moving.is_dir:
-            await self._bucket.copy(source[1:], moving.version, target[1:], fresh=there is None)
-            with suppress(PreconditionFailed, NotFound):  # a newer file came to the old name: it stays
-                await self._remove(source, moving.version)
+            await self._bucket.copy(moving, target, fresh=there is None)
+            await self._remove_copied(moving)
             return there is not None
         await self._move_all(source, target)
         return False
@@ -291,31 +290,37 @@ class S3Store:
             check_version(path, await self.stat(path), version)
             await self._wire.told("DELETE", path[1:], path=path)
 
+    async def _remove_copied(self, stat: Stat) -> None:
+        """Delete what was copied; what came to its name meanwhile stays."""
+        with suppress(PreconditionFailed, NotFound):
+            if not stat.path.endswith("/"):  # some services ignore conditions without a word: look first
+                check_version(stat.path, await self.stat(stat.path), stat.version)
+            await self._remove(stat.path, stat.version)
+
     async def _move_all(self, source: str, target: str) -> None:
         """Copy everything below a directory, then delete what was copied and is still the same."""
-        moved: list[tuple[str, str]] = [pair async for pair in self._bucket.below(source)]
+        moved = [stat async for stat in self._bucket.below(source)]
         turn, tried, failed = asyncio.Semaphore(AT_ONCE), list[str](), list[DomaError]()
 
-        async def one(key: str, version: str) -> None:
+        async def one(stat: Stat) -> None:
             async with turn:
                 if failed:
                     return
-                new = target[1:] + key[len(source) - 1 :]
-                tried.append(new)
+                new = target + stat.path[len(source) :]
+                tried.append(new[1:])
                 try:
-                    await self._bucket.copy(key, version, new)
+                    await self._bucket.copy(stat, new)
                 except DomaError as e:
                     failed.append(e)
 
-        await asyncio.gather(*(one(key, version) for key, version in moved))
+        await asyncio.gather(*map(one, moved))
         if failed:
             for at in range(0, len(tried), PAGE):
                 with suppress(DomaError):
                     await self._wire.remove(tried[at : at + PAGE])
             raise failed[0]
-        for key, version in moved:
-            with suppress(PreconditionFailed, NotFound):  # changed meanwhile: it stays
-                await self._remove("/" + key, version)
+        for stat in moved:
+            await self._remove_copied(stat)
         self._forget(source)
 
     def _forget(self, path: str) -> None:

@@ -24,6 +24,10 @@ from doma.store.s3_wire import PAGE, Wire, children, document, text_of
 
 REMEMBERED = 4096
 """Versions whose checksums are remembered."""
+LARGEST_COPY = 5 << 30
+"""Bytes that S3 copies in one request …"""
+COPY_PART = 1 << 30
+"""… and in one part of a larger copy."""
 
 
 class Bucket:
@@ -57,13 +61,13 @@ class Bucket:
         ordered = {name: sums[name] for name in ALGORITHMS if name in sums}
         return Stat(path, size, version, modified, checksums=ordered)
 
-    async def below(self, path: str, most: int = PAGE) -> AsyncIterator[tuple[str, str]]:
-        """Key and ETag of everything that begins with a directory's name, its marker included."""
+    async def below(self, path: str, most: int = PAGE) -> AsyncIterator[Stat]:
+        """Everything that begins with a directory's name; its marker's path ends in a slash."""
         prefix = self.wire.address.prefix
         query = [("prefix", f"{prefix}{path[1:]}/"), ("max-keys", str(most))]
         async for page in self.wire.pages(query):
             for item in children(page, "Contents"):
-                yield unquote_plus(text_of(item, "Key"))[len(prefix) :], text_of(item, "ETag").strip('"')
+                yield _listed(unquote_plus(text_of(item, "Key"))[len(prefix) :], item)
 
     async def entries(self, folder: str) -> AsyncIterator[tuple[str, Stat]]:
         """Keys directly below a directory as S3 sorts them, directories with their slash."""
@@ -80,19 +84,56 @@ class Bucket:
                 if key != folder and _sayable(stat.path):
                     yield key, stat
 
-    async def copy(self, source: str, version: str, target: str, *, fresh: bool = False) -> None:
-        """Copy an object (keys, not paths) if it still has that version; ``fresh``: onto nothing only."""
-        address = self.wire.address
+    async def copy(self, source: Stat, target: str, *, fresh: bool = False) -> None:
+        """Copy an object to another path if it still has that version.
+
+        Args:
+            source: What, as it was seen.
+            target: Where to.
+            fresh: Onto nothing only, where the service can hold that.
+        """
+        address, key = self.wire.address, target[1:]
         headers = {
-            "x-amz-copy-source": quote(f"/{address.bucket}/{address.prefix}{source}", safe="/-_.~"),
-            "x-amz-copy-source-if-match": f'"{version}"',
+            "x-amz-copy-source": quote(f"/{address.bucket}/{address.prefix}{source.path[1:]}", safe="/-_.~"),
+            "x-amz-copy-source-if-match": f'"{source.version}"',
         }
-        if fresh:
-            headers["if-none-match"] = "*"
-        _, data = await self.wire.told("PUT", target, (), headers, path="/" + target)
-        known = self._sums.get(("/" + source, version))
-        if known:
-            self._remember(("/" + target, text_of(document(data), "ETag").strip('"')), known)
+        condition = {"if-none-match": "*"} if fresh else {}
+        if source.size > LARGEST_COPY:
+            data = await self._copy_parts(source.size, key, headers, condition)
+        else:
+            try:
+                _, data = await self.wire.told("PUT", key, (), headers | condition, path=target)
+            except Unsupported:
+                if not condition:
+                    raise
+                _, data = await self.wire.told("PUT", key, (), headers, path=target)
+        version = text_of(document(data), "ETag").strip('"')
+        known = self._sums.get((source.path, source.version)) or dict(source.checksums)
+        if known and version != source.version:
+            await self.keep(target, version, known)
+        elif known:
+            self._remember((target, version), known)
+
+    async def _copy_parts(
+        self, size: int, key: str, headers: dict[str, str], condition: dict[str, str]
+    ) -> bytes:
+        """Copy what is too large for one request; the answer to its completion."""
+        _, data = await self.wire.told("POST", key, [("uploads", "")])
+        upload = ("uploadId", text_of(document(data), "UploadId"))
+        try:
+            parts = ""
+            for number, start in enumerate(range(0, size, COPY_PART), 1):
+                span = {"x-amz-copy-source-range": f"bytes={start}-{min(size, start + COPY_PART) - 1}"}
+                query = [("partNumber", str(number)), upload]
+                _, data = await self.wire.told("PUT", key, query, headers | span)
+                tag = text_of(document(data), "ETag")
+                parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>"
+            body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+            return (await self.wire.told("POST", key, [upload], condition, body))[1]
+        except BaseException:
+            with suppress(DomaError):
+                await self.wire.told("DELETE", key, [upload])
+            raise
 
     async def keep(self, path: str, version: str, sums: dict[str, str]) -> None:
         """Keep checksums of a version: in memory, and in a tag that names the version."""

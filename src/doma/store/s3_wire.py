@@ -49,7 +49,7 @@ PAGE = 1000
 """Keys of one listing or one deletion."""
 
 _FAILED = re.compile(rb"\s*(<\?xml[^>]*\?>)?\s*<Error>")
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _BY_CODE: Mapping[str, type[DomaError]] = {
     "NoSuchKey": NotFound,
     "NoSuchUpload": NotFound,

@@ -17,6 +17,7 @@ from doma.core.errors import (
     PreconditionFailed,
     StorageUnavailable,
 )
+from doma.store import s3_bucket
 from doma.store.s3 import S3Store
 from doma.store.s3_signature import Credentials
 from doma.store.s3_upload import PART, written
@@ -145,6 +146,34 @@ async def test_a_directory_moves_whole_or_not_at_all(place):
     await store.rename("/from", "/to")
     assert [e.path async for e in store.list("/")] == ["/to"]
     assert len([e async for e in store.list("/to")]) == 20
+
+
+async def test_what_is_too_large_for_one_copy_moves_in_parts(place, monkeypatch):
+    monkeypatch.setattr(s3_bucket, "LARGEST_COPY", 5 * MIB)
+    monkeypatch.setattr(s3_bucket, "COPY_PART", 5 * MIB)
+    store, data = place(), os.urandom(12 * MIB)
+    before = await put(store, "/d/large", data)
+    await store.rename("/d/large", "/d/moved")
+    reader = await place().open("/d/moved")
+    assert reader.stat.checksums == before.checksums
+    got = b"".join([bytes(await reader.read(at, at + MIB)) for at in range(0, len(data), MIB)])
+    assert got == data
+    assert [e.path async for e in store.list("/d")] == ["/d/moved"]
+    assert await uploads(store) == 0
+
+
+async def test_what_comes_to_a_name_that_is_moved_away_stays(place):
+    store = place()
+    await put(store, "/a", b"old")
+    copy = store._bucket.copy
+
+    async def meanwhile(*args, **how):
+        await copy(*args, **how)
+        await put(place(), "/a", b"newer")
+
+    store._bucket.copy = meanwhile
+    await store.rename("/a", "/b")
+    assert ((await store.stat("/a")).size, (await store.stat("/b")).size) == (5, 3)
 
 
 async def test_a_wrong_bucket_or_no_server_says_so_without_a_secret(s3_server):
