@@ -280,7 +280,7 @@ async def test_a_server_that_breaks_the_protocol_is_given_up(answer):
         await wire.connection.ask(Code.PING)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(
         st.one_of(
