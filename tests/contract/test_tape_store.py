@@ -12,6 +12,7 @@ from sqlalchemy import delete
 
 from doma.core.config import Staging, Tape
 from doma.core.errors import (
+    BadRequest,
     ConfigError,
     NotFound,
     OnTape,
@@ -64,9 +65,9 @@ def options(request, tmp_path):
 class System:
     """A tape store, its requests, and the library's files by hand."""
 
-    def __init__(self, folder: Path, options: Tape) -> None:
+    def __init__(self, folder: Path, options: Tape, db: Database | None = None) -> None:
         self.folder, self.options = folder, options
-        self.db = Database(f"sqlite:///{folder / 'rows.db'}")
+        self.db = db or Database(f"sqlite:///{folder / 'rows.db'}")
         self.db.migrate()
         self.open()
 
@@ -443,3 +444,37 @@ async def test_requests_are_kept_for_a_while_after_their_end_and_as_long_as_a_pi
             else:
                 with pytest.raises(NotFound):
                     await requests.find(ident, "iss")
+
+
+async def test_the_whole_life_of_files_and_requests_on_both_databases(database, tmp_path):
+    (tmp_path / "tapes").mkdir()
+    options = Tape(buffer=0, retry=0.05, library=str(tmp_path / "tapes"))
+    system = System(tmp_path, options, database)
+    system.store.start()
+    for path in ("/d/a", "/d/b", "/d/c"):
+        await system.put(path, b"content of " + path.encode())
+    for path in ("/d/a", "/d/b", "/d/c"):
+        await system.until(path, Locality.TAPE)
+    await system.store.rename("/d", "/e")
+    one = await system.stage("/e/a", "/e/b", "/e/none")
+    two = await system.stage("/e/a", "/e/c")
+    fates = await system.done(one)
+    assert [fates[path][0] for path in ("/e/a", "/e/b", "/e/none")] == ["COMPLETED", "COMPLETED", "FAILED"]
+    await system.done(two)
+    assert await system.get("/e/a") == b"content of /d/a"
+    await system.requests.release(one, "https://iss#ada", ["/tape/e/a", "/tape/e/b"])
+    await system.until("/e/b", Locality.TAPE)
+    assert (await system.store.stat("/e/a")).locality is Locality.DISK_AND_TAPE
+    with pytest.raises(BadRequest):
+        await system.requests.cancel(two, ["/tape/e/c", "/tape/other"])
+    await system.requests.cancel(two, ["/tape/e/c"])
+    await system.requests.remove(two)
+    await system.until("/e/a", Locality.TAPE)
+    await system.put("/e/b", b"replaced")
+    await system.store.delete("/e", recursive=True)
+    for _ in range(500):
+        if not system.tapes:
+            break
+        await asyncio.sleep(0.02)
+    assert system.tapes == []
+    await system.store.close()
