@@ -20,7 +20,7 @@ from doma.core.errors import Conflict, Refused
 from doma.core.events import Emit, Event
 from doma.core.paths import checked
 from doma.store.content import Content
-from doma.store.folder import Folder
+from doma.store.folder import AT_ONCE, Folder
 from doma.store.oserrors import translated
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.quota import Quota
@@ -173,7 +173,7 @@ class FileStore:
                 begun.add_done_callback(_discard)
                 raise
         upload = FileUpload(temporary, tally, self._pool, self._publish, self._done, if_version, if_absent)
-        upload.inline = self._quick and not self._syncs
+        upload.inline = self._quick and not self._syncs and temporary.replaces <= AT_ONCE
         self._uploads.add(upload)
         return upload
 

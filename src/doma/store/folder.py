@@ -21,6 +21,8 @@ from doma.store.session import Blocks, Parts
 from doma.store.upload import Temporary, move
 from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
 
+AT_ONCE = 64 << 20
+"""Bytes of a file that goes away on the event loop at most: a file system frees the blocks one by one."""
 ATTEMPTS = 5
 """Times a publication makes its directories anew when somebody deletes them under its hands."""
 
@@ -112,11 +114,11 @@ class Folder(Looking):
         return described(path, found, mark, annotated=False)
 
     def remove(self, path: str) -> int | None:
-        """Delete a file: the bytes it had; None for what is no file, which :meth:`delete` judges."""
+        """Delete a small file: the bytes it had; None for anything else, which :meth:`delete` judges."""
         try:
             with self._held(path), self.tree.entry(path) as (above, name):
                 found = os.stat(name, dir_fd=above, follow_symlinks=False)
-                if not modes.S_ISREG(found.st_mode):
+                if not modes.S_ISREG(found.st_mode) or found.st_size > AT_ONCE:
                     return None
                 os.unlink(name, dir_fd=above)
                 self._gone(path, found)

@@ -218,14 +218,14 @@ class Held:
     def __init__(self, quota: Quota | None, path: str, size: int = 0, credit: int = 0) -> None:
         self._quota = quota
         self._path = path
-        self._credit = credit
+        self.credit = credit
         self.size = 0
         if quota is not None and size > credit:
             self._more(size - credit)
 
     def cover(self, size: int) -> None:
         """See that the file may have so many bytes. Raises StorageFull."""
-        if self._quota is not None and (more := size - self._credit - self.size) > 0:
+        if self._quota is not None and (more := size - self.credit - self.size) > 0:
             with suppress(StorageFull):
                 self._more(max(more, self.STEP))
                 return

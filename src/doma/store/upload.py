@@ -42,6 +42,11 @@ class Temporary:
         self._lock = threading.Lock()
         self._open = True
 
+    @property
+    def replaces(self) -> int:
+        """Bytes of the file that stood under the name at the beginning."""
+        return self._held.credit
+
     def append(self, tally: Tally, data: Buffer) -> None:
         """Write all of it at the end, and tally it."""
         with self._lock, translated(self.path):
