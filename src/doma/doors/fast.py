@@ -21,11 +21,10 @@ from doma.core.errors import DomaError
 from doma.core.events import Event
 from doma.core.paths import covers, normalise
 from doma.doors.endpoint import Endpoint, Site
-from doma.doors.parts import landing
+from doma.doors.intake import Count, FastSink, lines
 from doma.doors.reply import content_type, validators
 from doma.doors.usage import Usage
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
-from doma.net.problem import render
 from doma.store.protocol import CanPeek, CanRemove, Hot, Stat
 
 PLACES = 4096
@@ -51,8 +50,6 @@ _ASKS = frozenset(
 FROM_FILE = 128 << 10
 """Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
 
-Count = Callable[[str, str, int, int, int, float, int], None]
-"""Told of equal requests together: endpoint, method, status, bytes received and sent, seconds, how many."""
 BATCH = 1.0
 """Seconds after which reads are told at the latest."""
 
@@ -79,7 +76,7 @@ class _Place:
     def see(self, hot: Hot) -> None:
         """Work out what holds for all answers of one version."""
         self.stat = hot.stat
-        self.fixed = _lines(validators(hot.stat))
+        self.fixed = lines(validators(hot.stat))
         self.dynamic = hasattr(hot, "headers")
         self.cold = _Cold(self, hot.stat.version).read
 
@@ -99,12 +96,17 @@ class FastDoor:
     ) -> None:
         self._site = site
         self._clock = clock
+        self._count = count
         self._tally = _Tally(count, site.usage) if count is not None else None
         self._places: dict[bytes, _Place | None] = {}
 
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"PUT":
-            return None if _signed(request) else _FastSink(self._site, request, self._tally)
+            return (
+                None
+                if _signed(request)
+                else FastSink(self._site, request, self._tally.count if self._tally else None)
+            )
         if request.method == b"DELETE":
             return self._delete(request)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
@@ -141,8 +143,8 @@ class FastDoor:
         owner = f"{identity.issuer}#{identity.subject}" if identity is not None else ""
         facts = {"endpoint": name, "is_dir": False, "bytes": size}
         self._site.emit(Event("file.deleted", f"/{name}{place.path}", facts, owner))
-        if self._tally is not None:
-            self._tally.count(name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
+        if self._count is not None:
+            self._count(name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
         return Answer(status_line(204))
 
     def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:
@@ -212,7 +214,7 @@ class FastDoor:
         fixed = place.fixed
         if place.dynamic:
             headers: Mapping[str, str] = hot.headers  # type: ignore[attr-defined] # such a store's own
-            fixed += _lines(list(headers.items()))
+            fixed += lines(list(headers.items()))
         if spans is None:
             start, stop = 0, whole
             head = b"%sContent-Type: %s\r\nContent-Length: %d\r\n%s" % (_OK, place.kind, stop, fixed)
@@ -315,10 +317,6 @@ class _Reads:
         self.seconds = 0.0
 
 
-def _lines(headers: list[tuple[str, str]]) -> bytes:
-    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
-
-
 class _Cold:
     """Reads pieces that fell out of memory while an answer ran; of the same version or not at all."""
 
@@ -335,68 +333,3 @@ class _Cold:
             return await reader.read(start, stop)
         finally:
             await reader.close()
-
-
-class _FastSink:
-    """A :class:`Landing` between the socket and the store, whose errors are answers."""
-
-    __slots__ = ("_accept", "_began", "_failed", "_landing", "_site", "_tally", "_target")
-
-    def __init__(self, site: Site, request: Request, tally: _Tally | None) -> None:
-        path, _, query = request.target.partition(b"?")
-        length = None if request.chunked else request.length
-        self._site, self._target = site, path.decode("utf-8", "surrogateescape")
-        self._landing = landing(site, self._target, query, request.headers, length)
-        self._accept = request.fields.get(b"accept", b"").decode("latin-1")
-        self._failed: DomaError | None = None
-        self._tally = tally
-        self._began = perf_counter()
-
-    async def open(self) -> Answer | None:
-        try:
-            await self._landing.open()
-        except DomaError as e:
-            return self._refusal(e)
-        return None
-
-    def feed(self, data: memoryview) -> bool:
-        try:
-            return self._landing.feed(data)
-        except DomaError as e:
-            self._failed = e  # told by the write that follows
-            return False
-
-    async def write(self, data: Buffer) -> Answer | None:
-        try:
-            if self._failed is not None:
-                raise self._failed
-            await self._landing.write(data)
-        except DomaError as e:
-            await self._landing.abort("")
-            return self._refusal(e)
-        return None
-
-    async def commit(self) -> Answer:
-        try:
-            status, headers = await self._landing.commit()
-        except DomaError as e:
-            return self._refusal(e)
-        self._tell(status, 0)
-        return Answer(status_line(status) + _lines(headers))
-
-    async def abort(self, reason: str) -> Answer:
-        return self._refusal(await self._landing.abort(reason))
-
-    def _refusal(self, error: DomaError) -> Answer:
-        self._site.name_in_full(error, self._target)
-        status, headers, body = render(error, self._accept, self._site.name)
-        headers["Content-Length"] = str(len(body))
-        if status == 405:
-            headers["Allow"] = "OPTIONS, GET, HEAD, DELETE, PROPFIND"
-        self._tell(status, len(body))
-        return Answer(status_line(status) + _lines(list(headers.items())), (body,))
-
-    def _tell(self, status: int, sent: int) -> None:
-        if self._tally is not None:
-            one, seconds = self._landing, perf_counter() - self._began
-            self._tally.count(one.where, "PUT", status, one.received, sent, seconds, 1)
