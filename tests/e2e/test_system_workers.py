@@ -115,6 +115,22 @@ def test_a_copy_to_an_endpoint_of_the_main_process_finds_its_way(three: System) 
     assert {status for status, _ in got} == {405}
 
 
+def test_a_signed_request_is_answered_by_all(three: System) -> None:
+    import boto3
+    from botocore.config import Config
+
+    key = three.ask("POST", "/api/v1/s3/keys", json={"endpoint": "site"}).json()
+    three.put("/site/w/signed.bin", b"signed")
+    for _ in range(12):
+        s3 = boto3.client(
+            "s3", endpoint_url=three.run["https"], region_name="us-east-1", verify=three.run["ca_file"],
+            aws_access_key_id=key["access_key"], aws_secret_access_key=key["secret_key"],
+            config=Config(retries={"total_max_attempts": 1}),
+        )  # fmt: skip
+        assert s3.get_object(Bucket="site", Key="w/signed.bin")["Body"].read() == b"signed"
+        s3.close()
+
+
 def test_a_refused_upload_is_refused_by_all_before_its_body(three: System) -> None:
     got = everyone(three, call(three, "PUT", "/cache/w/no.bin", b"z" * 1000, Expect="100-continue"))
     assert {status for status, _ in got} == {405}

@@ -27,6 +27,7 @@ from doma.core.errors import DomaError
 from doma.core.paths import normalise
 from doma.doors import webdav
 from doma.doors.fast import FastDoor
+from doma.doors.s3 import is_signed
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
 from doma.net.bridge import App
@@ -117,7 +118,7 @@ def own_or_forwarded(doors: App, forward: App, own: frozenset[str], others: froz
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        ours = scope["path"].lstrip("/").partition("/")[0] in own
+        ours = scope["path"].lstrip("/").partition("/")[0] in own and not is_signed(scope)
         if ours and others and scope["method"] in {"COPY", "MOVE"}:
             named = [v for n, v in scope["headers"] if n in {b"destination", b"source"}]
             ours = all(_endpoint_of(value.decode("latin-1")) not in others for value in named)

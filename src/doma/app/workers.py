@@ -136,7 +136,7 @@ def order_for(
     return {
         "endpoints": sorted(endpoints),
         "home": str(home),
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", context={"secrets": True}),
         "roles": sorted(roles),
         "data": str(data) if data is not None else None,
     }

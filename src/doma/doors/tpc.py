@@ -41,7 +41,7 @@ from doma.store.protocol import Stat
 
 log = logging.getLogger(__name__)
 
-EARLY = 5.0
+EARLY = 1.0
 """Seconds within which what goes wrong is a plain answer."""
 QUICK = 0.25
 """Seconds that a transfer under way may take to be told of in one go, its end included."""
