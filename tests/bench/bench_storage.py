@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -321,6 +322,7 @@ def main() -> None:
         raise SystemExit(f"XRootD is not installed (Debian: {packages})")
     control = own_network()
     os.environ.pop("DOMA_BENCH_NETWORK", None)  # to a server it would be a setting that nobody knows
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # the servers end with it
     place = options.dir or roomy((2 if options.quick else 10) << 30)
     folder = Path(tempfile.mkdtemp(prefix="doma-bench-", dir=place))
     folder.chmod(0o755)

@@ -98,9 +98,9 @@ class Grid:
         *command: object,
         token: str | None = "",
         env: Mapping[str, str] | None = None,
-        limit: float = 60,
+        limit: float = 45,
     ) -> Said:
-        """Run a program as a user would."""
+        """Run a program as a user would; one that hangs fails its own test, not the whole run."""
         done = subprocess.run(
             [str(word) for word in command], capture_output=True, text=True, errors="replace", timeout=limit,
             env=self.environment(token) | dict(env or {}), cwd=self.scratch, check=False,
