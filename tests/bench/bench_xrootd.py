@@ -18,6 +18,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -86,7 +87,7 @@ async def in_order(url: str, ca: Path, ahead: int) -> tuple[float, float]:
     reader = await store.open("/f")
     size = reader.stat.size
     before, began = cpu(resource.RUSAGE_SELF), time.perf_counter()
-    flying: list[asyncio.Task] = []
+    flying: list[asyncio.Task[Any]] = []
     for start in range(0, size, PIECE):
         if len(flying) >= ahead:
             await flying.pop(0)

@@ -53,7 +53,8 @@ def site(start, tmp_path):
         token = scitokens.SciToken(key=private, key_id="one", algorithm="RS256")
         for name, value in ({"ver": "scitoken:2.0", "aud": "ANY", "sub": "ada"} | claims).items():
             token[name] = value
-        return token.serialize(issuer=issuer, lifetime=600).decode()
+        signed: bytes = token.serialize(issuer=issuer, lifetime=600)
+        return signed.decode()
 
     yield system, make
     server.shutdown()

@@ -3,9 +3,9 @@
 import os
 import time
 
-import boto3  # type: ignore[import-untyped]
+import boto3
 import pytest
-from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.config import Config
 
 from doma.auth.model import Verb
 from doma.doors.s3_keys import Keys, Right

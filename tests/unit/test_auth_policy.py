@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from joserfc.jwk import ECKey, RSAKey
-from scitokens import SciToken  # type: ignore[import-untyped]
+from scitokens import SciToken
 
 from doma.auth.keys import KeySet
 from doma.auth.model import Capability, Identity, Verb

@@ -165,9 +165,9 @@ class Endpoint(Section):
     public: bool = False
     """Whether reading needs no token."""
     issuers: dict[str, tuple[str, ...]] = {}
-    """Issuers (by URL or VO) that count here, each with its areas; empty: all, with their own ``prefixes``."""
+    """Issuers (URL or VO) that count here, each with its areas; empty: all, with their own ``prefixes``."""
     groups: dict[str, tuple[str, ...]] = {}
-    """Group to scopes (``"/vo/prod" = ["storage.read:/"]``) of its members whose tokens carry no capability."""
+    """Group to scopes (``"/vo/prod" = ["storage.read:/"]``) of members whose tokens carry no capability."""
     tape: Tape = Tape()
     """For ``tape+file:///dir``."""
     fsync: bool = True

@@ -34,8 +34,8 @@ def key(shared) -> Callable[..., Pair]:
 @pytest.fixture(scope="session")
 def boto(shared, key) -> Callable[..., Any]:
     """Makes a boto3 client of the door."""
-    import boto3  # type: ignore[import-untyped]
-    from botocore.config import Config  # type: ignore[import-untyped]
+    import boto3
+    from botocore.config import Config
 
     def client(pair: Pair | None = None, *, url: str = "", signature: str = "s3v4", **config) -> Any:
         pair = pair or key()

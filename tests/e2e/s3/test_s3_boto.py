@@ -7,7 +7,7 @@ import urllib.request
 import uuid
 
 import pytest
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError
 
 BUCKET = "site"
 MIB = 1 << 20
@@ -131,7 +131,7 @@ def test_listings_are_in_order_by_pages_and_by_delimiter(s3):
 
 
 def test_large_files_go_up_and_down_in_parts(client, tmp_path):
-    from boto3.s3.transfer import TransferConfig  # type: ignore[import-untyped]
+    from boto3.s3.transfer import TransferConfig
 
     key, data = fresh("big.root"), os.urandom(21 * MIB + 17)
     how = TransferConfig(multipart_threshold=6 * MIB, multipart_chunksize=6 * MIB, max_concurrency=3)

@@ -94,8 +94,8 @@ def test_pyarrows_file_system_works(key, shared, top, scheme):
 
 
 def test_boto3_gets_its_keys_by_a_token_file(shared, top, tmp_path, monkeypatch):
-    import boto3  # type: ignore[import-untyped]
-    from botocore.config import Config  # type: ignore[import-untyped]
+    import boto3
+    from botocore.config import Config
 
     (tmp_path / "token").write_text(shared.token("storage.read:/s3c storage.modify:/s3c"))
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))

@@ -6,7 +6,7 @@ import uuid
 from contextlib import closing
 
 import pytest
-from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+from botocore.exceptions import ClientError
 
 from doma.auth.model import Verb
 from doma.doors.s3_keys import Keys, Right
@@ -21,7 +21,7 @@ def test_the_keys_of_a_request_open_its_results_and_nothing_else(shared, boto):
     mine, other = uuid.uuid4().hex, uuid.uuid4().hex
     for name in (mine, other):
         folder = shared.home / "results" / name
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
         (folder / "root:::a.org::b:1.root.parquet").write_bytes(name.encode())
     expires = time.time() + 3600
     right = Right("results", f"/{mine}", (Verb.READ,), shared._issuer.url, "ada", expires)
