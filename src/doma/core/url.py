@@ -11,7 +11,11 @@ from doma.core.errors import BadRequest
 SPELLINGS = {"dav": "http", "davs": "https", "s3s": "https", "webdav": "http", "webdavs": "https"}
 PORTS = {"http": 80, "https": 443, "root": 1094, "roots": 1094, "xroot": 1094, "grpc": 80, "grpc+tls": 443}
 
-_SECRET = {"authz", "access_token", "token", "signature", "x-amz-signature", "x-amz-credential", "password"}
+_SECRET = {"authz", "access_token", "refresh_token", "token", "code", "password", "client_secret", "sig"} | {
+    f"{prefix}{name}"
+    for prefix in ("", "x-amz-", "x-goog-")
+    for name in ("signature", "credential", "security-token")
+}
 _MASK = "***"
 
 

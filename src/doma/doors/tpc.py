@@ -47,6 +47,8 @@ QUICK = 0.25
 """Seconds that a transfer under way may take to be told of in one go, its end included."""
 EVERY = 5.0
 """Seconds between markers."""
+AGAIN = 5.0
+"""Seconds that a kept connection may be silent before a fresh one is tried."""
 
 _STREAM = [(b"content-type", b"text/perf-marker-stream"), (b"cache-control", b"no-store")]
 
@@ -76,7 +78,12 @@ class ThirdParty:
         self._by_head: dict[str, None] = {}
         guard = RemoteGuard(config.allow, config.deny, plain=config.plain_http)
         limits = Limits(
-            connect=30, first_byte=120, idle=config.stall, go_on=5, connections=8 * config.per_host
+            connect=30,
+            first_byte=120,
+            first_again=AGAIN,
+            idle=config.stall,
+            go_on=5,
+            connections=8 * config.per_host,
         )
         client = RangeClient(context_of(*authorities, *filter(None, [config.ca_file])), limits, guard)
         self._remotes = Remotes(client, guard, _pairs(config))
@@ -127,11 +134,14 @@ class ThirdParty:
             assert job.target is not None
             return await local(order, read.endpoint.store, read.path, job.target, progress)
         remote = Remote(self._remotes, order, progress)
-        async with self._turns.turn(job.issuer, order.host):
-            if job.target is not None:
-                source = Source(order, remote, progress, job.start, self._by_head)
-                return await Pull(order, remote, source, job.target, progress, job.start).run()
-            return await Push(order, remote, here.endpoint.store, here.path, progress, job.start).run()
+        try:
+            async with self._turns.turn(job.issuer, order.host):
+                if job.target is not None:
+                    source = Source(order, remote, progress, job.start, self._by_head)
+                    return await Pull(order, remote, source, job.target, progress, job.start).run()
+                return await Push(order, remote, here.endpoint.store, here.path, progress, job.start).run()
+        except DomaError as e:
+            raise order.located(e) from e.__cause__
 
     # --- the answer ---
 

@@ -3,12 +3,13 @@
 Source: rules W51-W60 of the storage contract.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
 from doma.core.checksum import COMPUTABLE, read_digests
-from doma.core.errors import BadRequest
+from doma.core.errors import BadRequest, DomaError
 from doma.core.url import https, origin_of, redacted
 
 STREAMS = 8
@@ -62,6 +63,14 @@ class Order:
     def host(self) -> str:
         """``https://host[:port]`` of the passive side."""
         return str(origin_of(self.remote))
+
+    def located(self, error: DomaError) -> DomaError:
+        """The error, its message naming the passive side's path too: operators see this line alone (W68)."""
+        if self.shown not in error.message:
+            host, side = re.escape(self.host), "destination" if self.push else "source"
+            text, found = re.subn(rf"{host}(?=:? )", lambda _: self.shown, error.message, count=1)
+            error.message = text if found else f"{text}; the {side} is {self.shown}"
+        return error
 
     @property
     def signed(self) -> bool:

@@ -42,6 +42,8 @@ RATE = 10 << 20
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _TRANSIENT = {502, 503, 504}
+_DOUBTFUL = {404, 500} | _TRANSIENT
+"""Answers that are asked for once more when the connection was a kept one."""
 _PASSED_ON = (NotFound, Forbidden, LimitExceeded, PreconditionFailed, StorageFull, TooManyRequests, TimedOut)
 """Answers of the passive side that are ours too; the others become 502."""
 
@@ -86,7 +88,7 @@ class Remote:
         Raises:
             DomaError: no answer, or an address or redirect that is refused.
         """
-        url, fields = self._order.remote, {**self._order.fields}
+        url, fields, fresh = self._order.remote, {**self._order.fields}, False
         for _ in range(HOPS + 1):
             self._guard(url)
             try:
@@ -99,11 +101,17 @@ class Remote:
                     on_head=on_head,
                     follow=False,
                     connected=self._progress.connected,
+                    fresh=fresh,
                 )
             except Forbidden as e:
                 raise self._forbidden(e) from e
             except DomaError as e:
                 raise self._failed(e) from e
+            doubtful = method in {"GET", "HEAD"} and answer.reused and answer.status in _DOUBTFUL
+            if doubtful and not fresh:  # XRootD 5.5 mixes up requests on one connection now and then
+                answer.close()
+                fresh = True
+                continue
             if answer.status not in _REDIRECTS or not answer.get("location"):
                 return answer
             answer.close()

@@ -11,6 +11,7 @@ import asyncio
 import re
 import ssl as tls
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -22,6 +23,7 @@ from doma.net.pool import Allow, Limits, Pool
 from doma.net.sinks import Fill, Head, Piece, Sink
 from doma.net.wire import NEVER, Address, Connection, OnHead, Queue
 
+Done = asyncio.Future[DomaError | None]
 Connected = Callable[[Address, Address], None]
 """Told this end of a connection and the peer's."""
 Body = bytes | AsyncIterator[Piece]
@@ -37,12 +39,7 @@ class Response:
     """An answer whose head is there. Read the body to its end or close it: ``async with`` does."""
 
     def __init__(
-        self,
-        connection: Connection,
-        head: Head,
-        sink: Sink,
-        done: "asyncio.Future[DomaError | None]",
-        url: str,
+        self, connection: Connection, head: Head, sink: Sink, done: Done, url: str, reused: bool = False
     ) -> None:
         self._connection = connection
         self._sink = sink
@@ -51,6 +48,8 @@ class Response:
         self.head = head
         self.url = url
         """Where the answer came from, after redirects."""
+        self.reused = reused
+        """Whether the connection had served before."""
 
     def get(self, name: str, default: str = "") -> str:
         """A header by its lower-case name."""
@@ -73,7 +72,7 @@ class Response:
             size += len(piece)
             if size > limit:
                 self.close()
-                raise OriginFailed(f"{self.url}: the answer is longer than {limit} bytes")
+                raise OriginFailed(f"{redacted(self.url)}: the answer is longer than {limit} bytes")
             parts.append(piece)
         return b"".join(parts)
 
@@ -109,10 +108,7 @@ class RangeClient:
     """
 
     def __init__(
-        self,
-        ssl: tls.SSLContext | None = None,
-        limits: Limits | None = None,
-        allow: Allow | None = None,
+        self, ssl: tls.SSLContext | None = None, limits: Limits | None = None, allow: Allow | None = None
     ) -> None:
         self._limits = limits or Limits()
         self._pool = Pool(ssl, self._limits, allow)
@@ -129,6 +125,7 @@ class RangeClient:
         first_byte: float | None = None,
         follow: bool = True,
         connected: Connected | None = None,
+        fresh: bool = False,
     ) -> Response:
         """Send a request and wait for the head of its answer, whatever its status.
 
@@ -142,6 +139,7 @@ class RangeClient:
             first_byte: Seconds until the head must be there, counted from the end of the request.
             follow: Whether redirects are followed.
             connected: Told the two ends of each connection that the request goes over.
+            fresh: Over no connection that has served before.
 
         Raises:
             StorageUnavailable: no connection, or it was lost before an answer.
@@ -154,7 +152,8 @@ class RangeClient:
         home = _server(url)
         stream = _Stream(body, fields)
         judge = _only_final(on_head) if follow else on_head
-        how = _How(expect, self._limits.first_byte if first_byte is None else first_byte, judge, connected)
+        wait = self._limits.first_byte if first_byte is None else first_byte
+        how = _How(expect, wait, judge, connected, fresh)
         for _ in range(self._limits.redirects + 1):
             if _server(url) != home:  # A credential is for the origin it was meant for, and for no other.
                 fields = {k: v for k, v in fields.items() if k.lower() not in {"authorization", "cookie"}}
@@ -164,7 +163,8 @@ class RangeClient:
                 return response
             response.close()
             method, url = _next(method, url, place, response.status, stream)
-        raise OriginFailed(f"{url}: more than {self._limits.redirects} redirects; its set-up is circular")
+        at = redacted(url)
+        raise OriginFailed(f"{at}: more than {self._limits.redirects} redirects; its set-up is circular")
 
     async def read_range(
         self,
@@ -183,18 +183,18 @@ class RangeClient:
         Raises:
             OriginFailed: other bytes than those asked for, or fewer; what :meth:`request` raises.
         """
-        sink = Fill(into)
+        sink, at = Fill(into), redacted(url)
 
         def judge(head: Head) -> Fill | None:
             if head.status == 206:
                 found = content_range(head.get("content-range"))
                 if found is None or found[:2] != (start, stop):
                     got = head.get("content-range", "none")
-                    raise OriginFailed(f"{url}: asked for bytes {start}-{stop - 1}, Content-Range is {got!r}")
+                    raise OriginFailed(f"{at}: asked for bytes {start}-{stop - 1}, Content-Range is {got!r}")
             if head.status in {200, 206}:
                 if head.length not in {None, stop - start}:
                     raise OriginFailed(
-                        f"{url}: asked for {stop - start} bytes from {start}, got {head.length} with status"
+                        f"{at}: asked for {stop - start} bytes from {start}, got {head.length} with status"
                         f" {head.status}; the server must support ranges"
                     )
                 return sink
@@ -205,7 +205,7 @@ class RangeClient:
         if response.status in {200, 206}:
             await response.finished()
             if (got := sink.got) != stop - start:
-                raise OriginFailed(f"{url}: {got} bytes came where {stop - start} were due")
+                raise OriginFailed(f"{at}: {got} bytes came where {stop - start} were due")
         return response
 
     async def read_ranges(
@@ -239,15 +239,18 @@ class RangeClient:
         origin = _server(url)
         repeatable = method in _REPEATABLE
         head = _request_head(method, url, origin, fields, stream, how.expect)
+        fresh = how.fresh
         while True:
-            connection = await self._pool.take(origin, repeatable=repeatable)
+            connection = await self._pool.take(origin, repeatable=repeatable, fresh=fresh)
+            reused = connection.answered > 0
+            wait = min(how.first_byte, self._limits.first_again) if reused and repeatable else how.first_byte
             connection.begin(method, how.on_head, self._pool.give)
             if how.connected is not None and (ends := connection.ends()) is not None:
                 how.connected(*ends)
             done = connection.done  # Ours now; once the answer is over, the connection serves others.
             sender: asyncio.Task[None] | None = None
             try:
-                connection.deadline = asyncio.get_running_loop().time() + how.first_byte
+                connection.deadline = asyncio.get_running_loop().time() + wait
                 if isinstance(stream.body, bytes):
                     connection.write(head + stream.body)
                 else:
@@ -269,7 +272,8 @@ class RangeClient:
                     await asyncio.wait({sender})
                     _ = sender.cancelled() or sender.exception()  # looked at: nothing is logged
             if answer is not None:
-                return Response(connection, *answer, done, url)
+                return Response(connection, *answer, done, url, reused=reused)
+            fresh = True
             if not (connection.stale and repeatable):
                 raise connection.error or OriginFailed(f"{origin}: gave no answer")
 
@@ -293,18 +297,15 @@ class RangeClient:
         connection.deadline = loop.time() + how.first_byte
 
 
+@dataclass(frozen=True, slots=True)
 class _How:
     """The choices of one request that travel to the bottom."""
 
-    __slots__ = ("connected", "expect", "first_byte", "on_head")
-
-    def __init__(
-        self, expect: bool, first_byte: float, on_head: OnHead | None, connected: Connected | None
-    ) -> None:
-        self.connected = connected
-        self.expect = expect
-        self.first_byte = first_byte
-        self.on_head = on_head
+    expect: bool
+    first_byte: float
+    on_head: OnHead | None
+    connected: Connected | None
+    fresh: bool
 
 
 class _Stream:
@@ -374,17 +375,16 @@ def _request_head(
 
 def _next(method: str, url: str, place: str, status: int, stream: _Stream) -> tuple[str, str]:
     """Method and URL after a redirect."""
+    at = redacted(url)
     try:
         new = urljoin(url, place)
         target, old = _server(new), _server(url)
     except (BadRequest, ValueError) as e:
-        raise OriginFailed(
-            f"{url}: redirects to something that is no http(s) URL; its set-up is wrong"
-        ) from e
+        raise OriginFailed(f"{at}: redirects to something that is no http(s) URL; its set-up is wrong") from e
     if old.scheme == "https" and target.scheme == "http":
-        raise OriginFailed(f"{url}: redirects from https to {target}; that is refused")
+        raise OriginFailed(f"{at}: redirects from https to {target}; that is refused")
     if stream.begun or (status == 303 and stream.body is not None):
-        raise OriginFailed(f"{url}: redirects after it took the body (status {status}); send to {target}")
+        raise OriginFailed(f"{at}: redirects after it took the body (status {status}); send to {target}")
     return ("GET" if status == 303 and method != "HEAD" else method), new
 
 

@@ -27,6 +27,8 @@ class Limits:
     idle: float = 30
     keep: float = 15
     """Life of an unused connection; less than servers' own, so that few are found closed."""
+    first_again: float = float("inf")
+    """Wait for the first byte on a kept connection; then a fresh one is tried, and given all the time."""
     go_on: float = 2
     """Wait for ``100 Continue`` before the body is sent anyway."""
     connections: int = 16
@@ -58,12 +60,13 @@ class Pool:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    async def take(self, origin: Origin, *, repeatable: bool) -> Connection:
+    async def take(self, origin: Origin, *, repeatable: bool, fresh: bool = False) -> Connection:
         """A connection for one request; :meth:`give` it back when its answer is over.
 
         Args:
             origin: Whom to talk to.
             repeatable: The request can be sent again if the connection turns out to be dead.
+            fresh: The kept ones have proved bad: they are closed.
         """
         if self._closed:
             raise StorageUnavailable(f"{origin}: the client is closed")
@@ -74,9 +77,8 @@ class Pool:
             free = self._free.setdefault(origin, deque())
             while free:
                 connection = free.pop()  # The one used last: the others may grow old and go.
-                if connection.usable and now - connection.since < (
-                    self._limits.keep if repeatable else FRESH
-                ):
+                limit = self._limits.keep if repeatable else FRESH
+                if connection.usable and not fresh and now - connection.since < limit:
                     return connection
                 connection.abort()
             return await self._connect(origin)

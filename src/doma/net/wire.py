@@ -330,6 +330,8 @@ class Connection(asyncio.BufferedProtocol):
             raise OriginFailed(f"the transfer encoding {transfer!r} was not asked for")
         self._keep = "keep-alive" in connection if version == "1.0" else "close" not in connection
         length = head.length
+        if self._method == "GET" and head.status == 200 and length == 0:
+            self._keep = False  # XRootD 5.5 over TLS loses the next request after such an answer.
         if length is None and head.get("content-length"):
             raise OriginFailed("the Content-Length is no number")
         sink = self._sink = (self._on_head(head) if self._on_head else None) or Queue(self)
