@@ -25,8 +25,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.bench.bench_dataplane import own_network
 from tests.bench.storage_load import Curl, Wire
-from tests.bench.storage_sites import Site, Sites, cpu, memory, quiet, sites
+from tests.bench.storage_sites import Site, Sites, cpu, memory, quiet, sites, tree
 from tests.clients.xrootd_server import missing
 
 MIB = 1 << 20
@@ -271,7 +271,11 @@ class Cases:
 
 
 def scaling(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
-    """Rates of two processes of ours over those of one, for small requests (the clients want cores too)."""
+    """Rates of two processes of ours over those of one, for small requests.
+
+    The clients share the cores with the servers, so each process gets a fifth of a core where the kernel
+    can be told so (cpu controller of cgroup v1): else what the clients leave would be measured.
+    """
     rates: dict[str, dict[int, list[float]]] = {}
     body = os.urandom(4096)
     with ExitStack() as stack:
@@ -280,9 +284,10 @@ def scaling(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
             place = folder / f"workers-{workers}"
             place.mkdir()
             servers[workers] = stack.enter_context(sites(place, workers))
+            share = stack.enter_context(a_fifth_of_a_core(tree(servers[workers].doma[0].pid)))
         for turn in range(rounds + 1):
             for workers, made in servers.items():
-                wire = Wire(made.doma[0].url, made.token, made.ca, connections=16)
+                wire = Wire(made.doma[0].url, made.token, made.ca, connections=48)
                 depth = "Depth: 0\r\nContent-Length: 0\r\n"
                 for method, more, data in (
                     ("PUT", "", body), ("PROPFIND", depth, b""), ("GET", "", b""), ("DELETE", "", b""),
@@ -296,11 +301,35 @@ def scaling(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
     for name, found in rates.items():
         one, two = (statistics.median(found[workers]) for workers in (1, 2))
         rows.append({"name": f"two workers, {name} 4 KiB", "one": one, "two": two, "ratio": two / one})
-        print(
-            f"two workers, {name:10} {one:8.0f}/s with one, {two:8.0f}/s with two: x{two / one:.2f}",
-            flush=True,
-        )
+        rate = f"{one:8.0f}/s with one, {two:8.0f}/s with two: x{two / one:.2f}"
+        print(f"two workers, {name:10} {rate}; {share}", flush=True)
     return rows
+
+
+@contextmanager
+def a_fifth_of_a_core(pids: list[int]) -> Iterator[str]:
+    """Give each process that much, and say so; without the right to do that, all of it."""
+    made: list[Path] = []
+    try:
+        for pid in pids:
+            group = Path(f"/sys/fs/cgroup/cpu/doma-bench-{pid}")
+            group.mkdir()
+            made.append(group)
+            (group / "cpu.cfs_period_us").write_text("20000")
+            (group / "cpu.cfs_quota_us").write_text("4000")
+            (group / "cgroup.procs").write_text(str(pid))
+        said = "a fifth of a core for each process"
+    except OSError as e:
+        said = f"unlimited: {e.strerror}"
+    try:
+        yield said
+    finally:
+        for group in made:
+            for left in (group / "cgroup.procs").read_text().split():
+                with suppress(OSError):
+                    (group.parent / "cgroup.procs").write_text(left)
+            with suppress(OSError):
+                group.rmdir()
 
 
 def roomy(needed: int) -> str | None:
