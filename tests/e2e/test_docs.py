@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/manual").glob("*.md"))]
 EVERYTHING = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PATIENCE = 40.0
+PATIENCE = 60.0
 """Seconds for a start and for a page; below the suite's own limit, so that nothing is left running."""
 
 _FENCE = re.compile(

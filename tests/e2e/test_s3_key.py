@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from tests.conftest import COMMAND, Said, System
+import pytest
+
+from tests.conftest import COMMAND, System
 
 SCRIPT = """
 import boto3
@@ -28,10 +30,13 @@ def test_the_printed_variables_open_the_folder_for_boto3(shared: System, tmp_pat
     assert shared.ask("DELETE", "/site/by-key").status_code == 204
 
 
-def test_what_cannot_be_granted_is_said_in_one_line(shared: System, command: Callable[..., Said]) -> None:
-    said = command("s3-key", "--home", shared.home.path, "--endpoint", "nowhere")
-    assert said.code != 0
-    assert "nowhere" in said.line
-    said = command("s3-key", "--home", shared.home.path, "--verb", "fly")
-    assert said.code != 0
-    assert "read" in said.line
+@pytest.mark.parametrize(
+    ("options", "word"), [(("--endpoint", "nowhere"), "nowhere"), (("--verb", "fly"), "read")]
+)
+def test_what_cannot_be_granted_is_said_in_one_line(
+    shared: System, said: Callable[..., tuple[int, str, str]], options: tuple[str, ...], word: str
+) -> None:
+    code, _, err = said("s3-key", "--home", shared.home.path, *options)
+    assert code != 0
+    (line,) = err.splitlines()
+    assert word in line

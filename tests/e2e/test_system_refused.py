@@ -4,28 +4,11 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-class Refused:
-    """Commands that must fail, run side by side: each costs an interpreter."""
-
-    def __init__(self) -> None:
-        self.running: dict[str, subprocess.Popen[str]] = {}
-
-    def begin(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> None:
-        self.running[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
-
-    def said(self, name: str) -> tuple[int, str, str]:
-        process = self.running[name]
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
 
 
 @pytest.fixture(scope="module")
@@ -55,37 +38,58 @@ UP_CASES: dict[str, tuple[list[str], str, int, tuple[str, ...]]] = {
 }
 
 
+LATE = ("port in use", "foreign address", "no such store", "reserved name")
+"""Refused by a process that had begun to start: these run as processes of their own, side by side."""
+
+
+def options_of(name: str, base: Path, port: int) -> list[str]:
+    """The arguments of a case, whose home is made with its configuration."""
+    options, toml, _, _ = UP_CASES[name]
+    home = base / "home"
+    home.mkdir(parents=True)
+    if toml:
+        (home / "doma.toml").write_text(toml)
+    return ["up", "--home", str(home), *(option.format(port=port) for option in options)]
+
+
 @pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory, command: Any, taken: int) -> Callable[[str], Any]:
-    """All the refused starts, begun four at a time; what each said."""
+def late(tmp_path_factory: pytest.TempPathFactory, command: Any, taken: int) -> dict[str, Any]:
+    """What the late ones said, and their homes."""
     base = tmp_path_factory.mktemp("refused")
-    results: dict[str, tuple[int, str, str]] = {}
-    names = list(UP_CASES)
-    for batch in (names[i : i + 4] for i in range(0, len(names), 4)):
-        group = Refused()
-        for name in batch:
-            options, toml, _, _ = UP_CASES[name]
-            home = base / name.replace(" ", "-")
-            home.mkdir()
-            if toml:
-                (home / "doma.toml").write_text(toml)
-            full = [*command.words, "up", "--home", str(home), *(o.format(port=taken) for o in options)]
-            group.begin(name, full)
-        for name in batch:
-            results[name] = group.said(name)
-    return lambda name: (*results[name], base / name.replace(" ", "-"))
+    running = {
+        name: subprocess.Popen(
+            [*command.words, *options_of(name, base / name, taken)], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True,
+        )
+        for name in LATE
+    }  # fmt: skip
+    said = {name: process.communicate(timeout=55) for name, process in running.items()}
+    return {name: (running[name].returncode, *said[name], base / name / "home") for name in LATE}
 
 
-@pytest.mark.parametrize("name", list(UP_CASES))
-def test_what_cannot_start_says_why_in_one_line_and_leaves_nothing_running(refused, taken, name):
-    code, out, err, home = refused(name)
+def _check_refused(name: str, port: int, code: int, out: str, err: str, home: Path) -> None:
     _, _, expected, words = UP_CASES[name]
     assert (code, out) == (expected, ""), err
     (line,) = err.splitlines()
     for word in words:
-        assert word.format(port=taken) in line
+        assert word.format(port=port) in line
     assert not (home / "run.json").exists()
     assert not (home / "lock").exists() or (home / "lock").read_text() == ""
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_cannot_start_says_why_in_one_line_and_leaves_nothing_running(late, taken, name):
+    _check_refused(name, taken, *late[name])
+
+
+@pytest.mark.parametrize("name", [name for name in UP_CASES if name not in LATE])
+def test_what_makes_no_sense_is_refused_before_anything_starts(said, tmp_path, name):
+    umask = os.umask(0o022)
+    try:
+        code, out, err = said(*options_of(name, tmp_path, 0))
+    finally:
+        os.umask(umask)
+    _check_refused(name, 0, code, out, err, tmp_path / "home")
 
 
 def test_an_unknown_variable_of_the_environment_is_named(tmp_path, said, monkeypatch):

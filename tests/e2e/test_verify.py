@@ -5,18 +5,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conftest import Said, Start
+import pytest
+
+from tests.conftest import Start
+
+Said = Callable[..., tuple[int, str, str]]
 
 
-def test_a_flipped_byte_is_found_beside_the_running_system(
-    start: Start, command: Callable[..., Said]
-) -> None:
+def test_a_flipped_byte_is_found_beside_the_running_system(start: Start, said: Said) -> None:
     system = start("home", "--role", "issuer", "--role", "storage")
     for name in ("a/one", "a/two", "three"):
         system.put(f"/site/{name}", name.encode() * 1000)
-    said = command("verify", "--home", system.home.path, "--json")
-    assert said.code == 0, said.err
-    assert json.loads(said.out) == {"files": 3, "bytes": 15_000, "first_checksum": 0, "bad": []}
+    code, out, err = said("verify", "--home", system.home.path, "--json")
+    assert code == 0, err
+    assert json.loads(out) == {"files": 3, "bytes": 15_000, "first_checksum": 0, "bad": []}
 
     file = system.home / "site" / "a" / "two"
     written = file.stat()
@@ -24,20 +26,23 @@ def test_a_flipped_byte_is_found_beside_the_running_system(
         damaged.seek(77)
         damaged.write(b"!")
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))  # as a disk loses a bit: nobody wrote
-    said = command("verify", "--home", system.home.path, "site", "--json")
-    assert said.code != 0
-    (bad,) = json.loads(said.out)["bad"]
+    code, out, _ = said("verify", "--home", system.home.path, "site", "--json")
+    assert code != 0
+    (bad,) = json.loads(out)["bad"]
     assert bad["path"] == "/a/two"
     assert bad["stored"] != bad["found"]
-    said = command("verify", "--home", system.home.path, "--path", "/three")
-    assert said.code == 0
-    assert "1 files" in said.out
+    code, out, _ = said("verify", "--home", system.home.path, "--path", "/three")
+    assert code == 0
+    assert "1 files" in out
 
 
-def test_an_unknown_endpoint_or_algorithm_is_one_line(tmp_path: Path, command: Callable[..., Said]) -> None:
-    said = command("verify", "elsewhere", "--home", tmp_path)
-    assert said.code != 0
-    assert "elsewhere" in said.line
-    said = command("verify", "--home", tmp_path, "--algorithm", "rot13")
-    assert said.code != 0
-    assert "adler32" in said.line
+@pytest.mark.parametrize(
+    ("options", "word"), [(("elsewhere",), "elsewhere"), (("--algorithm", "rot13"), "adler32")]
+)
+def test_an_unknown_endpoint_or_algorithm_is_one_line(
+    tmp_path: Path, said: Said, options: tuple[str, ...], word: str
+) -> None:
+    code, _, err = said("verify", "--home", tmp_path, *options)
+    assert code != 0
+    (line,) = err.splitlines()
+    assert word in line

@@ -29,7 +29,7 @@ def read(s3, key, bucket=BUCKET, **how):
     return s3.get_object(Bucket=bucket, Key=key, **how)["Body"].read()
 
 
-@pytest.fixture(params=["https", "http"])
+@pytest.fixture(scope="module", params=["https", "http"])
 def client(request, boto, shared):
     return boto(url=shared.run["https" if request.param == "https" else "url"])
 
