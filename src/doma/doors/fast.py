@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from time import perf_counter
+from typing import cast
 
 from doma.auth.model import Identity, Verb
 from doma.core import ranges
@@ -22,10 +23,11 @@ from doma.core.events import Event
 from doma.core.paths import covers, normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.intake import Count, FastSink, lines
+from doma.doors.landing import about, landed
 from doma.doors.reply import content_type, validators
 from doma.doors.usage import Usage
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
-from doma.store.protocol import CanPeek, CanRemove, Hot, Stat
+from doma.store.protocol import CanLand, CanPeek, CanRemove, Hot, Stat, Store
 
 PLACES = 4096
 """Request targets whose endpoint and path are kept worked out."""
@@ -42,10 +44,13 @@ _SLOW = frozenset(
 """Fields that make a read a special case."""
 
 
-_ASKS = frozenset(
-    {b"host", b"authorization", b"user-agent", b"accept", b"accept-encoding", b"content-length"}
-)
-"""Fields of a plain DELETE; any other may be a condition."""
+_PLAIN = frozenset(
+    {
+        b"host", b"authorization", b"user-agent", b"accept", b"accept-encoding", b"accept-language",
+        b"clientinfo", b"connection", b"content-length", b"content-type", b"keep-alive", b"te",
+    }
+)  # fmt: skip
+"""Fields of a plain PUT or DELETE; any other may be a condition."""
 
 FROM_FILE = 128 << 10
 """Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
@@ -102,11 +107,7 @@ class FastDoor:
 
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"PUT":
-            return (
-                None
-                if _signed(request)
-                else FastSink(self._site, request, self._tally.count if self._tally else None)
-            )
+            return None if _signed(request) else FastSink(self._site, request, self._count, self._land)
         if request.method == b"DELETE":
             return self._delete(request)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
@@ -125,7 +126,7 @@ class FastDoor:
 
     def _delete(self, request: Request) -> Answer | None:
         """Delete a plain file without conditions, where the store can at once."""
-        if not _ASKS.issuperset(request.fields):
+        if not _PLAIN.issuperset(request.fields):
             return None
         began = perf_counter()
         try:
@@ -146,6 +147,31 @@ class FastDoor:
         if self._count is not None:
             self._count(name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
         return Answer(status_line(204))
+
+    def _land(self, request: Request, data: Buffer) -> Answer | None:
+        """Publish a new file without conditions that came whole, where the store can at once."""
+        target = request.target
+        if not _PLAIN.issuperset(request.fields) or b"?" in target or target[-1:] == b"/":
+            return None
+        began = perf_counter()
+        try:
+            shown = normalise(target.decode("ascii"))
+            endpoint, path = self._site.find(shown)
+            lands = _lands(endpoint.store)
+            if lands is None or not endpoint.writable or path == "/":
+                return None
+            identity, gate = self._identity(request), endpoint.gate
+            if not (gate.may(identity, Verb.MODIFY, path) or gate.may(identity, Verb.CREATE, path)):
+                return None
+            stat = lands.land(path, data)
+        except (_Unknown, DomaError, UnicodeError):
+            return None
+        if stat is None:
+            return None
+        self._site.emit(landed(endpoint.name, shown, stat, identity))
+        if self._count is not None:
+            self._count(endpoint.name, "PUT", 201, stat.size, 0, perf_counter() - began, 1)
+        return Answer(b"%sContent-Length: 0\r\n%s" % (_CREATED, lines(about(stat))))
 
     def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:
         tally = self._tally
@@ -265,12 +291,23 @@ def _signed(request: Request) -> bool:
     )
 
 
+def _lands(store: Store) -> CanLand | None:
+    """The store if it is a CanLand, asked once for each class: the question costs much of a small write."""
+    kind = type(store)
+    if kind not in _LANDS:
+        _LANDS[kind] = isinstance(store, CanLand)
+    return cast("CanLand", store) if _LANDS[kind] else None
+
+
+_LANDS: dict[type, bool] = {}
+
+
 class _Unknown(Exception):
     """The fast side cannot say."""
 
 
 _ONE = re.compile(rb"bytes=([0-9]{1,18})-([0-9]{1,18})")
-_OK, _PARTIAL = status_line(200), status_line(206)
+_OK, _CREATED, _PARTIAL = status_line(200), status_line(201), status_line(206)
 _EMPTY = memoryview(b"")
 
 

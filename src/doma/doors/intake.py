@@ -8,6 +8,7 @@ from time import perf_counter
 
 from doma.core.errors import DomaError
 from doma.doors.endpoint import Site
+from doma.doors.landing import Landing
 from doma.doors.parts import landing
 from doma.net.exchange import Answer, Buffer, Request, status_line
 from doma.net.problem import render
@@ -19,19 +20,41 @@ Count = Callable[[str, str, int, int, int, float, int], None]
 class FastSink:
     """A :class:`Landing` between the socket and the store, whose errors are answers."""
 
-    __slots__ = ("_accept", "_began", "_count", "_failed", "_landing", "_site", "_target")
+    __slots__ = (
+        "_accept",
+        "_began",
+        "_count",
+        "_failed",
+        "_landing",
+        "_quick",
+        "_request",
+        "_site",
+        "_target",
+    )
 
-    def __init__(self, site: Site, request: Request, count: Count | None) -> None:
-        path, _, query = request.target.partition(b"?")
-        length = None if request.chunked else request.length
-        self._site, self._target = site, path.decode("utf-8", "surrogateescape")
-        self._landing = landing(site, self._target, query, request.headers, length)
-        self._accept = request.fields.get(b"accept", b"").decode("latin-1")
+    _landing: Landing
+
+    def __init__(
+        self,
+        site: Site,
+        request: Request,
+        count: Count | None,
+        quick: Callable[[Request, Buffer], Answer | None],
+    ) -> None:
+        self._site, self._request, self._count, self._quick = site, request, count, quick
         self._failed: DomaError | None = None
-        self._count = count
         self._began = perf_counter()
 
+    def now(self, data: Buffer) -> Answer | None:
+        return self._quick(self._request, data)
+
     async def open(self) -> Answer | None:
+        request = self._request
+        path, _, query = request.target.partition(b"?")
+        length = None if request.chunked else request.length
+        self._target = path.decode("utf-8", "surrogateescape")
+        self._landing = landing(self._site, self._target, query, request.headers, length)
+        self._accept = request.fields.get(b"accept", b"").decode("latin-1")
         try:
             await self._landing.open()
         except DomaError as e:

@@ -170,24 +170,12 @@ class Landing:
         except BaseException:
             await self._upload.abort()
             raise
-        facts: dict[str, Any] = {"endpoint": self._endpoint.name, "size": stat.size}
-        if "adler32" in stat.checksums:
-            facts["adler32"] = stat.checksums["adler32"]
-        who = self._identity
-        owner = f"{who.issuer}#{who.subject}" if who is not None else ""
-        self._site.emit(Event("file.landed", self._shown, facts, owner))
+        self._site.emit(landed(self._endpoint.name, self._shown, stat, self._identity))
         return self._said(stat)
 
     def _said(self, stat: Stat) -> tuple[int, list[tuple[str, str]]]:
         """The answer that tells of the published file."""
-        headers = [("ETag", f'"{stat.version}"'), ("Content-Length", "0")]
-        for name, value in (
-            ("Digest", digest_header(stat.checksums)),
-            ("Repr-Digest", repr_digest_header(stat.checksums)),
-        ):
-            if value:
-                headers.append((name, value))
-        return (204, [h for h in headers if h[0] != "Content-Length"]) if self._existed else (201, headers)
+        return (204, about(stat)) if self._existed else (201, [("Content-Length", "0"), *about(stat)])
 
     async def abort(self, reason: str) -> WrongSize:
         """Leave no trace; the error that tells why the body was not whole."""
@@ -195,6 +183,25 @@ class Landing:
             await self._upload.abort()
         announced = f"{self._length} bytes were announced" if self._length is not None else "it was chunked"
         return WrongSize(f"{self._target}: {reason}; {self._fed} bytes came, {announced}; send it again")
+
+
+def landed(endpoint: str, shown: str, stat: Stat, who: Identity | None) -> Event:
+    """What is told of a file that was published."""
+    facts: dict[str, Any] = {"endpoint": endpoint, "size": stat.size}
+    if "adler32" in stat.checksums:
+        facts["adler32"] = stat.checksums["adler32"]
+    owner = f"{who.issuer}#{who.subject}" if who is not None else ""
+    return Event("file.landed", shown, facts, owner)
+
+
+def about(stat: Stat) -> list[tuple[str, str]]:
+    """The headers that tell of a published file."""
+    headers = [
+        ("ETag", f'"{stat.version}"'),
+        ("Digest", digest_header(stat.checksums)),
+        ("Repr-Digest", repr_digest_header(stat.checksums)),
+    ]
+    return [(name, value) for name, value in headers if value]
 
 
 def _feeds(upload: Upload) -> TypeGuard[CanFeed]:

@@ -139,6 +139,9 @@ class Answer:
 class Sink(Protocol):
     """Takes a request's body as it comes from the socket."""
 
+    def now(self, data: Buffer) -> Answer | None:
+        """The answer for a body that came whole, without waiting; None: nothing was done, ``open`` comes."""
+
     async def open(self) -> Answer | None:
         """Prepare; an answer refuses the body. ``100 Continue`` goes out only after None."""
 

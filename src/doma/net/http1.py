@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from doma.net.bridge import Cycle
-from doma.net.exchange import Address, Answer, Request, text_answer
+from doma.net.exchange import SMALL, Address, Answer, Request, Sink, text_answer
 from doma.net.hub import Hub
 from doma.net.inflow import Body, Inflow
 from doma.net.outflow import Outflow
@@ -154,11 +154,27 @@ class HttpProtocol(Reading):
                 return
             if found is not None:
                 self.current = exchange
-                exchange.worker = Inflow(self, exchange.body, found)
-                self.spawn(exchange.worker.run())
+                if 0 < request.length <= SMALL and not request.expect:
+                    self.loop.call_soon(self._take_in, exchange, found)  # the body may be here by then
+                else:
+                    self._inflow(exchange, found)
                 return
         self.current = exchange
         exchange.worker = Cycle(self, exchange.body, request, self.hub.app)
+        self.spawn(exchange.worker.run())
+
+    def _take_in(self, exchange: Exchange, sink: Sink) -> None:
+        """Answer a small upload at once if it is all here, else let it come."""
+        body = exchange.body
+        answer = sink.now(body.look()) if body.complete else None
+        if answer is None:
+            self._inflow(exchange, sink)
+        elif not body.lost:
+            body.discard()
+            self.answer_body(answer, body)
+
+    def _inflow(self, exchange: Exchange, sink: Sink) -> None:
+        exchange.worker = Inflow(self, exchange.body, sink)
         self.spawn(exchange.worker.run())
 
     # Bytes out.
@@ -194,7 +210,7 @@ class HttpProtocol(Reading):
             self.go_on_reading()
         self._answer(answer, keep, body.request)
         if self.current is None:
-            self.loop.call_soon(self._next)
+            self.loop.call_soon(self._next) if self._queue else self._next()
 
     def _answer(self, answer: Answer, keep: bool, request: Request | None = None) -> None:
         """Send; afterwards the connection serves the next request or closes."""

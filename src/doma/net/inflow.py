@@ -72,9 +72,15 @@ class Body:
         self.size += len(data)
         self.wake()
 
+    def look(self) -> bytes:
+        """All bytes that are here."""
+        if len(self.chunks) != 1:
+            self.chunks = deque((b"".join(self.chunks),))
+        return self.chunks[0]
+
     def take(self) -> bytes:
         """All bytes that are here, and forget them."""
-        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        data = self.look()
         self.chunks.clear()
         self.size = 0
         return data

@@ -86,7 +86,7 @@ class FileStore:
         read_only: bool = False,
         fsync: bool = True,
         quota: Quota | None = None,
-        emit: Emit = lambda event: None,
+        emit: Emit | None = None,
     ) -> None:
         self._read_only = read_only
         self._emit = emit
@@ -218,16 +218,23 @@ class FileStore:
             await self._run(path, self._folder.delete, path, version, recursive)
         else:
             await self._soon(path, self._folder.delete, path, version, recursive)
-        self._hot.pop(path, None)
-        self._emit(Event("file.deleted", path))
+        self._gone(path)
+
+    def land(self, path: str, data: Buffer) -> Stat | None:
+        if self._read_only or self._syncs or not self._quick:
+            return None
+        room = len(data) + sum(upload.missing for upload in self._uploads)
+        stat = self._now(path, partial(self._folder.land, path, data, room))
+        if stat is not None:
+            self._told(stat)
+        return stat
 
     def remove(self, path: str) -> int | None:
         if self._read_only or self._syncs or not self._quick:
             return None
         size = self._now(path, partial(self._folder.remove, path))
         if size is not None:
-            self._hot.pop(path, None)
-            self._emit(Event("file.deleted", path))
+            self._gone(path)
         return size
 
     async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
@@ -235,7 +242,8 @@ class FileStore:
         replaced = await self._run(source, self._folder.rename, source, target, overwrite)
         for path in [path for path in self._hot if path == source or path.startswith(source + "/")]:
             del self._hot[path]
-        self._emit(Event("file.moved", target, {"source": source}))
+        if self._emit is not None:
+            self._emit(Event("file.moved", target, {"source": source}))
         return replaced
 
     async def make_dir(self, path: str) -> None:
@@ -315,9 +323,20 @@ class FileStore:
     def _done(self, upload: FileUpload, stat: Stat | None) -> None:
         self._uploads.discard(upload)
         if stat is not None:
-            self._hot.pop(stat.path, None)
+            self._told(stat)
+
+    def _told(self, stat: Stat) -> None:
+        """Tell of a new version."""
+        self._hot.pop(stat.path, None)
+        if self._emit is not None:
             facts = {"size": stat.size, "version": stat.version, "checksums": dict(stat.checksums)}
             self._emit(Event("file.landed", stat.path, facts))
+
+    def _gone(self, path: str) -> None:
+        """Tell of a file or directory that was deleted."""
+        self._hot.pop(path, None)
+        if self._emit is not None:
+            self._emit(Event("file.deleted", path))
 
     def _writable(self, path: str) -> str:
         path = checked(path)

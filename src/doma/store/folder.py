@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
+from doma.core.checksum import hasher
 from doma.core.errors import AlreadyExists, Conflict, PreconditionFailed, Refused, StorageFull
 from doma.store.beneath import parts_of
 from doma.store.looking import Looking, described
 from doma.store.marks import Mark
 from doma.store.notes import drop_inside
-from doma.store.protocol import Stat
+from doma.store.protocol import Buffer, Stat
 from doma.store.quota import Held
 from doma.store.session import Blocks, Parts
 from doma.store.upload import Temporary, move
@@ -23,12 +24,16 @@ from doma.store.writing import Tally, check_move, check_replaceable, check_targe
 
 AT_ONCE = 64 << 20
 """Bytes of a file that goes away on the event loop at most: a file system frees the blocks one by one."""
+_NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_RDWR | os.O_CLOEXEC
 ATTEMPTS = 5
 """Times a publication makes its directories anew when somebody deletes them under its hands."""
 
 
 class Folder(Looking):
     """The same, and all that changes something."""
+
+    _nameless = hasattr(os, "O_TMPFILE")
+    """The file system makes files without a name."""
 
     def begin(
         self, path: str, size: int, room: int, if_version: str | None = None, if_absent: bool = False
@@ -112,6 +117,69 @@ class Folder(Looking):
             old = self._place(temporary, path, if_version, if_absent)
             self._count(path, found.st_size - (old.size if old else 0))
         return described(path, found, mark, annotated=False)
+
+    def land(self, path: str, data: Buffer, room: int) -> Stat | None:
+        """Publish a small file where nothing is; None: nothing was done, :meth:`begin` tells why or can.
+
+        The file has no name before its only one, so a kill leaves nothing, and the ``link`` that gives it
+        decides atomically that nothing is there.
+
+        Args:
+            path: Its name.
+            data: All of it.
+            room: As for :meth:`begin`.
+
+        Raises:
+            StorageFull: nothing was published.
+        """
+        if not self._nameless:
+            return None
+        digest = hasher("adler32")
+        digest.update(data)
+        mark = Mark({"adler32": digest.hexdigest()}, published=True)
+        try:
+            with self._held(path), self.tree.entry(path) as (above, name):
+                self._need(path, room, above)
+                fd = self._unnamed(above)
+                try:
+                    found = self._finish(fd, data, mark)
+                    self._link(path, fd, found, name, above)
+                finally:
+                    os.close(fd)
+        except OSError:
+            return None
+        return described(path, found, mark, annotated=False)
+
+    def _unnamed(self, above: int) -> int:
+        """A descriptor of a new file without a name, on the file system of a directory."""
+        try:
+            return os.open(".", _NAMELESS, 0o644, dir_fd=above)
+        except OSError as e:
+            self._nameless = e.errno not in {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
+            raise
+
+    def _finish(self, fd: int, data: Buffer, mark: Mark) -> os.stat_result:
+        """Write a whole file and all that is to be known of it."""
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, "not all of it was written")
+        now = time.time_ns()
+        os.utime(fd, ns=(now, now))
+        found = os.fstat(fd)
+        self._marks.write(fd, found, mark)
+        os.fchmod(fd, found.st_mode & 0o555)  # Last: who may not write may set no attribute either.
+        return found
+
+    def _link(self, path: str, fd: int, found: os.stat_result, name: str, above: int) -> None:
+        """Give a nameless file a name that nothing has."""
+        changes = self._quota.weigh(path, found.st_size) if self._quota is not None else {}
+        if self._quota is not None:
+            self._quota.add(changes, check=path)
+        try:
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=above)
+        except OSError:
+            self._counted(changes, -1)
+            self._marks.forget(found)
+            raise
 
     def remove(self, path: str) -> int | None:
         """Delete a small file: the bytes it had; None for anything else, which :meth:`delete` judges."""

@@ -199,6 +199,14 @@ class CanRemove(Protocol):
 
 
 @runtime_checkable
+class CanLand(Protocol):
+    """A store that can publish a small new file synchronously, in microseconds."""
+
+    def land(self, path: str, data: Buffer) -> Stat | None:
+        """Publish a whole file where nothing is; None: nothing was done, ``Store.create`` decides."""
+
+
+@runtime_checkable
 class CanFeed(Protocol):
     """An :class:`Upload` that takes bytes synchronously, straight from the receive buffer."""
 
