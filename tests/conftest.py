@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from doma.auth.issuer import Issuer
     from doma.facility.access import Access
 
+# The processes of a run share compiled modules, also where the environment has each compile its own.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 COMMAND = (sys.executable, "-c", "from doma.cli import main; main()")
 
 

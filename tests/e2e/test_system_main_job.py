@@ -15,6 +15,7 @@ from doma.facility.dimuon import COLUMNS, TREE, Spectrum, reference, spectrum
 from doma.facility.sample import generate
 
 EVENTS = 4000
+ROADS = ("direct", "cached", "warm", "delivered", "scanned")
 
 
 @pytest.fixture(scope="module")
@@ -87,70 +88,27 @@ def test_an_upload_is_what_the_storage_has(shared, tmp_path):
     assert (shared.home / "site" / "main" / "a name+with%odd").read_bytes() == path.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, command: Any) -> Any:
-    """One run of the real command."""
-    place = tmp_path_factory.mktemp("demo")
-    said = command(
-        "demo",
-        "--home",
-        place / "home",
-        "--events",
-        2000,
-        "--json",
-        place / "out.json",
-        "--plot",
-        place / "out.png",
-    )
-    return said, place
-
-
-def test_the_demo_agrees_and_says_so(demo):
-    said, place = demo
-    assert said.code == 0, said.err
-    assert "all roads agree with plain uproot" in said.out
-    for road in ("direct", "cached", "warm", "delivered", "scanned"):
-        assert road in said.out
-    assert "Traceback" not in said.err + (place / "home" / "demo.log").read_text()
-
-
-def test_the_demo_writes_its_result_in_the_promised_form(demo):
-    _, place = demo
-    found = json.loads((place / "out.json").read_text())
+def test_a_demo_on_a_running_home_agrees_says_so_draws_it_and_leaves_the_home_running(shared, said, tmp_path):
+    code, out, err = said("demo", "--home", shared.home.path, "--events", 2000, "--json",
+                          tmp_path / "out.json", "--plot", tmp_path / "out.png")  # fmt: skip
+    assert code == 0, err
+    assert "all roads agree with plain uproot" in out
+    assert set(ROADS) <= set(out.split())
+    found = json.loads((tmp_path / "out.json").read_text())
     assert set(found) == {"equal", "pairs", "counts", "roads"}
     assert found["equal"] is True
     assert (len(found["counts"]), {type(n) for n in found["counts"]}) == (120, {int})
-    assert set(found["roads"]) == {"direct", "cached", "warm", "delivered", "scanned"}
+    assert set(found["roads"]) == set(ROADS)
     for road in found["roads"].values():
         assert set(road) >= {"pairs", "bytes_received", "bytes_origin", "seconds"}
         assert road["pairs"] == found["pairs"] > 0
         assert type(road["bytes_received"]) is type(road["bytes_origin"]) is int
         assert road["seconds"] > 0
     assert found["roads"]["warm"]["bytes_origin"] == 0
-
-
-def test_the_demo_draws_a_plot_and_leaves_nothing_running(demo):
-    _, place = demo
-    image = (place / "out.png").read_bytes()
+    image = (tmp_path / "out.png").read_bytes()
     assert image.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", image[16:24])
     assert min(width, height) >= 400
-    assert not (place / "home" / "run.json").exists()
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            assert str(place) not in entry.read_text()
-        except OSError:
-            continue
-
-
-def test_a_demo_on_a_running_home_uses_it_and_leaves_it_running(shared, said, monkeypatch, tmp_path):
-    from doma.cli import demo as verb
-
-    seen: list[Any] = []
-    monkeypatch.setattr(verb, "_main_job", lambda *arguments: seen.append(arguments))
-    code, _, err = said("demo", "--home", shared.home.path, "--events", 10, "--plot", tmp_path / "x.png")
-    assert (code, err) == (0, "")
-    assert len(seen) == 1
     assert shared.ask("GET", "/health", None).status_code == 200
 
 
