@@ -5,19 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     import httpx
 
     from doma.auth.issuer import Issuer
+    from doma.db.engine import Database
     from doma.facility.access import Access
 
 # The processes of a run share compiled modules, also where the environment has each compile its own.
@@ -25,6 +28,33 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 COMMAND = (sys.executable, "-c", "from doma.cli import main; main()")
+
+# A busy machine makes no test fail by being slow.
+settings.register_profile(
+    "suite", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
+
+@cache
+def _tables() -> bytes:
+    """An SQLite file with every table."""
+    from doma.db.engine import Database
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "doma.db"
+        db = Database(f"sqlite:///{path}")
+        db.migrate()
+        db.close()
+        return path.read_bytes()
+
+
+def migrated(path: Path) -> "Database":
+    """A database with every table in a new SQLite file: a copy, much quicker than to migrate each time."""
+    from doma.db.engine import Database
+
+    path.write_bytes(_tables())
+    return Database(f"sqlite:///{path}")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 
 from doma.db.engine import Database
+from tests.conftest import migrated
 
 _number = itertools.count()
 
@@ -129,8 +130,7 @@ def database_url(engine: str, request: pytest.FixtureRequest, tmp_path: Path) ->
 def database(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     """A database of each engine with every table."""
     if engine == "sqlite":
-        db = Database(f"sqlite:///{tmp_path / 'doma.db'}")
-        db.migrate()
+        db = migrated(tmp_path / "doma.db")
     else:
         socket = request.getfixturevalue("postgres_server")
         db = Database(_postgres_url(socket, _created(socket, request.getfixturevalue("postgres_template"))))

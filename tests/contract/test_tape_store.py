@@ -21,6 +21,7 @@ from doma.core.errors import (
     TooManyRequests,
 )
 from doma.db.engine import Database
+from doma.store import tape_engine
 from doma.store.protocol import CanStage, Locality
 from doma.store.tape import TapeStore
 from doma.store.tape_command import CommandLibrary
@@ -28,6 +29,7 @@ from doma.store.tape_library import FolderLibrary, Place
 from doma.store.tape_requests import StageRequests
 from doma.store.tape_stages import Wanted, tidy
 from doma.store.tape_tables import files
+from tests.conftest import migrated
 
 SITE = """#!{python}
 import json, pathlib, shutil, sys
@@ -67,8 +69,7 @@ class System:
 
     def __init__(self, folder: Path, options: Tape, db: Database | None = None) -> None:
         self.folder, self.options = folder, options
-        self.db = db or Database(f"sqlite:///{folder / 'rows.db'}")
-        self.db.migrate()
+        self.db = db or migrated(folder / "rows.db")
         self.open()
 
     def open(self) -> None:
@@ -116,6 +117,12 @@ class System:
     @property
     def tapes(self) -> list[Path]:
         return [file for file in sorted((self.folder / "tapes").rglob("*")) if file.is_file()]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Looks at the lock and at what others have queued come so often that a test can wait for them."""
+    monkeypatch.setattr(tape_engine, "INTERVAL", 0.1)
 
 
 @pytest.fixture

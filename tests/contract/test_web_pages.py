@@ -21,7 +21,6 @@ from doma.core.config import Issuer
 from doma.core.errors import StorageUnavailable
 from doma.core.events import Event
 from doma.db import outbox
-from doma.db.engine import Database
 from doma.doors import endpoint as doors
 from doma.doors.endpoint import Endpoint
 from doma.monitor.metrics import Metrics
@@ -29,6 +28,7 @@ from doma.store.memory import MemoryStore
 from doma.web.app import app
 from doma.web.overview import Overview
 from doma.web.stream import Asked, Streams
+from tests.conftest import migrated
 
 ISSUER, AUDIENCE = "https://issuer.example/dv", "https://se.example"
 ADA, BOB = f"{ISSUER}#ada", f"{ISSUER}#bob"
@@ -86,8 +86,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path):
-    db = Database(f"sqlite:///{tmp_path}/web.db")
-    db.migrate()
+    db = migrated(tmp_path / "web.db")
     yield Site(db)
     db.close()
 

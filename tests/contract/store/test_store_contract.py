@@ -33,7 +33,6 @@ from doma.core.errors import (
     Unsupported,
     WrongSize,
 )
-from doma.db.engine import Database
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.fast import FastDoor
 from doma.doors.webdav import app
@@ -46,6 +45,7 @@ from doma.store.s3 import S3Store
 from doma.store.s3_signature import Credentials
 from doma.store.tape import TapeStore
 from doma.store.xrootd import XrootdStore
+from tests.conftest import migrated
 
 
 class Raw(Protocol):
@@ -116,8 +116,7 @@ async def engine(request, tmp_path) -> AsyncIterator[Engine]:
         yield Engine("file", store, RawFolder(tmp_path))
         await store.close()
     elif request.param == "tape":
-        db = Database(f"sqlite:///{tmp_path / 'rows.db'}")
-        db.migrate()
+        db = migrated(tmp_path / "rows.db")
         tape = TapeStore(tmp_path / "tape", db, "tape", Tape(), fsync=False)
         yield Engine("tape", tape, RawFolder(tmp_path / "tape" / "disk"))
         await tape.close()

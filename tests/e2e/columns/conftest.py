@@ -22,9 +22,9 @@ from doma.columns.routes import router
 from doma.columns.service import ColumnService
 from doma.columns.worker import WorkerPool
 from doma.core import config
-from doma.db.engine import Database
 from doma.net import problem, tls
 from doma.store.file import FileStore
+from tests.conftest import migrated
 
 TOKEN = "input-token"
 REPO = Path(__file__).parents[3]
@@ -158,8 +158,7 @@ class House:
     """A service with its parts, as the application wires them."""
 
     def __init__(self, home: Path, inputs: Inputs, issuer: Issuer, **columns: float) -> None:
-        self.db = Database(f"sqlite:///{home}/columns.db")
-        self.db.migrate()
+        self.db = migrated(home / "columns.db")
         self.store = FileStore(home / "results", fsync=False)
         settings = config.Columns(workers=1, **columns)  # type: ignore[arg-type]
         self.pool = Recorder(1, settings.worker_memory, settings.lease)
