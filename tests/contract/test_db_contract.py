@@ -309,3 +309,26 @@ def test_a_worker_that_stops_gives_its_rows_back(jobs):
     freed = jobs.run_sync(lambda tx: claim.give_back(tx, work, "me", running="RUNNING", ready="READY"))
     assert freed == 4
     assert set(mine) <= set(take(jobs, "other", 101.0))
+
+
+ODD = Event(
+    "a.done",
+    '/s/ä"\\\n\U0001f600',
+    {"list": [1, 2.5, None, True, {}, []], "text": "ü\u2028", "big": 2**63, "small": 1.7e9 + 0.123456789},
+    "issuer#o'b",
+)
+
+
+@pytest.mark.parametrize("event", [ODD, Event("a.done", "x", {}, "")])
+def test_an_event_comes_back_as_it_was(database, event):
+    database.run_sync(lambda tx: outbox.append_many(tx, [event, Event("a.done", "next")], 1.7e9 + 0.123456))
+    (_, first, at), (_, second, _) = database.look_sync(lambda tx: outbox.after(tx, 0))
+    assert (first, at, second.subject) == (event, 1.7e9 + 0.123456, "next")
+
+
+def test_no_owner_is_cut_to_be_somebody_else(database):
+    if not database.is_sqlite:
+        pytest.skip("PostgreSQL has no such text")
+    event = Event("a.done", "x", {}, "issuer#victim\0thief")
+    database.run_sync(lambda tx: outbox.append(tx, event, 1.0))
+    assert [one for _, one, _ in database.look_sync(lambda tx: outbox.after(tx, 0))] == [event]

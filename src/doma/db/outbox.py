@@ -5,6 +5,7 @@ A consumer that must not act twice compares ids.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections import deque
@@ -48,11 +49,30 @@ def append_many(tx: Connection, batch: Sequence[Event], at: float) -> None:
         return
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ORDER})
+    if tx.dialect.name == "sqlite":
+        lists = json.dumps(
+            [(e.kind, e.subject, e.owner, dict(e.data)) for e in batch],
+            allow_nan=False,
+            separators=(",", ":"),
+        )
+        if _NUL not in lists:
+            tx.execute(_IN_ONE_STEP, {"rows": lists, "at": at})
+            return
     rows = [
         {"kind": e.kind, "subject": e.subject, "owner": e.owner, "data": dict(e.data), "at": at}
         for e in batch
     ]
     tx.execute(insert(events), rows)
+
+
+_NUL = r"\u0000"
+"""Ends a text that SQLite takes out of JSON, wherever it stands."""
+_IN_ONE_STEP = text(
+    "INSERT INTO events (kind, subject, owner, data, at) SELECT json_extract(value, '$[0]'),"
+    " json_extract(value, '$[1]'), json_extract(value, '$[2]'), json_extract(value, '$[3]'), :at"
+    " FROM json_each(:rows)"
+)
+"""Row by row SQLite gives up the GIL for each, and every time the event loop has to fight for it again."""
 
 
 def after(
