@@ -12,7 +12,8 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from time import perf_counter
 from typing import cast
 
@@ -27,7 +28,7 @@ from doma.doors.landing import about, landed
 from doma.doors.reply import content_type, validators
 from doma.doors.usage import Usage
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
-from doma.store.protocol import CanLand, CanPeek, CanRemove, Hot, Stat, Store
+from doma.store.protocol import CanLand, CanPeek, CanRemove, Hot, Stat
 
 PLACES = 4096
 """Request targets whose endpoint and path are kept worked out."""
@@ -60,18 +61,15 @@ BATCH = 1.0
 
 
 class _Place:
-    """A request target: where it points, what was found there last, and the reads that were not told yet."""
+    """A request target: where it points, and what was found there last."""
 
-    __slots__ = ("cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "removable", "stat", "told")
+    __slots__ = ("cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat")
 
     def __init__(self, endpoint: Endpoint, path: str, peek: Callable[[str], Hot | None]) -> None:
         self.endpoint = endpoint
         self.path = path
         self.peek = peek
         self.kind = content_type(path).encode()
-        store = endpoint.store
-        whole = path == "/" or any(covers(path, area) for area in endpoint.gate.areas)
-        self.removable = store if isinstance(store, CanRemove) and endpoint.writable and not whole else None
         self.stat: Stat | None = None
         self.fixed = b""
         self.dynamic = False
@@ -130,41 +128,41 @@ class FastDoor:
             return None
         began = perf_counter()
         try:
-            place = self._place(request.target)
-            if place is None or place.removable is None:
+            shown, endpoint, path = self._aim(request.target)
+            store, gate = endpoint.store, endpoint.gate
+            if not _offers(type(store), CanRemove) or not endpoint.writable:
                 return None
             identity = self._identity(request)
-            place.endpoint.gate.decide(identity, Verb.MODIFY, place.path)
-            size = place.removable.remove(place.path)
+            if not gate.may(identity, Verb.MODIFY, path) or any(covers(path, area) for area in gate.areas):
+                return None
+            size = cast("CanRemove", store).remove(path)
         except (_Unknown, DomaError):
             return None
         if size is None:
             return None
-        name = place.endpoint.name
+        name = endpoint.name
         owner = f"{identity.issuer}#{identity.subject}" if identity is not None else ""
         facts = {"endpoint": name, "is_dir": False, "bytes": size}
-        self._site.emit(Event("file.deleted", f"/{name}{place.path}", facts, owner))
+        self._site.emit(Event("file.deleted", shown, facts, owner))
         if self._count is not None:
             self._count(name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
         return Answer(status_line(204))
 
     def _land(self, request: Request, data: Buffer) -> Answer | None:
         """Publish a new file without conditions that came whole, where the store can at once."""
-        target = request.target
-        if not _PLAIN.issuperset(request.fields) or b"?" in target or target[-1:] == b"/":
+        if not _PLAIN.issuperset(request.fields):
             return None
         began = perf_counter()
         try:
-            shown = normalise(target.decode("ascii"))
-            endpoint, path = self._site.find(shown)
-            lands = _lands(endpoint.store)
-            if lands is None or not endpoint.writable or path == "/":
+            shown, endpoint, path = self._aim(request.target)
+            store = endpoint.store
+            if not _offers(type(store), CanLand) or not endpoint.writable or path == "/":
                 return None
             identity, gate = self._identity(request), endpoint.gate
             if not (gate.may(identity, Verb.MODIFY, path) or gate.may(identity, Verb.CREATE, path)):
                 return None
-            stat = lands.land(path, data)
-        except (_Unknown, DomaError, UnicodeError):
+            stat = cast("CanLand", store).land(path, data)
+        except (_Unknown, DomaError):
             return None
         if stat is None:
             return None
@@ -203,14 +201,22 @@ class FastDoor:
         except KeyError:
             pass
         place = None
-        if target.isascii() and b"?" not in target and not target.endswith(b"/"):
-            endpoint, path = self._site.find(normalise(target.decode("ascii")))
-            if isinstance(endpoint.store, CanPeek):
-                place = _Place(endpoint, path, endpoint.store.peek)
+        with suppress(_Unknown):
+            _, endpoint, path = self._aim(target)
+            if _offers(type(endpoint.store), CanPeek):
+                place = _Place(endpoint, path, cast("CanPeek", endpoint.store).peek)
         if len(self._places) >= PLACES:
             self._places.clear()
         self._places[target] = place
         return place
+
+    def _aim(self, target: bytes) -> tuple[str, Endpoint, str]:
+        """The path of a file as people know it, its endpoint, and the path there."""
+        if b"?" in target or target[-1:] == b"/" or not target.isascii():
+            raise _Unknown
+        shown = normalise(target.decode("ascii"))
+        endpoint, path = self._site.find(shown)
+        return shown, endpoint, path
 
     def _identity(self, request: Request) -> Identity | None:
         """Who asks, if that is known already."""
@@ -291,15 +297,10 @@ def _signed(request: Request) -> bool:
     )
 
 
-def _lands(store: Store) -> CanLand | None:
-    """The store if it is a CanLand, asked once for each class: the question costs much of a small write."""
-    kind = type(store)
-    if kind not in _LANDS:
-        _LANDS[kind] = isinstance(store, CanLand)
-    return cast("CanLand", store) if _LANDS[kind] else None
-
-
-_LANDS: dict[type, bool] = {}
+@cache
+def _offers(kind: type, what: type) -> bool:
+    """Whether stores of a class do this, asked once: the question costs much of a small request."""
+    return issubclass(kind, what)
 
 
 class _Unknown(Exception):
