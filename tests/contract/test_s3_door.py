@@ -139,3 +139,33 @@ async def test_a_key_of_an_issuer_works_in_that_issuers_areas_only(ask, door):
     assert await asked("/grid/vo/x", "/vo/grid/lab/x/f") == 403
     assert await asked("/grid", "/vo/grid/f") == 403
     assert await asked("/", "/vo/f") == 403
+
+
+async def test_an_upload_that_is_completed_by_several_at_once_is_published_once(ask, door, monkeypatch):
+    _, text = await ask("POST", "/site/once", query=[("uploads", "")])
+    upload = text.partition("<UploadId>")[2].partition("<")[0]
+    await ask("PUT", "/site/once", b"part", query=[("partNumber", "1"), ("uploadId", upload)])
+    tag = (await ask.uploads.stat(f"/{upload}/parts/00001")).version
+    store, made = door.stores["site"], []
+    create = store.create
+
+    async def slow(*arguments, **options):
+        made.append(arguments)
+        await asyncio.sleep(0.05)
+        return await create(*arguments, **options)
+
+    monkeypatch.setattr(store, "create", slow)
+    named = f"<Part><PartNumber>1</PartNumber><ETag>{tag}</ETag></Part>"
+    body = f"<CompleteMultipartUpload>{named}</CompleteMultipartUpload>".encode()
+    told = await asyncio.gather(
+        *(ask("POST", "/site/once", body, query=[("uploadId", upload)]) for _ in range(4))
+    )
+    assert {status for status, _ in told} == {200}
+    assert len({text for _, text in told}) == 1
+    assert len(made) == 1
+
+
+async def test_a_document_of_very_many_elements_is_not_even_parsed(ask, monkeypatch):
+    monkeypatch.setattr("doma.doors.s3_xml.fromstring", None)
+    status, text = await ask("POST", "/site", b"<Delete>" + b"<a>" * 300_000, query=[("delete", "")])
+    assert (status, "MalformedXML" in text) == (400, True)

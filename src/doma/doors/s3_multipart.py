@@ -8,12 +8,14 @@ Source: Amazon S3 API Reference: CreateMultipartUpload, UploadPart(Copy), Comple
 ListParts, ListMultipartUploads.
 """
 
+import asyncio
 import json
 import logging
 import re
 import secrets
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 from doma.auth.model import Verb
 from doma.core.errors import BadRequest, Conflict, LimitExceeded, NotFound, PreconditionFailed
@@ -32,6 +34,8 @@ LARGEST_PART = 5 << 30
 _ID = re.compile(r"[0-9a-f]{32}")
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 _RECORD = 16 << 10
+_ENDING: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+"""Uploads that are being completed; one process of a system does all of S3."""
 
 
 async def begin(call: Call) -> None:
@@ -97,29 +101,30 @@ async def complete(call: Call) -> None:
     uploads = call.door.uploads
     record = await _record(uploads, f"/{upload}/upload.json") or {}
     named = parts_of(await call.body().whole(LARGEST))
-    done = await _record(uploads, f"/{upload}/done.json")
-    if done is not None:
-        await call.say(_completed(call, done["version"]))
-        return
-    stats = [await _named(uploads, upload, number, version) for number, version in named]
 
     async def work() -> str:
-        landing = call.landing(place, who, sum(stat.size for stat in stats), {})
-        await landing.open()
-        try:
-            for stat in stats:
-                async for piece in _content(uploads, stat):
-                    await landing.write(piece)
-            _, headers = await landing.commit()
-        except BaseException:
-            await landing.abort("given up")
-            raise
-        version = dict(headers)["ETag"].strip('"')
-        if record.get("metadata"):
-            await keep(place, record["metadata"])
-        await _write(uploads, f"/{upload}/done.json", {"version": version})
-        await uploads.delete(f"/{upload}/parts", recursive=True)
-        return _completed(call, version)
+        # who sends it again while it is being done waits for the one answer
+        async with _ENDING.setdefault(upload, asyncio.Lock()):
+            done = await _record(uploads, f"/{upload}/done.json")
+            if done is not None:
+                return _completed(call, done["version"])
+            stats = [await _named(uploads, upload, number, version) for number, version in named]
+            landing = call.landing(place, who, sum(stat.size for stat in stats), {})
+            await landing.open()
+            try:
+                for stat in stats:
+                    async for piece in _content(uploads, stat):
+                        await landing.write(piece)
+                _, headers = await landing.commit()
+            except BaseException:
+                await landing.abort("given up")
+                raise
+            version = dict(headers)["ETag"].strip('"')
+            if record.get("metadata"):
+                await keep(place, record["metadata"])
+            await _write(uploads, f"/{upload}/done.json", {"version": version})
+            await uploads.delete(f"/{upload}/parts", recursive=True)
+            return _completed(call, version)
 
     await patiently(call, work())
 

@@ -35,6 +35,8 @@ NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 LARGEST = 4 << 20
 """Bytes of a document that is read."""
+MOST_TAGS = 250_000
+"""Tags of one: a part has some ten."""
 MOST_PARTS = 10_000
 MOST_KEYS = 1000
 
@@ -156,6 +158,8 @@ def keys_of(body: bytes) -> tuple[list[tuple[str, str]], bool]:
 
 
 def _root(body: bytes, name: str) -> Element:
+    if body.count(b"<") > MOST_TAGS:
+        raise _malformed("it holds too many elements")
     try:
         root = fromstring(body, forbid_dtd=True, forbid_entities=True, forbid_external=True)
     except (ParseError, ValueError, LookupError) as e:  # defused refusals are ValueErrors

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from doma.core.errors import DomaError, Forbidden, StorageUnavailable, TimedOut
+from doma.core.errors import BadRequest, DomaError, Forbidden, StorageUnavailable, TimedOut
 from doma.core.url import Origin
 from doma.net.wire import Connection
 
@@ -120,6 +120,8 @@ class Pool:
             raise StorageUnavailable(
                 f"{origin}: its certificate is not trusted ({e.verify_message}); give the right CA file"
             ) from e
+        except UnicodeError as e:
+            raise BadRequest(f"{origin}: its host is no name that can be looked up") from e
         except (OSError, tls.SSLError) as e:
             why = e.strerror or str(e) or type(e).__name__
             raise StorageUnavailable(f"{origin}: cannot be connected ({why}); is the server up?") from e

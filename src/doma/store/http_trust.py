@@ -105,7 +105,8 @@ class RemoteGuard:
             return False
         if self._allow.name(host, ip):
             return True
-        public = ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+        inner = ip.is_multicast or ip.is_reserved or ip.is_unspecified or getattr(ip, "is_site_local", False)
+        public = ip.is_global and not inner
         return public and ip not in _METADATA and not _is_own(ip)
 
 

@@ -27,6 +27,14 @@ async def test_inner_addresses_are_refused_and_the_key_is_named(make_door, url, 
     assert "tpc.allow" in told.text
 
 
+@pytest.mark.parametrize("host", ["a" * 300, "a" * 64 + ".example", "a..example", "xn--\u0131.example"])
+async def test_a_host_that_can_be_no_name_is_the_clients_fault(door, host):
+    (door.folder / "f").write_bytes(b"x")
+    for header in ("Source", "Destination"):
+        told = await door.copy("/site/f", **{header: f"https://{host}/x".encode()})
+        assert told.status == 400
+
+
 async def test_http_and_odd_ports_are_refused_unless_configured(make_door, other):
     door = await make_door(plain_http=False)
     assert (await door.copy("/site/f", Source=other.url)).status == 403
@@ -160,6 +168,7 @@ async def test_a_flow_with_a_tag_is_told_to_the_collector(make_door, other):
         ("168.63.129.16", False), ("0.0.0.0", False), ("224.0.0.1", False), ("::1", False), ("::", False),
         ("fe80::1%eth0", False), ("fd00::1", False), ("::ffff:10.0.0.1", False), ("64:ff9b::a00:1", False),
         ("2002:7f00:1::", False), ("ff02::1", False), ("240.0.0.1", False),
+        ("fec0::1", False), ("::7f00:1", False), ("64:ff9b:1::7f00:1", False), ("2001:0:7f00:1::", False),
     ],
 )  # fmt: skip
 def test_the_guard_knows_inner_addresses_in_every_spelling(address, good):
