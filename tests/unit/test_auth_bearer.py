@@ -159,6 +159,9 @@ def test_errors_never_repeat_what_was_in_the_file(tmp_path):
 
 
 LEAKS = [
+    "GET /f?X-Amz-Credential=hush&X-Amz-Expires=kept&X-Amz-Signature=hush kept",
+    "GET /f?AWSAccessKeyId=kept&Signature=hush&X-Goog-Signature=hush&sig=hush",
+    "/f?X-Amz-Security-Token=hush#kept",
     f"Authorization: Bearer {JWT}",
     "authorization:Basic aHVzaA==",
     f"{{'authorization': 'Bearer {JWT}', 'host': 'kept'}}",

@@ -149,3 +149,8 @@ async def test_a_turn_that_comes_just_as_one_gives_up_goes_to_the_next():
     await asyncio.wait({second, third}, timeout=1)
     assert second.cancelled()
     assert third.done()
+
+
+def test_what_the_client_calls_itself_can_forge_no_line_of_the_log():
+    order = order_of("/f", {"source": "https://a.example/f", "clientinfo": "job\x85id\x9b[31m\u20287"})
+    assert order.info == "jobid[31m7"

@@ -12,9 +12,9 @@ BLANK = "***"
 
 _NAMES = (
     r"(?:authz|macaroon|device_code|code_verifier|(?:access|refresh|subject|actor|id)_token"
-    r"|client_(?:secret|assertion))"
+    r"|client_(?:secret|assertion)|x-(?:amz|goog)-(?:signature|credential|security-token))"
 )
-_COMMON = r"(?:code|user_code|token|password|ticket)"
+_COMMON = r"(?:code|user_code|token|password|ticket|signature|sig)"
 """Names that mean something harmless in most places: blanked in queries and forms only."""
 _RULES = (
     # Header fields, as text, as items of a dict or tuple, as bytes: the value ends with the line or quote.
@@ -39,7 +39,7 @@ _RULES = (
 )
 _HINT = re.compile(
     r"authorization|transferheader|bearer|basic|authz|token|secret|assertion|code|password|ticket|macaroon"
-    r"|eyJ|doma-rt|MDA",
+    r"|signature|credential|sig=|eyJ|doma-rt|MDA",
     re.IGNORECASE,
 )
 

@@ -116,7 +116,7 @@ def order_of(shown: str, headers: Mapping[str, str], *, here: bool = False) -> O
         verify=verify == "true",
         digests={name: value for name, value in stated.items() if name in COMPUTABLE},
         streams=max(1, min(STREAMS, _number(headers.get("x-number-of-streams"), 1))),
-        info=headers.get("clientinfo", "")[:_INFO],
+        info="".join(filter(str.isprintable, headers.get("clientinfo", "")[:_INFO])),  # goes to the log
         scitag=tag if 65 <= tag <= 65535 else 0,
         size=_number(headers.get("x-expected-size"), -1) if "x-expected-size" in headers else None,
         min_rate=_number(headers.get("x-min-throughput"), 0),

@@ -89,12 +89,12 @@ class RemoteGuard:
         Raises:
             Forbidden: it is refused. BadRequest: it is no URL.
         """
-        origin = origin_of(url)
+        origin, shown = origin_of(url), redacted(url).partition("?")[0]
         if origin.scheme != "https" and not (origin.scheme == "http" and self._plain):
-            raise Forbidden(f"{redacted(url)}: only https is spoken here, not {origin.scheme}", key=self._key)
+            raise Forbidden(f"{shown}: only https is spoken here, not {origin.scheme}", key=self._key)
         if origin.port < 1024 and origin.port != (443 if origin.scheme == "https" else 80):
             raise Forbidden(
-                f"{redacted(url)}: port {origin.port} is refused; ports of servers are 443 and 1024-65535",
+                f"{shown}: port {origin.port} is refused; ports of servers are 443 and 1024-65535",
                 key=self._key,
             )
 
