@@ -11,13 +11,13 @@ TYPES = "urn:ietf:params:oauth:token-type:"
 
 
 @pytest.fixture
-def rucio(shared, command):
+def rucio(shared, said):
     """A client with its secret."""
     scope = "storage.read:/ storage.modify:/ offline_access"
-    said = command("client", "add", "rucio", "--home", shared.home.path, "--scope", scope)
-    assert said.code == 0, said.err
-    yield "rucio", said.out.strip()
-    command("client", "rm", "rucio", "--home", shared.home.path)
+    code, out, err = said("client", "add", "rucio", "--home", shared.home.path, "--scope", scope)
+    assert code == 0, err
+    yield "rucio", out.strip()
+    said("client", "rm", "rucio", "--home", shared.home.path)
 
 
 def token(shared, who, place="token", **form):
@@ -52,10 +52,10 @@ def test_a_users_token_becomes_one_that_renews_itself(shared, rucio):
     assert shared.ask("GET", "/site/else", again["access_token"]).status_code == 403
 
 
-def test_a_user_lets_a_device_in(shared, command):
+def test_a_user_lets_a_device_in(shared, said):
     home = shared.home.path
-    command("client", "add", "cli", "--home", home, "--scope", "storage.read:/ openid", "--public")
-    password = command("user", "add", "alice", "--home", home, "--scope", "storage.read:/a").out.strip()
+    said("client", "add", "cli", "--home", home, "--scope", "storage.read:/ openid", "--public")
+    password = said("user", "add", "alice", "--home", home, "--scope", "storage.read:/a")[1].strip()
     try:
         form = {"client_id": "cli", "scope": "openid storage.read:/a/b storage.read:/else"}
         asked = shared.ask("POST", "/doma/devicecode", None, data=form).json()
@@ -68,8 +68,8 @@ def test_a_user_lets_a_device_in(shared, command):
         got = shared.ask("POST", "/doma/token", None, data=form).json()
         assert got["scope"] == "openid storage.read:/a/b"
     finally:
-        command("client", "rm", "cli", "--home", home)
-        command("user", "rm", "alice", "--home", home)
+        said("client", "rm", "cli", "--home", home)
+        said("user", "rm", "alice", "--home", home)
     for secret in (password, ticket, asked["device_code"], got["access_token"]):
         assert secret not in shared.log
 
@@ -95,12 +95,12 @@ def test_a_macaroon_is_asked_for_and_used_on_both_sides_of_the_door(shared):
     assert macaroon not in shared.log
 
 
-def test_new_keys_sign_in_a_running_system_and_old_tokens_stay_good(start, command):
-    system = start()
+def test_new_keys_sign_in_a_running_system_and_old_tokens_stay_good(start, said):
+    system = start("home", "--role", "issuer", "--role", "storage")
     old = system.token()
     system.put("/site/f", b"x")
-    said = command("keys", "rotate", "--home", system.home.path, "--now")
-    assert said.code == 0, said.err
+    code, _, err = said("keys", "rotate", "--home", system.home.path, "--now")
+    assert code == 0, err
     keys = {key["kid"] for key in system.ask("GET", "/doma/jwks", None).json()["keys"]}
     assert len(keys) == 4
     fresh = system.token()

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/manual").glob("*.md"))]
 EVERYTHING = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PATIENCE = 60.0
+PATIENCE = 55.0
 """Seconds for a start and for a page; below the suite's own limit, so that nothing is left running."""
 
 _FENCE = re.compile(
@@ -81,18 +82,15 @@ def environment(tmp_path_factory):
         assert system.wait(PATIENCE) == 0, log.read_text()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_examples_of_a_page_run_as_they_are_printed(page, environment, tmp_path):
+def run_page(page, place, environment):
+    """Run the blocks of a page in a process; its exit code and output."""
     runs = [(kind, line, code) for kind, line, code, mark in blocks(page) if mark == "runs"]
-    assert runs
-    if shutil.which("curl") is None and any("curl " in code for _, _, code in runs):
-        pytest.skip("the examples of this page need a program; the Debian package is: curl")
-    log = tmp_path / "log"
+    log = place / "log"
     with log.open("wb") as out:
         # Its own session, so that what an example starts in the background can be ended with it.
         process = subprocess.Popen(
             [sys.executable, "-c", DRIVER],
-            cwd=tmp_path,
+            cwd=place,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=out,
@@ -101,11 +99,39 @@ def test_the_examples_of_a_page_run_as_they_are_printed(page, environment, tmp_p
         )
         try:
             process.communicate(json.dumps([str(page), runs]).encode(), timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            out.write(f"not done after {PATIENCE} s".encode())
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert process.returncode == 0, log.read_text()
+    return process.returncode, log.read_text()
+
+
+@pytest.fixture(scope="module")
+def outcomes(request, environment, tmp_path_factory):
+    """What the pages under test said: two at a time, since each waits for others most of its time."""
+    chosen = [
+        item.callspec.params["page"]
+        for item in request.session.items
+        if getattr(item, "originalname", "") == "test_the_examples_of_a_page_run_as_they_are_printed"
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            page: pool.submit(run_page, page, tmp_path_factory.mktemp(page.stem), environment)
+            for page in chosen
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run_as_they_are_printed(page, outcomes):
+    runs = [code for _, _, code, mark in blocks(page) if mark == "runs"]
+    assert runs
+    if shutil.which("curl") is None and any("curl " in code for code in runs):
+        pytest.skip("the examples of this page need a program; the Debian package is: curl")
+    code, said = outcomes[page].result()
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -256,14 +256,14 @@ def test_doctor_names_a_home_that_cannot_be_and_one_that_is_not_yet(tmp_path, sa
     assert not (tmp_path / "new").exists()
 
 
-def test_a_token_is_alone_on_its_line_and_is_what_was_asked_for(shared, command):
-    made = command(
+def test_a_token_is_alone_on_its_line_and_is_what_was_asked_for(shared, said):
+    code, out, err = said(
         "token", "--home", shared.home.path, "--scope", "storage.read:/ storage.modify:/x", "--audience",
         "https://se.example", "--audience", "https://other.example", "--group", "/cms/production", "--group",
         "/cms", "--lifetime", "10m", "--subject", "ada",
     )  # fmt: skip
-    assert (made.code, made.err) == (0, "")
-    (line,) = made.out.splitlines()
+    assert (code, err) == (0, "")
+    (line,) = out.splitlines()
     found = claims(line)
     assert found["scope"] == "storage.read:/ storage.modify:/x"
     assert found["aud"] == ["https://se.example", "https://other.example"]
@@ -323,7 +323,7 @@ def test_a_folder_given_as_data_is_served_and_never_written(shared, tmp_path_fac
     assert (folder / "kept.txt").read_bytes() == b"kept"
 
 
-def test_help_is_quick_to_load(command):
+def test_help_is_quick_to_load():
     """Nothing of the scientific stack, no server, no database is imported for it."""
     probe = (
         "import sys\nfrom doma.cli import main\nsys.argv=['doma','--help']\ntry: main()\n"
