@@ -179,6 +179,8 @@ class Relay:
             finally:
                 if self._position != start:
                     await self._db.run(self._save)
+            if len(batch) < BATCH:
+                break  # what is committed from now on wakes us
         return count
 
     async def _tidy(self) -> None:

@@ -67,6 +67,8 @@ class Usage:
         self._since = clock()
         self._sums: dict[Who, Sums] = {}
         self._totals: dict[tuple[str, str], Sums] = {}
+        self._owners: dict[tuple[str, str], tuple[Sums, Sums]] = {}
+        """The sums that an endpoint's events of one owner count in, until they are told."""
 
     def read(self, endpoint: str, identity: Identity | None, size: int, operations: int = 1) -> None:
         """Count bytes that were read, by so many requests."""
@@ -84,9 +86,15 @@ class Usage:
         endpoint = event.data.get("endpoint")
         if noun not in {"file", "directory"} or not isinstance(endpoint, str):
             return
-        issuer, _, subject = event.owner.rpartition("#")
+        key = endpoint, event.owner
+        known = self._owners.get(key)
+        if known is None:
+            issuer, _, subject = event.owner.rpartition("#")
+            known = self._of(Who(endpoint, issuer, self._vo(issuer), subject))
+            if len(self._owners) < MOST:
+                self._owners[key] = known
         size = int(event.data.get("size", event.data.get("bytes", 0)) or 0)
-        for sums in self._of(Who(endpoint, issuer, self._vo(issuer), subject)):
+        for sums in known:
             sums.operations += 1
             if done == "landed":
                 sums.files_written += 1
@@ -97,6 +105,7 @@ class Usage:
     def tell(self) -> None:
         """Emit what was summed up since the last time."""
         now, sums, self._sums = self._clock(), self._sums, {}
+        self._owners.clear()
         for who, one in sums.items():
             facts = {"endpoint": who.endpoint, "issuer": who.issuer, "vo": who.vo, "user": who.subject}
             owner = f"{who.issuer}#{who.subject}" if who.subject else ""

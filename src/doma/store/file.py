@@ -21,7 +21,7 @@ from doma.core.events import Emit, Event
 from doma.core.paths import checked
 from doma.store.content import Content
 from doma.store.folder import AT_ONCE, Folder
-from doma.store.oserrors import translated
+from doma.store.oserrors import translate, translated
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.quota import Quota
 from doma.store.session import Blocks, FileSession
@@ -284,8 +284,9 @@ class FileStore:
     def _now(self, path: str, call: Callable[[], T]) -> T:
         began = time.perf_counter()
         try:
-            with translated(path):
-                return call()
+            return call()
+        except OSError as e:
+            raise translate(e, path) from e
         finally:
             self._quick = time.perf_counter() - began < SLOW
 

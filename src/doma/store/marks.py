@@ -80,8 +80,7 @@ class Marks:
     def forget(self, found: os.stat_result) -> None:
         """Drop the side file of a content that is gone."""
         if self._side is not None:
-            with suppress(OSError):  # None was there, or it stays: it names a version that never comes back.
-                os.unlink(version_of(found), dir_fd=self._side)
+            drop(version_of(found), self._side)
 
     def _read_side(self, version: str) -> bytes:
         assert self._side is not None
@@ -124,6 +123,13 @@ def _parse(text: bytes, found: os.stat_result) -> Mark | None:
     pairs = (item.partition("=") for item in words[4].split(","))
     sums = {name: value for name, _, value in pairs if len(value) == 2 * ALGORITHMS.get(name, -1)}
     return Mark(sums, published=words[1] == "published", upload=words[5])
+
+
+def drop(version: str, side: int) -> None:
+    """Remove the side file of a version. Hardly any has one, and a look costs less than an error."""
+    if os.access(version, os.F_OK, dir_fd=side):
+        with suppress(OSError):  # It stays then: it names a version that never comes back.
+            os.unlink(version, dir_fd=side)
 
 
 def read_attribute(where: int | str, name: str) -> bytes:

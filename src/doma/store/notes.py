@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from doma.core.errors import LimitExceeded
 from doma.core.paths import RESERVED
-from doma.store.marks import clear_attribute, read_attribute, set_attribute, version_of
+from doma.store.marks import clear_attribute, drop, read_attribute, set_attribute, version_of
 
 ATTRIBUTE = "user.doma.notes"
 INSIDE = RESERVED + ".notes"
@@ -88,8 +88,7 @@ class Notes:
     def forget(self, found: os.stat_result) -> None:
         """Drop the side file of a content that is gone."""
         if self._side is not None:
-            with suppress(OSError):  # None was there, or it stays: its version never comes back.
-                os.unlink(version_of(found), dir_fd=self._side)
+            drop(version_of(found), self._side)
 
 
 def drop_inside(name: str, above: int) -> bool:

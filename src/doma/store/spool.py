@@ -125,9 +125,8 @@ class PathLocks:
     @contextmanager
     def hold(self, *paths: str) -> Iterator[None]:
         """Keep every other holder of one of these paths out; blocks, so call it in a thread."""
-        stripes = sorted({crc32(path.encode()) % STRIPES for path in paths})
-        if len(stripes) == 1:  # nearly every call, and an ExitStack costs more than the locks
-            lock, fd = self._stripe(stripes[0])
+        if len(paths) == 1:  # nearly every call, and an ExitStack costs more than the locks
+            lock, fd = self._stripe(crc32(paths[0].encode()) % STRIPES)
             with lock:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 try:
@@ -135,6 +134,7 @@ class PathLocks:
                 finally:
                     fcntl.flock(fd, fcntl.LOCK_UN)
             return
+        stripes = sorted({crc32(path.encode()) % STRIPES for path in paths})
         with ExitStack() as held:
             for stripe in stripes:
                 lock, fd = self._stripe(stripe)

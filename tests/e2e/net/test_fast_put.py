@@ -6,6 +6,7 @@ import zlib
 import pytest
 
 from doma.auth.gate import Gate
+from doma.doors import webdav
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.fast import FastDoor
 from doma.store.file import FileStore
@@ -107,3 +108,52 @@ def test_a_store_of_files_serves_and_takes_through_the_same_door(site, launch, t
                     part = wire.ask("GET", "/site/d/big", {"Range": "bytes=65535-131073"}, token=token)
                     assert part.body == tools.BIG[65535:131074]
         asyncio.run_coroutine_threadsafe(store.close(), server.loop).result(10)
+
+
+class Counting(FileStore):
+    """Tells which files it published in one step."""
+
+    def land(self, path, data):
+        stat = super().land(path, data)
+        self.landed = [*getattr(self, "landed", ()), (path, stat is not None)]
+        return stat
+
+
+def test_a_small_new_file_lands_at_once_and_is_answered_like_any_other(site, launch, tmp_path, token):
+    store, told = Counting(tmp_path / "store", fsync=False), []
+    gate = Gate({"https://issuer.example/doma": ["/"]})
+    mine = Site(site.verifier, {"site": Endpoint("site", store, gate)}, told.append)
+    with launch(webdav.app(mine), FastDoor(mine)) as server:
+        with server.dial() as wire:
+            first = wire.ask("PUT", "/site/d/one", body=b"hello", token=token)
+            second = wire.ask("PUT", "/site/d/two", body=b"hello", token=token)
+            again = wire.ask("PUT", "/site/d/two", body=b"other", token=token)
+            refused = wire.ask("PUT", "/site/d/two", {"If-None-Match": "*"}, b"third", token)
+            head, body = wire_request("PUT", "/site/d/three", b"in two pieces", token)
+            wire.send(head)
+            wire.send(body)
+            third = wire.answer("PUT")
+            wire.send(
+                b"".join(b"".join(wire_request("PUT", f"/site/d/p{n}", b"x", token)) for n in range(20))
+            )
+            assert [wire.answer("PUT").status for _ in range(20)] == [201] * 20
+            assert wire.ask("GET", "/site/d/two", token=token).body == b"other"
+            assert wire.ask("GET", "/site/d/three", token=token).body == b"in two pieces"
+        asyncio.run_coroutine_threadsafe(store.close(), server.loop).result(10)
+    assert [one.status for one in (first, second, again, refused, third)] == [201, 201, 204, 412, 201]
+    at_once = dict(store.landed)
+    assert ("/d/one", True) not in store.landed, "its token was not known yet, and there was no directory"
+    if at_once["/d/p1"]:
+        assert ("/d/two", True) in store.landed
+    one, two = (
+        {k: v for k, v in got.headers.items() if k not in {"etag", "date"}} for got in (first, second)
+    )
+    assert one == two
+    assert len(told) == 24
+    facts = [(event.kind, event.owner, event.data) for event in told[:2]]
+    assert facts[0] == facts[1]
+
+
+def wire_request(method, target, body, token):
+    head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode(), body
