@@ -3,20 +3,72 @@
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from doma.store.file import FileStore
+
 pytestmark = pytest.mark.fault
 
+POINTS = 50
+"""Kills of pulls alone, without a whole system around them."""
 ROUNDS = int(os.environ.get("DOMA_TEST_KILLS", "3"))
 """Kills; 50 for a thorough run."""
 FILES = 6
 SIZE = 2 << 20
+
+
+# One interpreter that forks: a new one for each round would cost most of the time.
+PULLS = """
+import asyncio, os, random, signal, sys, time
+from pathlib import Path
+from doma.doors.tpc_order import order_of
+from doma.doors.tpc_progress import Progress
+from doma.doors.tpc_pull import Pull, Target
+from doma.doors.tpc_remote import Remote, Remotes
+from doma.doors.tpc_source import Source
+from doma.net.client import RangeClient
+from doma.store.file import FileStore
+from doma.store.http_trust import RemoteGuard
+
+root, url, rounds = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+
+async def main(number):
+    store = FileStore(root, fsync=number % 3 == 0)
+    guard = RemoteGuard(["loopback"], plain=True)
+    remotes = Remotes(RangeClient(allow=guard), guard)
+
+    async def again(name):
+        version = number * 1000 + ord(name) * 100
+        while True:
+            version += 1
+            os.write(1, f"{name} begins {version}\\n".encode())
+            order, progress = order_of("/", {"source": f"{url}/{version}"}), Progress()
+            remote = Remote(remotes, order, progress)
+            source = Source(order, remote, progress, lambda: None, {})
+            await Pull(order, remote, source, Target(store, f"/in/{name}"), progress, lambda: None).run()
+            os.write(1, f"{name} done {version}\\n".encode())
+
+    await asyncio.gather(*map(again, "abc"))
+
+for number in range(rounds):
+    pid = os.fork()
+    if not pid:
+        asyncio.run(main(number))
+    time.sleep(random.Random(number).uniform(0.02, 0.3))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.write(1, b"killed - -\\n")
+    sys.stdin.readline()
+"""
 
 
 def content(version: int) -> bytes:
@@ -134,3 +186,41 @@ def test_copies_killed_anywhere_leave_the_old_file_or_the_new_one_whole(
     assert there <= {f"f{n}" for n in range(FILES)}
     assert list((system.home / "site" / ".doma" / "new").iterdir()) == []
     assert "Traceback" not in system.log
+
+
+async def test_pulls_killed_at_fifty_random_points(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    root.mkdir()
+    sending, confirmed, landed = dict[str, int](), dict[str, int](), 0
+    with Source() as source:
+        child = subprocess.Popen(
+            [sys.executable, "-c", PULLS, str(root), source.url, str(POINTS)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for _ in range(POINTS):
+            while (line := child.stdout.readline()) != b"killed - -\n":
+                assert line, "the children ended"
+                name, what, version = line.decode().split()
+                (sending if what == "begins" else confirmed)[name] = int(version)
+                landed += what == "done"
+            store = FileStore(root, fsync=False)
+            assert list((root / ".doma" / "new").iterdir()) == []
+            there = {file.name: file for file in (root / "in").iterdir()} if (root / "in").exists() else {}
+            assert there.keys() <= sending.keys()
+            for name, version in sending.items():
+                if name not in there:
+                    assert name not in confirmed
+                    continue
+                data = there[name].read_bytes()
+                found = [n for n in (version, confirmed.get(name)) if n is not None and content(n) == data]
+                assert found, f"{name}: {len(data)} bytes that are no version's"
+                confirmed[name] = found[0]
+                assert (await store.stat(f"/in/{name}")).checksums["adler32"] == f"{zlib.adler32(data):08x}"
+            await store.close()
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+        child.communicate(timeout=30)
+        assert child.returncode == 0
+    assert landed > POINTS
