@@ -52,6 +52,8 @@ from doma.store.tape_tables import Stage
 
 LARGE = 64 << 10
 """Bytes from which a body is parsed beside the event loop, few at a time."""
+ROOM = 4 * tape_body.MAX_BODY
+"""Bytes of all bodies that are held at once."""
 TURN = 500
 """Paths that are decided on before others get a turn."""
 CLIENTS = 10_000
@@ -101,7 +103,7 @@ class Tape:
     def __init__(self, site: Site, requests: StageRequests, bus: Bus, options: Staging) -> None:
         self._site, self._requests, self._options = site, requests, options
         self._pace = Pace(options.rate)
-        self._parsing = asyncio.Semaphore(2)
+        self._parsing, self._held = asyncio.Semaphore(2), 0
         self._progress = Progress(bus, requests)
 
     async def who(self, request: Request) -> Identity:
@@ -117,8 +119,7 @@ class Tape:
 
     async def stage(self, request: Request) -> Response:
         who = await self.who(request)
-        data = await _body(request)
-        wanted = await self._parsed(data, tape_body.stage, self._site.name, self._options)
+        wanted = await self._parsed(request, tape_body.stage, self._site.name, self._options)
         allowed = await self._decided(who, wanted)
         ident = await self._requests.submit(owner_of(who), allowed)
         place = str(request.url.replace(path=f"{request.url.path.rstrip('/')}/{ident}", query=""))
@@ -175,8 +176,7 @@ class Tape:
 
     async def archiveinfo(self, request: Request) -> Response:
         who = await self.who(request)
-        data = await _body(request)
-        paths = await self._parsed(data, tape_body.paths, self._options.files, cut=True)
+        paths = await self._parsed(request, tape_body.paths, self._options.files, cut=True)
         return StreamingResponse(self._localities(who, paths), media_type="application/json")
 
     # --- rights ---
@@ -231,18 +231,37 @@ class Tape:
     async def _named(self, request: Request) -> tuple[Identity, list[str]]:
         """Who asks, and the paths of the body, all of which they may stage."""
         who = await self.who(request)
-        paths = await self._parsed(await _body(request), tape_body.paths, self._options.files)
+        paths = await self._parsed(request, tape_body.paths, self._options.files)
         for some in chunks(paths, TURN):
             for path in some:
                 self._decide(who, Verb.STAGE, path)
             await asyncio.sleep(0)
         return who, paths
 
-    async def _parsed(self, data: bytes, parse: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        if len(data) < LARGE:
-            return parse(data, *arguments, **options)
-        async with self._parsing:
-            return await asyncio.to_thread(parse, data, *arguments, **options)
+    async def _parsed(
+        self, request: Request, parse: Callable[..., Any], *arguments: Any, **options: Any
+    ) -> Any:
+        """What the body says.
+
+        Raises:
+            LimitExceeded: it is too long, told before it is all here. TooManyRequests: all are together.
+        """
+        data = bytearray()
+        try:
+            async for piece in request.stream():
+                data += piece
+                self._held += len(piece)
+                if len(data) > tape_body.MAX_BODY:
+                    most = tape_body.MAX_BODY
+                    raise LimitExceeded(f"{request.url.path}: a body may have at most {most} bytes")
+                if self._held > ROOM and len(data) > LARGE:
+                    raise TooManyRequests("tape: too many large requests at once", retry_after=10)
+            if len(data) < LARGE:
+                return parse(bytes(data), *arguments, **options)
+            async with self._parsing:
+                return await asyncio.to_thread(parse, bytes(data), *arguments, **options)
+        finally:
+            self._held -= len(data)
 
     # --- long answers ---
 
@@ -317,16 +336,6 @@ def _told(work: Route) -> Route:
             return JSONResponse(said, e.http, headers, media_type="application/problem+json")
 
     return route
-
-
-async def _body(request: Request) -> bytes:
-    """The body of a request. Raises LimitExceeded before it is all here."""
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > tape_body.MAX_BODY:
-            raise LimitExceeded(f"{request.url.path}: a body may have at most {tape_body.MAX_BODY} bytes")
-    return bytes(data)
 
 
 async def _status(
