@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import mmap
 import os
+import select
 import socket
+import ssl
 import threading
 import time
 
@@ -125,6 +127,21 @@ class Wire:
 
     def send(self, data):
         self.sock.sendall(data)
+
+    def pour(self, data):
+        """Send more than fits, reading meanwhile; in one thread, since a TLS connection bears no two."""
+        waits = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        left = memoryview(data)
+        self.sock.setblocking(False)
+        while left:
+            with contextlib.suppress(*waits):
+                left = left[self.sock.send(left) :]
+                continue
+            assert any(select.select([self.sock], [self.sock], [], 20)), "neither side goes on"
+            with contextlib.suppress(*waits):
+                while self.more():
+                    pass
+        self.sock.settimeout(20)
 
     def ask(self, method, target, headers=None, body=b"", token=None):
         self.send(request(method, target, headers, body, token))

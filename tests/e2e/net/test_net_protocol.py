@@ -33,19 +33,15 @@ def test_pipelined_requests_are_answered_in_order(wire, token, tools):
             batch += tools.request("GET", "/site/big", token=token)
             batch += tools.request("PUT", "/site/piped", body=b"p" * i, token=token)
             expected += [tools.BIG, b""]
-    thread = threading.Thread(target=wire.send, args=(batch,))
-    thread.start()
+    wire.pour(batch)
     for body in expected:
         assert wire.answer().body == body
-    thread.join()
 
 
 def test_a_flood_of_pipelined_requests_is_held_back_and_all_answered(wire, tools):
     batch = tools.request("GET", "/json") * 1000
-    thread = threading.Thread(target=wire.send, args=(batch,))
-    thread.start()
+    wire.pour(batch)
     assert all(wire.answer().body == b"{}" for _ in range(1000))
-    thread.join()
 
 
 def test_a_head_above_64_kib_is_refused_at_once(wire):
