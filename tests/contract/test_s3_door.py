@@ -169,3 +169,16 @@ async def test_a_document_of_very_many_elements_is_not_even_parsed(ask, monkeypa
     monkeypatch.setattr("doma.doors.s3_xml.fromstring", None)
     status, text = await ask("POST", "/site", b"<Delete>" + b"<a>" * 300_000, query=[("delete", "")])
     assert (status, "MalformedXML" in text) == (400, True)
+
+
+async def test_a_tree_that_is_too_deep_is_one_clear_error(ask, door):
+    store = door.stores["site"]
+    for top in ("/a", "/x"):
+        for depth in range(150):
+            await store.make_dir(top + "/a" * depth)
+    await store.rename("/x", "/a" * 150 + "/x")
+    await door.put("/b", b"beside")
+    status, text = await ask("GET", "/site", query=[("list-type", "2")])
+    assert (status, "at most 200 names" in text) == (400, True)
+    status, text = await ask("GET", "/site", query=[("delimiter", "%2F"), ("list-type", "2")])
+    assert (status, "<Key>b</Key>" in text) == (200, True)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fault
 
 POINTS = 50
 """Kills of pulls alone, without a whole system around them."""
-ROUNDS = int(os.environ.get("DOMA_TEST_KILLS", "3"))
+ROUNDS = int(os.environ.pop("DOMA_TEST_KILLS", "3"))
 """Kills; 50 for a thorough run."""
 FILES = 6
 SIZE = 2 << 20

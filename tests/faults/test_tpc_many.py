@@ -20,8 +20,8 @@ import pytest
 
 pytestmark = pytest.mark.fault
 
-IDLE = int(os.environ.get("DOMA_TEST_IDLE", "10000"))
-STREAMS = int(os.environ.get("DOMA_TEST_STREAMS", "1000"))
+IDLE = int(os.environ.pop("DOMA_TEST_IDLE", "10000"))
+STREAMS = int(os.environ.pop("DOMA_TEST_STREAMS", "1000"))
 """5000 for a thorough run."""
 SPARE = 500
 """Descriptors for everything else."""

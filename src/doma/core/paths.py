@@ -9,6 +9,8 @@ from doma.core.errors import BadPath, UriTooLong
 
 MAX_COMPONENT = 255
 MAX_PATH = 4096
+MAX_DEPTH = 200
+"""Names of one path: whoever walks a tree goes that deep."""
 RESERVED = ".doma"
 """Names that begin so belong to the storage engines."""
 
@@ -107,7 +109,10 @@ def _check(part: str, raw: str) -> None:
 
 
 def _joined(parts: list[str], raw: str) -> str:
-    path = "/" + "/".join(p for p in parts if p not in {"", "."})
+    names = [p for p in parts if p not in {"", "."}]
+    if len(names) > MAX_DEPTH:
+        raise BadPath(f"{_shown(raw)}: a path may have at most {MAX_DEPTH} names, this one has {len(names)}")
+    path = "/" + "/".join(names)
     if len(path.encode()) > MAX_PATH:
         raise UriTooLong(f"{_shown(raw)}: a path may have at most {MAX_PATH} bytes")
     return path
