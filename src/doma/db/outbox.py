@@ -155,6 +155,10 @@ class Relay:
                 self._wake.clear()
                 try:
                     await self.pass_on()
+                except DomaError as e:  # the database: a full disk, say
+                    log.warning("relay %s: events wait to be passed on: %s", self._consumer, e)
+                    await asyncio.sleep(self._interval)
+                    continue
                 except Exception:  # the outermost loop: say it, and offer the event again
                     log.exception("relay %s: an event could not be passed on; trying again", self._consumer)
                     await asyncio.sleep(self._interval)
