@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 BATCH = 500
 """Rows per statement."""
 LINGER = 0.05
-"""Seconds that the writer waits for more events: a transaction for each would cost more than the uploads …"""
-BUSY = 0.25
-"""… and after a batch of :data:`MANY`: writing and relaying a batch costs as much as some hundred events."""
-MANY = 20
+"""Seconds that the writer waits for more events: a transaction for each would cost more than the uploads."""
 
 _ORDER = 0x6F757462  # "outb"
 
@@ -246,13 +243,11 @@ class EventWriter:
 
     async def run(self) -> None:
         """Write until cancelled, then write what is left."""
-        linger = LINGER
         try:
             while True:
                 await self._wake.wait()
-                await asyncio.sleep(linger)
+                await asyncio.sleep(LINGER)
                 self._wake.clear()
-                linger = BUSY if len(self._waiting) >= MANY else LINGER
                 try:
                     await self.flush()
                 except DomaError as e:
