@@ -53,6 +53,8 @@ def begin(spot: Spot, source: str, program: str) -> "subprocess.Popen[str]":
     copy = subprocess.Popen(
         words, env=spot.grid.environment() | {"GFAL_PYTHONBIN": DEBIAN_PYTHON}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        # a suite in the background ignores SIGINT, and its children would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 20
     while weight(spot) < before + (1 << 20):

@@ -202,8 +202,8 @@ async def test_pulls_killed_at_fifty_random_points(tmp_path: Path) -> None:
         for _ in range(POINTS):
             while (line := child.stdout.readline()) != b"killed - -\n":
                 assert line, "the children ended"
-                name, what, version = line.decode().split()
-                (sending if what == "begins" else confirmed)[name] = int(version)
+                name, what, number = line.decode().split()
+                (sending if what == "begins" else confirmed)[name] = int(number)
                 landed += what == "done"
             store = FileStore(root, fsync=False)
             assert list((root / ".doma" / "new").iterdir()) == []
