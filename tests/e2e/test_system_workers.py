@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,17 +199,3 @@ def test_a_killed_worker_comes_back_and_the_others_go_on(three: System) -> None:
     assert victim not in now
     three.put("/site/w/after", b"after")
     assert everyone(three, call(three, "GET", "/site/w/after")) == [(200, b"after")] * 24
-
-
-def test_workers_end_with_a_killed_main_process(start: Callable[..., System], tmp_path: Path) -> None:
-    (tmp_path / "two.toml").write_text("[listen]\nworkers = 2\n")
-    system = start("home", "--config", tmp_path / "two.toml", "--role", "issuer", "--role", "storage")
-    (worker,) = listeners(system) - {system.pid}
-    os.kill(system.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{worker}").exists()
-    host, port = system.run["https"].removeprefix("https://").split(":")
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((host, int(port)), timeout=5)

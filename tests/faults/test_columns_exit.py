@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-FILE = Path(__file__).parents[2] / "data" / "Run2012B_SingleMu-1000.parquet"
+FILE = Path(__file__).parents[1] / "data" / "Run2012B_SingleMu-1000.parquet"
 READ = """
 import asyncio, sys, httpx
 from doma.columns.client import ColumnClient, Delivered
