@@ -17,7 +17,7 @@ print(asyncio.run(ColumnClient(http).read(result)).num_rows)
 
 def test_no_thread_of_arrow_holds_on_to_python_while_the_interpreter_ends():
     # one in eight such processes aborted when Arrow read from a Python object
-    for _ in range(2):
+    for _ in range(3):
         command = [sys.executable, "-c", READ, str(FILE)]
         running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
         said = [process.communicate(timeout=50)[0] for process in running]

@@ -5,8 +5,6 @@ import os
 import resource
 import shutil
 import socket
-import subprocess
-import tempfile
 import threading
 import time
 import zlib
@@ -236,23 +234,6 @@ def test_a_thousand_copies_that_fail_leave_no_file_no_descriptor_and_no_memory(
     folder = tmp_path / "site" / "in"
     assert not folder.exists() or list(folder.iterdir()) == []
     assert "Traceback" not in system.log
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """A file system of 24 MiB; not below pytest's own folders, which it could not remove."""
-    if os.geteuid() or not shutil.which("mount"):
-        pytest.skip("a small file system can be mounted by root only")
-    place = Path(tempfile.mkdtemp(prefix="doma-disk-"))
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "doma-test", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        place.rmdir()
-        pytest.skip("this machine lets nobody mount a file system")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-        place.rmdir()
 
 
 def test_a_disk_that_fills_in_the_middle_fails_that_transfer_alone(begin: Any, small_disk: Path) -> None:
