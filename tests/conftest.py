@@ -30,9 +30,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 COMMAND = (sys.executable, "-c", "from doma.cli import main; main()")
 
 # A busy machine makes no test fail by being slow.
-settings.register_profile(
-    "suite", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 
