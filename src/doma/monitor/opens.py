@@ -8,6 +8,7 @@ Source: cache contract §10; monitoring contract §3 and §5.
 
 from dataclasses import dataclass, field
 from math import inf
+from typing import Protocol
 
 
 @dataclass(slots=True)
@@ -101,3 +102,19 @@ class Opened:
     """Seconds from the open to the first byte answered."""
     outcome: str = ""
     """``complete``, ``partial`` or ``error:<code>``, once closed."""
+
+
+class Observer(Protocol):
+    """Who is told of open files; on the event loop, in microseconds, and never raises.
+
+    ``opened`` comes once for each :class:`Opened`, ``closed`` once after it. The numbers in between are read
+    from the record itself.
+    """
+
+    def opened(self, file: Opened) -> None: ...
+
+    def closed(self, file: Opened, *, forced: bool = False) -> None:
+        """``forced``: the connection was lost while it was open."""
+
+    def left(self, session: int) -> None:
+        """A client's connection has ended; all its files were closed."""
