@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 
 BASE = 100_000_000
 """Offsets start here: nine digits each."""
@@ -65,6 +66,11 @@ def head_of(sock: socket.socket) -> tuple[bytes, bytes]:
         data += piece
     head, _, rest = data.partition(b"\r\n\r\n")
     return head + b"\r\n\r\n", rest
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which this share of them lies."""
+    return sorted(values)[int(len(values) * share)]
 
 
 def length_of(head: bytes) -> int:

@@ -114,8 +114,13 @@ def tree(pid: int) -> list[int]:
 
 def cpu(*servers: Site) -> float:
     """Seconds on a core of whole servers: every process, ended threads and ended children included."""
+    return cpu_of(*(server.pid for server in servers))
+
+
+def cpu_of(*first: int) -> float:
+    """The same of the processes below these."""
     total = 0
-    for pid in {pid for server in servers for pid in tree(server.pid)}:
+    for pid in {pid for one in first for pid in tree(one)}:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         total += sum(int(part) for part in fields[11:15])
     return total / TICK
@@ -123,12 +128,15 @@ def cpu(*servers: Site) -> float:
 
 def memory(server: Site) -> int:
     """Private bytes of a whole server."""
-    total = 0
-    for pid in tree(server.pid):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon"):
-                total += int(line.split()[1]) * 1024
-    return total
+    return sum(memory_of(pid) for pid in tree(server.pid))
+
+
+def memory_of(pid: int, field: str = "RssAnon") -> int:
+    """Bytes that a process holds, by a field of its ``status``."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def quiet(seconds: float = 0.3) -> None:
