@@ -5,23 +5,26 @@ presence byte a page. Data are written before their checksums and those before t
 whose bytes do not fit its checksum is a missing page; so a crash at any instant, a hole, a flipped bit or a
 cut file costs a fetch and never a wrong byte (cases C1-C6, C8).
 
-The file is private and never shrinks under a map of it (trap T4). Somebody may write to it all the same, so
-a page that was checked is trusted only while the file's change time stands where our own last write left it,
-and change times younger than a clock tick prove nothing, like a version control system's "racily clean"
-entries.
+The file is private and never shrinks under a map of it (trap T4). A page is checked when it is first read
+and trusted from then on while three things hold: it has not left memory (asked before each use, ``mapped``),
+the file's change time stands where our own last write left it (somebody may write to it all the same; change
+times younger than a clock tick prove nothing, like a version control system's "racily clean" entries), and
+ten minutes have not passed (another process may have read it back into memory).
 """
 
 import asyncio
 import errno
 import logging
-import mmap
 import os
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from crc32c import crc32c
 
 from doma.cache.extents import PAGE, Run
+from doma.cache.mapped import Mapped, without_read_ahead
 from doma.store.protocol import Buffer
 
 log = logging.getLogger(__name__)
@@ -29,7 +32,7 @@ log = logging.getLogger(__name__)
 _TICK = 20_000_000
 """Nanoseconds; longer than the granularity of the kernel's file times."""
 _TRUST = 600_000_000_000
-"""Nanoseconds after which checked pages are checked again: they may have left memory and come back rotten."""
+"""Nanoseconds after which checked pages are checked again, in memory or not."""
 _INLINE = 256 << 10
 """Writes up to this size are done on the event loop, longer ones in a thread (trap T21)."""
 
@@ -61,6 +64,7 @@ class PageFile:
         length = self._present_at + self.count
         self._fd = -1
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        without_read_ahead(self._fd)
         if os.fstat(self._fd).st_size < length:
             os.ftruncate(self._fd, length)
         self._crcs = bytearray(os.pread(self._fd, 4 * self.count, self._crcs_at))
@@ -68,7 +72,7 @@ class PageFile:
         self._checked = bytearray(self.count)
         self._ahead = bytearray(self.count)
         self._ahead_left = 0
-        self._map: mmap.mmap | None = None
+        self._map: Mapped | None = None
         self._seen = 0
         self._trusted_since = time.monotonic_ns()
         self._settle()
@@ -122,14 +126,42 @@ class PageFile:
         """The bytes ``[start, stop)`` from memory if all their pages were checked and nobody wrote since."""
         if not self._sure(start, stop):
             return None
-        if start >= stop:
-            return memoryview(b"")
-        if self._map is None:
-            try:
-                self._map = mmap.mmap(self._fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
-            except (OSError, ValueError):
-                return None
-        return memoryview(self._map)[start:stop]
+        return self._map.content[start:stop] if self._map is not None else memoryview(b"")
+
+    def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
+        """``[start, stop)`` as a pgread of root:// carries it: each page behind its stored CRC32C (C13).
+
+        A checksum is computed for what has none stored: a part of a page, a page that is not here.
+
+        Args:
+            start: First byte.
+            stop: End, at most the size.
+            data: The bytes, where a read has given them already; None: from memory, if :meth:`view` gives
+                them, else the answer is None.
+        """
+        if data is None and (data := self.view(start, stop)) is None:
+            return None
+        raw, source = memoryview(data), np.frombuffer(data, np.uint8)
+        head = min(-start % PAGE, stop - start)
+        whole = (stop - start - head) // PAGE
+        first, tail = (start + head) // PAGE, stop - start - head - whole * PAGE
+        out = np.empty(stop - start + 4 * (whole + bool(head) + bool(tail)), np.uint8)
+        at = head + 4 * bool(head)
+        if whole:
+            pages = out[at : at + whole * (PAGE + 4)].reshape(whole, PAGE + 4)
+            pages[:, :4] = self._wire_sums(first, raw[head : head + whole * PAGE])
+            pages[:, 4:] = source[head : head + whole * PAGE].reshape(whole, PAGE)
+        wire = out.data
+        if head:
+            wire[:4] = crc32c(raw[:head]).to_bytes(4, "big")
+            wire[4:at] = raw[:head]
+        if tail:
+            at += whole * (PAGE + 4)
+            stored = stop == self.size and self._present[first + whole]
+            number = self._crcs_native()[first + whole] if stored else crc32c(raw[-tail:])
+            wire[at : at + 4] = int(number).to_bytes(4, "big")
+            wire[at + 4 :] = raw[-tail:]
+        return wire
 
     def fileno(self, start: int, stop: int) -> int | None:
         """The descriptor for ``sendfile`` of ``[start, stop)``, under the same conditions as :meth:`view`."""
@@ -175,12 +207,35 @@ class PageFile:
             log.warning("cache page %d cannot be marked missing: %s", page, e)  # its checksum still tells
         self._settle()
 
+    def _crcs_native(self) -> memoryview:
+        return memoryview(self._crcs).cast("I")
+
+    def _wire_sums(self, first: int, content: memoryview) -> Any:
+        """(pages, 4) bytes, big-endian: the stored checksums of whole pages, or those of their content."""
+        last = first + len(content) // PAGE
+        sums = np.frombuffer(self._crcs, np.uint32)[first:last].astype(">u4")
+        at = -1
+        while (at := self._present.find(0, max(first, at + 1), last)) >= 0:
+            sums[at - first] = crc32c(content[(at - first) * PAGE : (at - first + 1) * PAGE])
+        return sums.view(np.uint8).reshape(-1, 4)
+
     def _sure(self, start: int, stop: int) -> bool:
         if start >= stop:
             return True
-        if self._checked.find(0, start // PAGE, -(-stop // PAGE)) >= 0:
+        first, last = start // PAGE, -(-stop // PAGE)
+        if self._checked.find(0, first, last) >= 0:
             return False
-        return self._unchanged() and time.time_ns() - self._seen > _TICK
+        if not self._unchanged() or time.time_ns() - self._seen <= _TICK:
+            return False
+        if self._map is None:
+            try:
+                self._map = Mapped(self._fd, self.size)
+            except (OSError, ValueError):
+                return False
+        if self._map.resident(start, stop):
+            return True
+        self._checked[first:last] = bytes(last - first)  # they come back from the disk
+        return False
 
     def _unchanged(self) -> bool:
         """Whether the file is as we left it; if not, nothing in it counts as checked any more."""

@@ -1,0 +1,108 @@
+"""The page file: what pgread sends of it, and what happens when its pages leave memory."""
+
+import asyncio
+import os
+import random
+
+import pytest
+from crc32c import crc32c
+
+from doma.cache.extents import PAGE
+from doma.cache.pages import PageFile
+from doma.net.xroot_pages import interleaved, separated
+
+SIZE = 40 * PAGE + 1234
+
+
+@pytest.fixture
+def content():
+    return random.Random(3).randbytes(SIZE)
+
+
+@pytest.fixture
+async def pages(tmp_path, content):
+    pages = PageFile(tmp_path / "pages", SIZE)
+    await pages.save(0, content)
+    await settle(pages)
+    return pages
+
+
+async def settle(pages):
+    """Have every page checked: once the file's change time is older than a clock tick."""
+    await asyncio.sleep(0.03)
+    _, missing, bad = await pages.load((0, pages.count))
+    assert not missing
+    assert not bad
+
+
+RANGES = [
+    (0, SIZE),
+    (0, PAGE),
+    (PAGE, 5 * PAGE),
+    (100, 200),
+    (100, PAGE),
+    (4095, 4097),
+    (10, 3 * PAGE + 7),
+    (SIZE - 1, SIZE),
+    (39 * PAGE, SIZE),
+    (40 * PAGE, SIZE - 1),
+    (7, 7),
+]
+
+
+@pytest.mark.parametrize(("start", "stop"), RANGES)
+async def test_pages_go_out_behind_their_checksums_as_the_protocol_lays_them(pages, content, start, stop):
+    wanted = interleaved(start, content[start:stop])
+    assert pages.interleaved(start, stop) == wanted
+    assert pages.interleaved(start, stop, content[start:stop]) == wanted
+    assert separated(start, bytes(wanted)) == (content[start:stop], [])
+
+
+async def test_the_checksum_that_goes_out_is_the_stored_one_not_one_of_what_was_read(pages, content):
+    wrong = bytearray(content)
+    wrong[3 * PAGE + 9] ^= 1
+    wrong[SIZE - 1] ^= 1
+    data, bad = separated(0, bytes(pages.interleaved(0, SIZE, wrong)))
+    assert data == wrong
+    assert [offset for offset, _ in bad] == [3 * PAGE, 40 * PAGE]
+
+
+async def test_a_page_that_is_not_here_goes_out_with_a_checksum_of_its_own(pages, content):
+    pages.forget(2)
+    assert pages.interleaved(0, SIZE) is None
+    fetched = bytearray(content)
+    fetched[2 * PAGE : 3 * PAGE] = bytes(PAGE)
+    wire = pages.interleaved(0, SIZE, fetched)
+    assert separated(0, bytes(wire)) == (bytes(fetched), [])
+
+
+async def test_pages_that_left_memory_are_checked_before_they_are_served_again(tmp_path, content):
+    path = tmp_path / "pages"
+    pages = PageFile(path, SIZE)
+    await pages.save(0, content)
+    os.fsync(file := os.open(path, os.O_RDONLY))
+    await settle(pages)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)  # pages that nobody has mapped yet do leave
+    os.close(file)
+    if pages.view(0, SIZE) is not None:
+        pytest.skip("this file system keeps its pages in memory")
+    assert pages.fileno(0, PAGE) is None
+    _, missing, bad = await pages.load((4, 6))
+    assert (missing, bad) == ([], [])
+    assert pages.view(4 * PAGE, 6 * PAGE) == content[4 * PAGE : 6 * PAGE]
+    assert pages.view(3 * PAGE, 4 * PAGE) is None  # nothing came back beside them unseen
+    assert pages.view(6 * PAGE, 7 * PAGE) is None
+    await settle(pages)
+    assert pages.view(0, SIZE) == content
+
+
+async def test_what_a_foreign_hand_wrote_is_noticed_though_it_is_in_memory(pages, tmp_path, content):
+    assert pages.view(0, SIZE) == content
+    with (tmp_path / "pages").open("r+b") as file:
+        file.seek(5 * PAGE)
+        file.write(b"x")
+    assert pages.view(0, SIZE) is None
+    _, missing, bad = await pages.load((0, pages.count))
+    assert bad == [5]
+    assert missing == [(5, 6)]
+    assert crc32c(content[:PAGE]) == int.from_bytes(bytes(pages.interleaved(0, PAGE, content[:PAGE])[:4]))
