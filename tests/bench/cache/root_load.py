@@ -76,11 +76,16 @@ class Connection:
     def answer(self) -> bytes:
         """One whole answer that is not of the data requests."""
         while True:
-            _, status, length = struct.unpack(">2sHi", self.exactly(8))
+            status, length = self.head()
             body = self.exactly(length)
             if status == OK:
                 return body
             assert status == ATTN, (status, body)
+
+    def head(self) -> tuple[int, int]:
+        """Status and length of what comes next."""
+        frame = self.exactly(8)
+        return int.from_bytes(frame[2:4]), int.from_bytes(frame[4:])
 
     def exactly(self, count: int) -> bytes:
         data = self.sock.recv(count, socket.MSG_WAITALL) if count else b""
@@ -100,10 +105,10 @@ class Connection:
         """Receive the answer to a data request and forget it; its length without the frames."""
         total = 0
         while True:
-            _, status, length = struct.unpack(">2sHi", self.exactly(8))
+            status, length = self.head()
             if status == STATUS:
                 rest = self.exactly(length)
-                length = int(struct.unpack_from(">i", rest, 12)[0])
+                length = int.from_bytes(rest[12:16])
                 status = MORE if rest[7] == 1 else OK
             elif status not in {OK, MORE}:
                 raise AssertionError((status, self.exactly(length)))
@@ -115,7 +120,7 @@ class Connection:
     def pieces(self, what: int, start: int) -> Iterator[Piece]:
         """Receive the answer to a data request and check its sums: what it holds of the file."""
         while True:
-            _, status, length = struct.unpack(">2sHi", self.exactly(8))
+            status, length = self.head()
             assert status in {OK, MORE, STATUS}, (status, self.exactly(length))
             if status == STATUS:
                 rest = self.exactly(length)
