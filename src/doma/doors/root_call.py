@@ -9,17 +9,40 @@ Source: §2-§9 of the project's root:// contract.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from struct import Struct
+from time import time
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, bearer
-from doma.core.errors import BadRequest
+from doma.core.errors import BadRequest, Unauthenticated
 from doma.core.paths import checked
 from doma.doors.endpoint import Endpoint, Site
+from doma.net.xroot_errors import FILE_NOT_OPEN, NO_MEMORY, refusal
+from doma.store.protocol import Buffer, Stat
 
 MOST_PATH = 16 << 10
 """Bytes of a path with its CGI."""
+MOST_FILES = 4096
+"""Open files of one session."""
+_HANDLE = Struct(">I")
+
+
+class OpenFile(Protocol):
+    """An open file of a session."""
+
+    @property
+    def target(self) -> "Target": ...
+
+    @property
+    def stat(self) -> Stat: ...
+
+    async def close(self) -> None:
+        """Finish: what was written is published. Raises DomaError."""
+
+    async def drop(self) -> None:
+        """Give up: the client is gone. Never raises."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +68,27 @@ class Session:
     """From ztn or the login's CGI; a path's own token wins over it."""
     token: str = ""
     """Its token, for an origin to take."""
-    files: dict[bytes, Any] = field(default_factory=dict)
+    ipv6: bool = False
+    files: dict[bytes, OpenFile] = field(default_factory=dict)
     """Open files by their 4-byte handle: :mod:`doma.doors.root_read`, :mod:`doma.doors.root_write`."""
+    streams: dict[int, Any] = field(default_factory=dict)
+    """Connections on which answers are taken, by path id; 0 is the control connection."""
+    last: int = 0
+    """Handles given so far."""
+
+    def put(self, file: OpenFile) -> bytes:
+        """The handle of a file that was opened.
+
+        Raises:
+            StorageUnavailable: there are too many (3008); the file is the caller's to drop.
+        """
+        if len(self.files) >= MOST_FILES:
+            raise refusal(NO_MEMORY, f"open: {MOST_FILES} files are open; close some first")
+        self.last = self.last % 0x7FFFFFFF + 1
+        while (handle := _HANDLE.pack(self.last)) in self.files:
+            self.last = self.last % 0x7FFFFFFF + 1
+        self.files[handle] = file
+        return handle
 
 
 @dataclass(slots=True)
@@ -61,6 +103,8 @@ class Target:
     identity: Identity | None
     cgi: Mapping[str, str]
     """What stood behind the ``?``, without credentials."""
+    token: str = field(default="", repr=False)
+    """Of the identity; never shown."""
 
 
 @dataclass(slots=True)
@@ -73,7 +117,18 @@ class Call:
     code: int
     body: bytes
     """16 bytes of parameters."""
-    data: bytes
+    data: Buffer
+    """More than 64 KiB come as a memoryview, which is the handler's own."""
+    targets: list[Target] = field(default_factory=list)
+    """What :meth:`target` gave: an error's path gets its endpoint's name from there."""
+
+    def file(self, handle: bytes) -> OpenFile:
+        """An open file of the session. Raises (3004) if there is none."""
+        found = self.session.files.get(handle)
+        if found is None:
+            raise refusal(FILE_NOT_OPEN, "handle: no such file is open; open it again")
+        self.targets.append(found.target)
+        return found
 
     async def target(self, raw: bytes | None = None) -> Target:
         """The path of a request, resolved and with its identity; the verb is for the handler to decide.
@@ -87,13 +142,23 @@ class Call:
             BadRequest: no absolute path, ``..``, not UTF-8, too long. NotFound: no such endpoint.
             BadCredential, InvalidToken: a token that is no good.
         """
-        text, cgi, secret = split(self.data if raw is None else raw)
-        identity = self.session.identity
-        bearer.set(self.session.token or None)
+        text, cgi, secret = split(bytes(self.data) if raw is None else raw)
+        identity, token = self.session.identity, self.session.token
         if secret:
-            identity = await self.site.identify(None, secret)
+            token = bearer_of(None, secret, access_token=True) or token
+            identity = await self.site.verifier.verify(token, macaroons=True)
+        elif identity is not None and time() >= identity.expires:
+            raise Unauthenticated(f"{text}: the token of {identity} has expired; log in with a new one")
+        bearer.set(token if identity is not None and not identity.only else None)
         endpoint, path = self.site.find(text)
-        return Target(endpoint, path, text, identity, cgi)
+        self.targets.append(found := Target(endpoint, path, text, identity, cgi, token))
+        return found
+
+
+class Framed(bytes):
+    """A whole answer with its head, sent as it is."""
+
+    __slots__ = ()
 
 
 Handler = Callable[[Call], Awaitable["bytes | AsyncIterator[bytes]"]]

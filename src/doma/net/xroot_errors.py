@@ -5,27 +5,38 @@ Source: xrootd's ``XProtocol.hh`` (``XErrorCode``); §2 of the project's root://
 
 from doma.core.errors import (
     AlreadyExists,
+    BadCredential,
     BadRequest,
     Cancelled,
+    ChecksumMismatch,
     Conflict,
     CorruptFile,
     DomaError,
     Forbidden,
     LimitExceeded,
+    NotAllowed,
     NotCached,
     NotFound,
+    OnTape,
     OriginFailed,
     PreconditionFailed,
+    RangeNotSatisfiable,
+    Refused,
     StorageFull,
     StorageUnavailable,
     TimedOut,
     TooManyRequests,
     Unauthenticated,
     Unsupported,
+    UriTooLong,
+    WrongSize,
 )
 
 FS_ERROR, BAD_REQUEST, UNSUPPORTED, NO_ATTRIBUTE = 3005, 3006, 3013, 3027
 """Codes that are told apart by more than what they mean to us."""
+BAD_ARGUMENT, TOO_LONG, FILE_NOT_OPEN, IO_ERROR, NO_MEMORY = 3000, 3002, 3004, 3007, 3008
+NOT_FILE, IS_DIRECTORY, EXISTS, READ_ONLY, TLS_REQUIRED = 3015, 3016, 3018, 3025, 3028
+"""Codes that a server says and no error class of ours stands for."""
 
 KINDS: dict[int, type[DomaError]] = {
     3000: BadRequest,
@@ -78,6 +89,14 @@ _CODES: dict[type[DomaError], int] = {
     BadRequest: 3000,
     StorageFull: 3009,
     TooManyRequests: 3024,
+    BadCredential: 3030,
+    ChecksumMismatch: 3019,
+    NotAllowed: 3025,
+    RangeNotSatisfiable: 3000,
+    Refused: 3010,
+    UriTooLong: 3002,
+    WrongSize: 3026,
+    OnTape: 3005,
 }
 
 
@@ -98,11 +117,25 @@ def error_of(code: int, text: str, place: str, secret: str | None = None) -> Dom
     return error
 
 
+def refusal(code: int, text: str) -> DomaError:
+    """An error that is to be answered under this very code.
+
+    >>> code_of(refusal(READ_ONLY, "/a: cannot be written to"))
+    3025
+    """
+    return KINDS[code](text, xrootd=code)
+
+
 def code_of(error: DomaError) -> int:
-    """The code under which a server answers one of our errors: its own, or its nearest parent's.
+    """The code under which a server answers an error: the one it came with, its own, its nearest parent's.
 
     >>> code_of(NotFound("/a: no such file")), code_of(DomaError("/a: broken"))
     (3011, 3012)
     """
-    known = {**{kind: code for code, kind in reversed(KINDS.items())}, **_CODES}
-    return next((known[kind] for kind in type(error).__mro__ if kind in known), 3012)
+    known = error.detail.get("xrootd")
+    if isinstance(known, int):
+        return known
+    return next((_OURS[kind] for kind in type(error).__mro__ if kind in _OURS), 3012)
+
+
+_OURS = {**{kind: code for code, kind in reversed(KINDS.items())}, **_CODES}

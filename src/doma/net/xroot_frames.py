@@ -34,27 +34,34 @@ class Code(IntEnum):
     CHMOD = 3002
     CLOSE = 3003
     DIRLIST = 3004
+    GPFILE = 3005
     PROTOCOL = 3006
     LOGIN = 3007
     MKDIR = 3008
     MV = 3009
     OPEN = 3010
     PING = 3011
+    CHKPOINT = 3012
     READ = 3013
     RM = 3014
     RMDIR = 3015
     SYNC = 3016
     STAT = 3017
+    SET = 3018
     WRITE = 3019
     FATTR = 3020
     PREPARE = 3021
+    STATX = 3022
     ENDSESS = 3023
     BIND = 3024
     READV = 3025
     PGWRITE = 3026
     LOCATE = 3027
     TRUNCATE = 3028
+    SIGVER = 3029
     PGREAD = 3030
+    WRITEV = 3031
+    CLONE = 3032
 
 
 class Status(IntEnum):
@@ -87,6 +94,8 @@ class Server(IntFlag):
 
     DATA = 0x00000001
     MANAGER = 0x00000002
+    CACHE = 0x00000080
+    PROXY = 0x00000200
     PAGES = 0x00200000
     TLS_DATA = 0x01000000
     TLS_LOGIN = 0x04000000
@@ -104,7 +113,9 @@ class Open(IntFlag):
     UPDATE = 0x0020
     REFRESH = 0x0080
     MKPATH = 0x0100
+    APPEND = 0x0200
     RETSTAT = 0x0400
+    WRITE_ONLY = 0x8000
 
 
 class Query(IntEnum):
