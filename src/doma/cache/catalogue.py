@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from doma.cache.entry import Entry
 from doma.cache.extents import PAGE
 from doma.cache.fetch import Context, Fetcher
-from doma.cache.origins import Answer, Place
+from doma.cache.origins import Place
 from doma.cache.record import Record
+from doma.cache.replicas import Answer
 from doma.cache.shelf import Item, Shelf
 from doma.core.config import Cache
 from doma.core.events import Emit, Event
@@ -114,6 +115,7 @@ class Catalogue:
             cache_control=answer.cache_control,
             lifetime=lifetime,
             checksums=dict(stat.checksums),
+            replica=answer.replica,
         )
         old = self.find(place)
         await asyncio.to_thread(self.shelf.write, record, now)

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from doma.cache.origins import Place, caller
+from doma.cache.origins import caller
+from doma.cache.replicas import Replica
 from doma.core.errors import DomaError
 from doma.store.protocol import Reader
 
@@ -32,16 +33,16 @@ class Connections:
 
     def __init__(self, most: int = 64) -> None:
         self._most = most
-        self._kept: OrderedDict[tuple[str, str, str], _Line] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str, str], _Line] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def reader(self, place: Place, generation: str) -> AsyncIterator[Reader]:
+    async def reader(self, replica: Replica, key: str, generation: str) -> AsyncIterator[Reader]:
         """A reader of the object for this caller; one open for any number that wait for it."""
-        name = (place.key, generation, caller())
+        name = (key, generation, replica.name, caller())
         line = self._kept.get(name)
         if line is None or line.failed:
-            line = self._kept[name] = _Line(asyncio.create_task(place.store.open(place.path)))
+            line = self._kept[name] = _Line(asyncio.create_task(replica.open()))
             line.opening.add_done_callback(heard)
         self._kept.move_to_end(name)
         while len(self._kept) > self._most:
@@ -54,9 +55,9 @@ class Connections:
             if line.retired:
                 self._retire(line)
 
-    def drop(self, key: str, generation: str) -> None:
-        """Close the readers of one version, each once nobody reads from it."""
-        for name in [n for n in self._kept if n[:2] == (key, generation)]:
+    def drop(self, key: str, generation: str, replica: str | None = None) -> None:
+        """Close the readers of one version (at one replica), each once nobody reads from it."""
+        for name in [n for n in self._kept if n[:2] == (key, generation) and replica in {None, n[2]}]:
             self._retire(self._kept.pop(name))
 
     async def close(self) -> None:

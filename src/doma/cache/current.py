@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 
 from doma.cache.catalogue import Catalogue
 from doma.cache.entry import Entry
-from doma.cache.freshness import Control, may_serve_stale, parse
-from doma.cache.origins import Answer, CanProbe, Place, caller
+from doma.cache.freshness import FOREVER, Control, may_serve_stale, parse
+from doma.cache.lanes import Lanes
+from doma.cache.origins import Place, caller
+from doma.cache.replicas import Answer, CanProbe, ask
 from doma.cache.stats import Counters
 from doma.core.config import Cache
 from doma.core.errors import (
@@ -27,6 +29,7 @@ from doma.core.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
+from doma.core.paths import covers
 from doma.store.protocol import Stat
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class Validator:
         config: Section ``cache``.
         clock: Unix seconds.
         counters: Where to count.
+        lanes: Slots at the origins.
         negative: Seconds that a 404 is remembered.
     """
 
@@ -66,12 +70,14 @@ class Validator:
         config: Cache,
         clock: Callable[[], float],
         counters: Counters,
+        lanes: Lanes,
         negative: float,
     ) -> None:
         self._catalogue = catalogue
         self._config = config
         self._clock = clock
         self._counters = counters
+        self._lanes = lanes
         self._negative = negative
         self._asking: dict[str, tuple[asyncio.Task[Entry | Unkept], str]] = {}
         self._missing: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -140,7 +146,10 @@ class Validator:
         usable = entry is not None and entry.record.comparable and not (entry.suspect or entry.fetcher.broken)
         self._counters.validations += entry is not None
         try:
-            answer = await place.ask(entry.record.version if entry is not None and usable else None)
+            answer = await ask(
+                place.replicas, self._lanes, caller(), entry.record if entry is not None else None,
+                usable=usable, by_size=self._config.replicas_by_size,
+            )  # fmt: skip
         except NotFound:
             self._remember_missing(place)
             if entry is not None:
@@ -186,7 +195,7 @@ class Validator:
                 stat.size,
                 usable.record.size,
             )
-        lifetime = self._config.lifetime if isinstance(place.store, CanProbe) else self._config.file_lifetime
+        lifetime = self._lifetime(place)
         try:
             fresh = await self._catalogue.adopt(place, stat, answer, lifetime)
         except OSError as e:
@@ -195,6 +204,14 @@ class Validator:
             return Unkept(place.here(stat), answer)
         fresh.grant(caller(), self._clock() + GRANT)
         return fresh
+
+    def _lifetime(self, place: Place) -> float:
+        """How long what the origin says nothing about is fresh: the longest path of the key wins (F2)."""
+        areas = [path for path in self._config.lifetimes if covers(path, place.shown)]
+        if areas:
+            said = self._config.lifetimes[max(areas, key=len)]
+            return FOREVER if said == "immutable" else said
+        return self._config.lifetime if isinstance(place.store, CanProbe) else self._config.file_lifetime
 
     def _excusable(self, place: Place, entry: Entry, error: DomaError) -> bool:
         """Whether to serve stale: the origin is away, and it has let this caller read the object before."""

@@ -9,53 +9,30 @@ Source: cache contract §9; O1, O7, O10, F8, F16, C9, C11.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from doma.cache.connections import Connections, heard
-from doma.cache.extents import PAGE, Run, joined, pieces, without
+from doma.cache.extents import PAGE, Run, joined, pages_of, pieces, without
+from doma.cache.flight import Budget, Flight
+from doma.cache.foresight import Foresight
+from doma.cache.lanes import Lanes, Turn
 from doma.cache.origins import Place, caller
 from doma.cache.pages import PageFile
+from doma.cache.prefetch import Prefetcher
 from doma.cache.record import Record
+from doma.cache.source import Source, account
 from doma.cache.stats import Counters
-from doma.core.errors import (
-    DomaError,
-    NotFound,
-    OriginFailed,
-    PreconditionFailed,
-    RangeNotSatisfiable,
-    Replaced,
-    ServiceUnavailable,
-)
+from doma.core.errors import DomaError, NotFound, Replaced, ServiceUnavailable
 from doma.store.protocol import Buffer
 
 log = logging.getLogger(__name__)
 
 JOIN = 0.002
 """Seconds that a miss waits for neighbours while other fetches of the object are under way."""
-TRIES = 3
 AHEAD_SHARE = 0.25
 """The part of the memory budget that read-ahead may hold."""
-
-
-class Budget:
-    """Bytes that running fetches may hold in memory."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, amount: int, share: float = 1.0) -> bool:
-        """Reserve bytes if, with them, at most this share of the budget is in use."""
-        if self.used + amount > self.limit * share:
-            return False
-        self.used += amount
-        return True
-
-    def give(self, amount: int) -> None:
-        """Return bytes."""
-        self.used -= amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +42,18 @@ class Context:
     counters: Counters
     budget: Budget
     connections: Connections
+    lanes: Lanes
     rng: Random
+    by_size: bool
+    """Whether a replica of the same size is taken for the same where nothing else can tell."""
     room: Callable[[int], Awaitable[bool]]
     """Whether so many more bytes may go to disk; makes room if it can and holds it if so."""
     landed: Callable[["Fetcher", int], None]
     """Called after that, with the bytes that room was held for, whether or not they got there."""
     distrust: Callable[["Fetcher", DomaError], None]
     """Called when the origin no longer has, or contradicts, the version being fetched."""
-
-
-class Flight:
-    """Pages on their way; ``task`` gives their bytes."""
-
-    __slots__ = ("by", "claims", "kept", "landing", "run", "task", "wanted")
-
-    def __init__(self, run: Run, by: str, asked: Iterable[Run]) -> None:
-        self.run = run
-        self.by = by
-        self.wanted = 0
-        self.kept = False
-        """Whether its bytes are on disk now."""
-        self.landing = False
-        """The bytes are here and only have to be written: no use in stopping any more."""
-        self.task: asyncio.Task[Buffer]
-        # A page that somebody asked for is claimed as a miss once; all later readers of it had a hit.
-        self.claims = bytearray(b"\1" * (run[1] - run[0]))
-        for first, last in asked:
-            a, b = max(first, run[0]) - run[0], min(last, run[1]) - run[0]
-            if a < b:
-                self.claims[a:b] = bytes(b - a)
-
-    def unasked(self) -> list[Run]:
-        """The runs that nobody has asked for yet."""
-        out, base, at = [], self.run[0], 0
-        while (first := self.claims.find(1, at)) >= 0:
-            at = self.claims.find(0, first)
-            at = len(self.claims) if at < 0 else at
-            out.append((base + first, base + at))
-        return out
-
-    def claim(self, run: Run) -> int:
-        """How many pages of this run nobody counted yet."""
-        a, b = max(run[0], self.run[0]) - self.run[0], min(run[1], self.run[1]) - self.run[0]
-        if a >= b:
-            return 0
-        fresh = self.claims.count(0, a, b)
-        self.claims[a:b] = b"\1" * (b - a)
-        return fresh
+    foresee: Callable[["Fetcher"], Foresight | None]
+    """Says what knows which bytes will be wanted next."""
 
 
 class Fetcher:
@@ -127,7 +69,14 @@ class Fetcher:
         """Set when the origin has contradicted this version: nothing more of it is fetched or stored."""
         self.whole = False
         """Set when the last page landed, so that the whole is checked once."""
+        self.source = Source(
+            place, record, context.lanes, context.connections, context.counters, context.rng.random,
+            by_size=context.by_size,
+        )  # fmt: skip
         self._context = context
+        self._foresight: Foresight | None = None
+        self._looked = False
+        self._prefetcher: Prefetcher | None = None
         self._flights: list[Flight] = []
         self._queue: list[tuple[list[Run], asyncio.Future[list[Flight]]]] = []
 
@@ -166,6 +115,7 @@ class Fetcher:
         """The bytes of flights; whoever is last to give up on one cancels it."""
         for flight in flights:
             flight.wanted += 1
+            self._context.lanes.hurry(flight.turn)
         try:
             return [await asyncio.shield(flight.task) for flight in flights]
         except asyncio.CancelledError:
@@ -186,18 +136,67 @@ class Fetcher:
 
     async def direct(self, start: int, stop: int) -> Buffer:
         """Bytes straight from the origin, for one caller, kept nowhere (O10)."""
-        data = await self._read(start, stop)
+        data = await self._read(start, stop, Turn(caller()))
         self._context.counters.bypass += stop - start
+        if (cached := account.get()) is not None:
+            cached.bypass += stop - start
         return data
+
+    async def content(self, start: int, stop: int) -> Buffer:
+        """Bytes of this version for the cache's own use, through the cache; at most 8 MiB at once.
+
+        What is missing is fetched, and counted as ``prefetch``.
+        """
+        run = pages_of(start, stop)
+        for _ in range(2):
+            buffer, missing, bad = await self.pages.load(run)
+            if bad:
+                self.damaged(bad)
+            if not missing:
+                return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
+            held = [flight for m in missing for flight in self.ahead(m)]
+            try:
+                await self.gather(self._over(missing))
+            finally:
+                for flight in held:
+                    self.release(flight)
+        return await self._read(start, stop, Turn(caller()))
+
+    def look_ahead(self) -> None:
+        """Somebody opened it: find out, once, whether what will be wanted next can be foreseen."""
+        if not self._looked:
+            self._looked = True
+            self._foresight = self._context.foresee(self)
+
+    def seen(self, start: int, stop: int) -> None:
+        """Somebody reads these bytes: fetch what will be wanted next."""
+        if self._foresight is None:
+            return
+        if self._prefetcher is not None:
+            self._prefetcher.read()
+        if wanted := self._foresight.seen(start, stop):
+            self.prefetch(wanted)
+
+    def prefetch(self, spans: Sequence[tuple[int, int]]) -> None:
+        """Fetch these bytes when nothing better is to be done, while somebody reads the object."""
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.ahead, self.release)
+            self._prefetcher.read()
+        self._prefetcher.add(spans)
 
     def damaged(self, pages: list[int]) -> None:
         """Count and report pages whose bytes did not fit their checksum; they are missing now."""
         self._context.counters.repair += len(pages) * PAGE
+        if (cached := account.get()) is not None:
+            cached.repair += len(pages) * PAGE
+            cached.bad_pages += len(pages)
         for page in pages[:8]:
             log.warning("%s: damaged in the cache at offset %d; fetched again", self.place.shown, page * PAGE)
 
     async def close(self) -> None:
         """Stop everything under way."""
+        if self._prefetcher is not None:
+            await self._prefetcher.close()
         tasks = [flight.task for flight in self._flights]
         for task in tasks:
             task.cancel()
@@ -230,15 +229,16 @@ class Fetcher:
 
     def _start(self, run: Run, asked: list[Run]) -> Flight | None:
         length = min(run[1] * PAGE, self.record.size) - run[0] * PAGE
-        if not self._context.budget.take(length, 1.0 if asked else AHEAD_SHARE):
+        origin = self.source.origin
+        if not self._context.budget.take(origin, length, 1.0 if asked else AHEAD_SHARE):
             return None
-        flight = Flight(run, caller(), asked)
+        flight = Flight(run, caller(), asked, urgent=bool(asked))
         # The task copies the caller's context and with it the token that the origin sees.
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.append(flight)
 
         def landed(task: asyncio.Task[Buffer]) -> None:
-            self._context.budget.give(length)
+            self._context.budget.give(origin, length)
             if flight in self._flights:
                 self._flights.remove(flight)
             heard(task)
@@ -249,16 +249,21 @@ class Fetcher:
     async def _fly(self, flight: Flight) -> Buffer:
         counters = self._context.counters
         start, stop = flight.run[0] * PAGE, min(flight.run[1] * PAGE, self.record.size)
-        ahead = flight.unasked()
-        data = await self._read(start, stop)
+        ahead, cached = flight.unasked(), account.get()
+        data = await self._read(start, stop, flight.turn)
         flight.landing = True
-        counters.prefetch += min(sum(last - first for first, last in ahead) * PAGE, stop - start)
+        unasked = min(sum(last - first for first, last in ahead) * PAGE, stop - start)
+        counters.prefetch += unasked
+        if cached is not None:
+            cached.prefetch += unasked
         for run in ahead:
             self.pages.mark_ahead(run)
         if not self.broken and await self._context.room(len(data)):
             try:
                 await self.pages.save(flight.run[0], data)
                 counters.stored += len(data)
+                if cached is not None:
+                    cached.stored += len(data)
                 flight.kept = True
             except OSError as e:
                 counters.disk_errors += 1
@@ -267,49 +272,24 @@ class Fetcher:
                 self._context.landed(self, len(data))
         return data
 
-    async def _read(self, start: int, stop: int) -> Buffer:
-        for attempt in range(1, TRIES + 1):
-            if self.broken:
-                break
-            try:
-                return await self._once(start, stop)
-            except (Replaced, PreconditionFailed, RangeNotSatisfiable) as e:
-                self._distrust(e)
-                raise self._replaced() from e
-            except DomaError as e:
-                if isinstance(e, NotFound):
-                    self._context.distrust(self, e)
-                if e.retry == "no" or attempt == TRIES:
-                    self._context.counters.origin_errors += 1
-                    raise
-                self._context.connections.drop(self.place.key, self.record.generation)
-                self._context.counters.retries += 1
-                await asyncio.sleep(0.1 * 4 ** (attempt - 1) * (0.5 + self._context.rng.random()))
-        raise self._replaced()
-
-    async def _once(self, start: int, stop: int) -> Buffer:
-        async with self._context.connections.reader(self.place, self.record.generation) as reader:
-            if (reader.stat.version, reader.stat.size) != (self.record.version, self.record.size):
-                self._context.connections.drop(self.place.key, self.record.generation)
-                raise self._replaced()
-            data = await reader.read(start, stop)
-        self._context.counters.origin += len(data)
-        if len(data) != stop - start:
-            raise OriginFailed(
-                f"{self.place.shown}: the origin sent {len(data)} bytes instead of {stop - start}; try again"
+    async def _read(self, start: int, stop: int, turn: Turn) -> Buffer:
+        if self.broken:
+            raise Replaced(
+                f"{self.place.shown}: the origin has another version than the one being read; open it again",
+                path=self.place.shown,
             )
-        return data
-
-    def _distrust(self, error: DomaError) -> None:
-        if not self.broken:
-            self.broken = True
-            self._context.distrust(self, error)
-
-    def _replaced(self) -> Replaced:
-        return Replaced(
-            f"{self.place.shown}: the origin has another version than the one being read; open it again",
-            path=self.place.shown,
-        )
+        try:
+            return await self.source.read(start, stop, turn)
+        except Replaced as e:
+            if not self.broken:
+                self.broken = True
+                self._context.distrust(self, e)
+            raise
+        except DomaError as e:
+            if isinstance(e, NotFound):
+                self._context.distrust(self, e)
+            self._context.counters.origin_errors += 1
+            raise
 
 
 def _cancelled() -> bool:

@@ -34,6 +34,32 @@ control: ContextVar[Control] = ContextVar("cache_control", default=Control.NORMA
 """Set by a door (see :func:`requested`) before it calls the store; read once, at open or stat."""
 
 
+PATIENCE = 60.0
+"""Seconds that a client waits for bytes if it does not say: what ``pelican`` does."""
+
+patience: ContextVar[float] = ContextVar("cache_patience", default=PATIENCE)
+"""Seconds that the client waits for an open or a read; set by a door like :data:`control`."""
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{0,9})?)(h|ms|m|us|µs|ns|s)")
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+def patience_of(headers: Mapping[str, str]) -> float:
+    """Seconds after which an answer comes too late, by ``X-Pelican-Timeout`` (names in lower case).
+
+    A tenth is taken off, so that the client hears why before it gives up (O5). Nonsense is ignored.
+
+    >>> patience_of({"x-pelican-timeout": "10s"}), patience_of({"x-pelican-timeout": "1m30.5s"})
+    (9.0, 81.45)
+    """
+    text = headers.get("x-pelican-timeout", "").strip()
+    found = _DURATION.findall(text)
+    if not found or "".join(number + unit for number, unit in found) != text:
+        return PATIENCE * 0.9
+    total = sum(float(number) * _UNITS[unit] for number, unit in found)
+    return min(max(0.9 * total, 0.05), 3600.0)
+
+
 def requested(headers: Mapping[str, str]) -> Control:
     """What a client's request headers (names in lower case) allow; for doors, to set :data:`control`.
 

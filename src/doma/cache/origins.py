@@ -1,62 +1,32 @@
 """Where cached bytes come from: one default origin, and those that a client may name in the path.
 
 The cache keeps the default origin's own paths, so that names and token scopes are the same at both. The
-forwarding form ``/https:/host[:port]/path`` (``//`` arrives collapsed, or not) reaches any origin that
-``cache.allow`` names.
+forwarding form ``/https:/host[:port]/path``, ``/root:/host[:port]//path`` (``//`` arrives collapsed, or not)
+reaches any origin that ``cache.allow`` names.
 """
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from typing import Protocol, runtime_checkable
 
 from doma.auth.model import bearer
 from doma.cache.record import key_of
+from doma.cache.replicas import Replica
 from doma.core.errors import Forbidden, TooManyRequests
 from doma.core.paths import checked
 from doma.store.http_trust import RemoteGuard
 from doma.store.protocol import Stat, Store
 
-_FORWARD = re.compile(r"/(https?):/+([^/]*)(/.*)?", re.DOTALL | re.IGNORECASE)
+_FORWARD = re.compile(r"/(https?|x?roots?):/+([^/]*)(/.*)?", re.DOTALL | re.IGNORECASE)
+_FORWARDS = re.compile(r"/(http|x?root)s?:/", re.IGNORECASE)
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
-_PORTS = {"http": ":80", "https": ":443"}
+_PORTS = {"http": ":80", "https": ":443", "root": ":1094", "roots": ":1094"}
 MOST = 256
 """Origins that clients may have named at one time."""
 _PLACES = 4096
 """Paths whose place is kept worked out."""
-
-
-class Probed(Protocol):
-    """What an origin answered to "is it still this version?"."""
-
-    @property
-    def stat(self) -> Stat | None:
-        """None: not modified."""
-
-    @property
-    def cache_control(self) -> str: ...
-    @property
-    def age(self) -> float: ...
-
-
-@runtime_checkable
-class CanProbe(Protocol):
-    """A store that speaks HTTP's language of freshness."""
-
-    async def probe(self, path: str, *, if_none_match: str | None = None) -> Probed:
-        """Like ``stat``, with a condition. Raises NotFound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An origin's word on one object."""
-
-    stat: Stat | None
-    """None: unchanged."""
-    cache_control: str = ""
-    age: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +43,18 @@ class Place:
     """Whether the client named the origin: then this site's policy knows nothing of what is there."""
     key: str
     """The object's name on disk."""
+    replicas: tuple[Replica, ...]
+    """Where it lives, the first one at ``origin``."""
+
+    def replica(self, name: str) -> Replica:
+        """The replica at an origin; the first one if there is none."""
+        return next((r for r in self.replicas if r.name == name), self.replicas[0])
 
     def here(self, stat: Stat) -> Stat:
         """What the origin says, under the cache's own path."""
         tail = stat.path.removeprefix(self.path.rstrip("/"))
         path = self.shown.rstrip("/") + tail if stat.path != self.path else self.shown
         return Stat(path or "/", stat.size, stat.version, stat.modified, stat.is_dir, stat.checksums)
-
-    async def ask(self, version: str | None) -> Answer:
-        """What the origin has now. Raises NotFound, and what the origin's store raises."""
-        if isinstance(self.store, CanProbe):
-            probed = await self.store.probe(self.path, if_none_match=version)
-            return Answer(probed.stat, probed.cache_control or "", max(0.0, probed.age or 0.0))
-        return Answer(await self.store.stat(self.path))
 
     async def children(self) -> AsyncIterator[Stat]:
         """The origin's listing, under the cache's own paths."""
@@ -99,8 +68,10 @@ class Origins:
     Args:
         default: The store that plain paths mean.
         name: What to call it; a part of every key, so that a cache folder is not mixed between origins.
-        open: Makes the store of an origin ``https://host[:port]``; None: no forwarding.
+        open: Makes the store of an origin ``https://host[:port]`` or ``root://host[:port]``; None: no
+            forwarding.
         allow: Globs over ``https://host[:port]`` that clients may name (``cache.allow``).
+        others: More stores with the same files as ``default``, by name, in the order to be tried.
     """
 
     def __init__(
@@ -110,8 +81,10 @@ class Origins:
         name: str = "default",
         open: Callable[[str], Store] | None = None,
         allow: tuple[str, ...] = (),
+        others: Mapping[str, Store] | None = None,
     ) -> None:
         self.default = default
+        self._others = dict(others or {})
         self.name = name
         self._open = open
         self._allow = tuple(glob.lower().rstrip("/") for glob in allow)
@@ -134,10 +107,14 @@ class Origins:
         return place
 
     def _find(self, path: str) -> Place:
-        match = _FORWARD.fullmatch(path) if path.startswith(("/http", "/HTTP")) else None
+        match = _FORWARD.fullmatch(path) if _FORWARDS.match(path) else None
         if match is None:
-            return Place(path, self.name, self.default, path, named=False, key=key_of(self.name, path))
+            own = {self.name: self.default, **self._others}
+            replicas = tuple(Replica(name, store, path) for name, store in own.items())
+            key = key_of(self.name, path)
+            return Place(path, self.name, self.default, path, named=False, key=key, replicas=replicas)
         scheme, host, rest = match.group(1).lower(), match.group(2).lower(), match.group(3) or "/"
+        scheme = scheme.removeprefix("x")
         base = f"{scheme}://{host.removesuffix(_PORTS[scheme])}"
         # Only a bare host and port get as far as the globs: no user part, no fragment, no brackets.
         known = _HOST.fullmatch(host) and any(fnmatchcase(base, glob) for glob in self._allow)
@@ -153,7 +130,8 @@ class Origins:
                 raise TooManyRequests(f"{base}: more than {MOST} origins in use; try later", retry_after=60)
             store = self._named[base] = self._open(base)
         inner = checked(rest)
-        return Place(path, base, store, inner, named=True, key=key_of(base, inner))
+        replicas = (Replica(base, store, inner),)
+        return Place(path, base, store, inner, named=True, key=key_of(base, inner), replicas=replicas)
 
     def shown(self, origin: str, path: str) -> str:
         """The path in the cache of what lies under a path at one of the origins."""
@@ -164,7 +142,7 @@ class Origins:
 
     async def close(self) -> None:
         """Close every origin's store."""
-        for store in (self.default, *self._named.values()):
+        for store in (self.default, *self._others.values(), *self._named.values()):
             await store.close()
         self._named.clear()
         self._places.clear()

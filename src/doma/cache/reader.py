@@ -3,14 +3,27 @@
 Source: cache contract §3 (never promise what is not delivered), F8, F9, F13, C1-C3, §9.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from doma.cache.extents import PAGE, Run, Stride, pages_of, without
-from doma.cache.fetch import AHEAD_SHARE, Context, Fetcher, Flight
+from doma.cache.fetch import AHEAD_SHARE, Context, Fetcher
+from doma.cache.flight import Flight
+from doma.cache.freshness import patience
 from doma.cache.origins import caller
 from doma.cache.pages import PageFile
-from doma.core.errors import Forbidden, NotCached, NotFound, RangeNotSatisfiable, Unauthenticated
+from doma.cache.source import account
+from doma.core.errors import (
+    Forbidden,
+    NotCached,
+    NotFound,
+    RangeNotSatisfiable,
+    TimedOut,
+    Unauthenticated,
+)
+from doma.monitor.opens import Cached
 from doma.store.protocol import PIECE, Buffer, Reader, Stat
 
 _TURNS = 16
@@ -84,6 +97,9 @@ class CachedReader:
         self._ahead: list[Flight] = []
         self._ahead_to = 0
         self._end = self._stat.size
+        self._patience = patience.get()
+        self.cached = Cached()
+        """Where the bytes came from; a door may put its own in place, to add up several opens."""
 
     @property
     def stat(self) -> Stat:
@@ -139,22 +155,29 @@ class CachedReader:
             )
         ahead = self._stride.ahead(start, stop, int(self._context.budget.limit * AHEAD_SHARE))
         if (view := self._pages.view(start, stop)) is not None:
-            _count_hit(self._context, self._pages, start, stop)
+            _count_hit(self._context, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)
+            self._fetcher.seen(start, stop)
             return view
-        for turn in range(_TURNS):
-            try:
-                return await self._read(start, stop, ahead)
-            except _Again:
-                if turn == _TURNS - 1:
-                    break
-        return await self._fetcher.direct(start, stop)
+        account.set(self.cached)  # what is fetched for this read is fetched on its account
+        async with in_time(self._stat.path, self._patience):
+            data = await self._fetched(start, stop, ahead)
+        self._fetcher.seen(start, stop)
+        return data
 
     async def close(self) -> None:
         self._let_go()
         if self._closed is not None:
             self._closed()
             self._closed = None
+
+    async def _fetched(self, start: int, stop: int, ahead: int) -> Buffer:
+        for _ in range(_TURNS):
+            try:
+                return await self._read(start, stop, ahead)
+            except _Again:
+                continue
+        return await self._fetcher.direct(start, stop)
 
     async def _read(self, start: int, stop: int, ahead: int) -> Buffer:
         run = pages_of(start, stop)
@@ -165,7 +188,7 @@ class CachedReader:
             if bad:
                 self._fetcher.damaged(bad)
         if buffer is not None and not missing:
-            _count_hit(self._context, self._pages, start, stop)
+            _count_hit(self._context, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)
             return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
         self.require(start, stop)
@@ -213,7 +236,10 @@ class CachedReader:
             direct += b - a
         self._context.counters.miss += missed
         self._context.counters.bypass += bypassed
-        _count_hit(self._context, self._pages, start, stop, less=missed + bypassed + direct)
+        self.cached.miss += missed
+        self.cached.bypass += bypassed
+        less = missed + bypassed + direct
+        _count_hit(self._context, self.cached, self._pages, start, stop, less=less)
         return out[start - base : stop - base]
 
     def _missed(self, flight: Flight, missing: list[Run], start: int, stop: int) -> int:
@@ -257,6 +283,8 @@ class PassReader:
         self._stat = stat
         self._seen = seen
         self._context = context
+        self._patience = patience.get()
+        self.cached = Cached()
 
     @property
     def stat(self) -> Stat:
@@ -268,7 +296,9 @@ class PassReader:
         return self._seen.headers("BYPASS")
 
     async def read(self, start: int, stop: int) -> Buffer:
-        data = await self._inner.read(start, stop)
+        async with in_time(self._stat.path, self._patience):
+            data = await self._inner.read(start, stop)
+        self.cached.bypass += len(data)
         self._context.counters.bypass += len(data)
         self._context.counters.origin += len(data)
         return data
@@ -280,14 +310,17 @@ class PassReader:
 class HotObject:
     """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
 
-    __slots__ = ("_context", "_from", "_pages", "_seen", "_stat", "_to")
+    __slots__ = ("_context", "_fetcher", "_from", "_pages", "_seen", "_stat", "_to", "cached")
 
     def __init__(self, fetcher: Fetcher, seen: Seen, context: Context) -> None:
+        self._fetcher = fetcher
         self._pages = fetcher.pages
         self._stat = fetcher.stat
         self._seen = seen
         self._context = context
         self._from = self._to = 0
+        self.cached: Cached | None = None
+        """Where a door adds up what it took, if it does."""
 
     @property
     def stat(self) -> Stat:
@@ -321,16 +354,34 @@ class HotObject:
         if not self._from <= start <= self._to:
             self._from, self._to = start, start
         if stop > self._to:
-            _count_hit(self._context, self._pages, self._to, stop)
+            _count_hit(self._context, self.cached, self._pages, self._to, stop)
+            self._fetcher.seen(self._to, stop)
             self._to = stop
 
 
-def _count_hit(context: Context, pages: PageFile, start: int, stop: int, less: int = 0) -> None:
+@asynccontextmanager
+async def in_time(path: str, seconds: float) -> AsyncIterator[None]:
+    """End what takes longer than the client waits (O5). Raises TimedOut."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as e:
+        raise TimedOut(
+            f"{path}: the origin gave nothing within the {seconds:g} s that the client waits; try later",
+            path=path,
+        ) from e
+
+
+def _count_hit(
+    context: Context, cached: Cached | None, pages: PageFile, start: int, stop: int, less: int = 0
+) -> None:
     """Count delivered bytes, less those that were counted otherwise, as hit or as fetched ahead."""
     here = stop - start - less
     ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE)
     context.counters.prefetched += ahead
     context.counters.hit += here - ahead
+    if cached is not None:
+        cached.hit += here
 
 
 class _Again(Exception):

@@ -40,6 +40,8 @@ class Record:
     lifetime: float = 0.0
     """Seconds it is fresh when ``cache_control`` does not say."""
     checksums: Mapping[str, str] = field(default_factory=dict)
+    replica: str = ""
+    """The origin whose version this is, where the object has several; empty: ``origin``."""
 
     @property
     def key(self) -> str:

@@ -20,10 +20,13 @@ from doma.cache.catalogue import Catalogue, Victim
 from doma.cache.connections import Connections
 from doma.cache.current import NEGATIVE, Unkept, Validator, granted
 from doma.cache.entry import Entry
-from doma.cache.fetch import Budget, Context, Fetcher
-from doma.cache.freshness import Control, control
+from doma.cache.fetch import Context, Fetcher
+from doma.cache.flight import Budget
+from doma.cache.foresight import Foresight
+from doma.cache.freshness import Control, control, patience
+from doma.cache.lanes import Lanes
 from doma.cache.origins import Origins, Place
-from doma.cache.reader import CachedReader, HotObject, PassReader, Seen
+from doma.cache.reader import CachedReader, HotObject, PassReader, Seen, in_time
 from doma.cache.scrub import check_whole, digest
 from doma.cache.shelf import Shelf
 from doma.cache.stats import Counters, Stats, snapshot
@@ -47,6 +50,7 @@ class CacheStore:
         emit: Takes ``object.cached``, ``object.replaced``, ``object.evicted``.
         rng: Jitter of retries.
         negative: Seconds that a 404 is remembered.
+        foresee: Makes what foresees the reads of one version; asked once, at its first open.
 
     Raises:
         AlreadyRunning: another process holds the folder.
@@ -63,6 +67,7 @@ class CacheStore:
         emit: Emit = lambda event: None,
         rng: Random | None = None,
         negative: float = NEGATIVE,
+        foresee: Callable[[Fetcher], Foresight | None] = lambda fetcher: None,
     ) -> None:
         self._origins = origins
         self._config = config
@@ -72,16 +77,22 @@ class CacheStore:
         self._counters = Counters()
         self.catalogue = Catalogue(self._shelf, config, clock, emit)
         self._connections = Connections()
+        self._lanes = Lanes(
+            config.fetches, clock, share=config.share, alone=config.alone, waiting=config.waiting
+        )
         self._context = self.catalogue.context = Context(
             counters=self._counters,
-            budget=Budget(config.memory),
+            budget=Budget(config.memory, config.alone),
             connections=self._connections,
+            lanes=self._lanes,
+            by_size=config.replicas_by_size,
             rng=rng or Random(),  # noqa: S311 - spreads retries, keeps no secret
             room=self.catalogue.room,
             landed=self._landed,
             distrust=self._distrust,
+            foresee=foresee,
         )
-        self._validator = Validator(self.catalogue, config, clock, self._counters, negative)
+        self._validator = Validator(self.catalogue, config, clock, self._counters, self._lanes, negative)
         self._upkeep = Upkeep(self.catalogue, origins, clock)
         self._checks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -90,7 +101,8 @@ class CacheStore:
 
     async def stat(self, path: str) -> Stat:
         place = self._origins.place(path)
-        found, _ = await self._validator.current(place, control.get())
+        async with in_time(path, patience.get()):
+            found, _ = await self._validator.current(place, control.get())
         return found.stat if isinstance(found, Unkept) else found.record.stat(path)
 
     async def list(self, path: str) -> AsyncIterator[Stat]:
@@ -105,14 +117,17 @@ class CacheStore:
         place = self._origins.place(path)
         how = control.get()
         self._counters.opens += 1
-        found, validated = await self._validator.current(place, how)
-        if isinstance(found, Unkept):
-            if found.stat.is_dir:
+        async with in_time(path, patience.get()):
+            found, validated = await self._validator.current(place, how)
+            if isinstance(found, Unkept) and found.stat.is_dir:
                 raise Conflict(f"{path}: this is a directory; list it instead")
-            inner = await place.store.open(place.path)
+            inner = await place.replica(found.answer.replica).open() if isinstance(found, Unkept) else None
+        if isinstance(found, Unkept):
+            assert inner is not None
             seen = Seen(found.answer.age, 0.0, stale=False, validated=True)
             return PassReader(inner, place.here(inner.stat), seen, self._context)
         found.accessed = self._clock()
+        found.fetcher.look_ahead()
         return CachedReader(
             found.fetcher,
             self._seen(found, validated=validated),
@@ -263,6 +278,7 @@ class CacheStore:
         self._counters.discarded += 1
         self._counters.origin_errors += 1
         fetcher.broken = True
+        self._lanes.blame(fetcher.record.replica or fetcher.place.origin)
         entry = self.catalogue.get(fetcher.record.key)
         if entry is not None and entry.fetcher is fetcher:
             self.catalogue.remove(entry)

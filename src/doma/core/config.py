@@ -160,6 +160,12 @@ class Endpoint(Section):
     """``file:///dir``, ``tape+file:///dir``, ``memory:``, ``https://host/prefix``,
     ``root://host//folder``, ``s3://bucket/prefix?endpoint=https://host&region=us-east-1`` or
     ``cache+https://host/prefix``."""
+    replicas: tuple[str, ...] = ()
+    """Further origins of a ``cache+…`` store with the same files, tried in this order: ``https://host/prefix``,
+    ``root://host//folder``, …"""
+    token_file: str = ""
+    """A file with the token to show to the remote store (https, root), read again when it changes; empty: the
+    client's own token."""
     writable: bool = True
     """Whether anything may be changed through the doors."""
     public: bool = False
@@ -196,7 +202,20 @@ class Cache(Section):
     memory: Bytes = 128 << 20
     """Bytes of running fetches; beyond it, reads pass through uncached."""
     allow: tuple[str, ...] = ()
-    """Origins that a client may name in the path (``https://host[:port]`` globs) besides the fixed one."""
+    """Origins that a client may name in the path besides the fixed one: globs over ``https://host[:port]``,
+    ``root://host[:port]``."""
+    lifetimes: dict[str, Seconds | Literal["immutable"]] = {}
+    """Path below which another lifetime counts where the origin does not say (``"/mc" = "immutable"``)."""
+    fetches: int = Field(default=32, ge=1)
+    """Requests to all origins that run at once."""
+    share: float = Field(default=0.25, gt=0, le=1)
+    """The part of ``fetches`` that one origin may have while another one waits for its own …"""
+    alone: float = Field(default=0.9, gt=0, le=1)
+    """… and otherwise."""
+    waiting: int = Field(default=4096, ge=1)
+    """Requests that may wait for one origin, half of them of one client; others are refused with 429."""
+    replicas_by_size: bool = False
+    """Whether a replica of equal size counts as the same file where neither checksum nor time tells."""
 
 
 class Columns(Section):

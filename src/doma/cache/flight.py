@@ -1,0 +1,82 @@
+"""One request to an origin that is under way, and the memory that all of them may take."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+
+from doma.cache.extents import Run
+from doma.cache.lanes import Turn
+from doma.store.protocol import Buffer
+
+
+class Budget:
+    """Bytes that running fetches may hold in memory; one origin cannot have all of it.
+
+    Args:
+        limit: Bytes.
+        alone: The part that one origin may hold.
+    """
+
+    def __init__(self, limit: int, alone: float = 0.9) -> None:
+        self.limit = limit
+        self.used = 0
+        self._alone = alone
+        self._by: Counter[str] = Counter()
+
+    def take(self, origin: str, amount: int, share: float = 1.0) -> bool:
+        """Reserve bytes if, with them, at most this share of the budget is in use."""
+        if self.used + amount > self.limit * share:
+            return False
+        if self._by[origin] and self._by[origin] + amount > self.limit * self._alone:
+            return False
+        self.used += amount
+        self._by[origin] += amount
+        return True
+
+    def give(self, origin: str, amount: int) -> None:
+        """Return bytes."""
+        self.used -= amount
+        self._by[origin] -= amount
+        if not self._by[origin]:
+            del self._by[origin]
+
+
+class Flight:
+    """Pages on their way; ``task`` gives their bytes."""
+
+    __slots__ = ("by", "claims", "kept", "landing", "run", "task", "turn", "wanted")
+
+    def __init__(self, run: Run, by: str, asked: Iterable[Run], *, urgent: bool) -> None:
+        self.run = run
+        self.by = by
+        self.turn = Turn(by, urgent=urgent)
+        self.wanted = 0
+        self.kept = False
+        """Whether its bytes are on disk now."""
+        self.landing = False
+        """The bytes are here and only have to be written: no use in stopping any more."""
+        self.task: asyncio.Task[Buffer]
+        # A page that somebody asked for is claimed as a miss once; all later readers of it had a hit.
+        self.claims = bytearray(b"\1" * (run[1] - run[0]))
+        for first, last in asked:
+            a, b = max(first, run[0]) - run[0], min(last, run[1]) - run[0]
+            if a < b:
+                self.claims[a:b] = bytes(b - a)
+
+    def unasked(self) -> list[Run]:
+        """The runs that nobody has asked for yet."""
+        out, base, at = [], self.run[0], 0
+        while (first := self.claims.find(1, at)) >= 0:
+            at = self.claims.find(0, first)
+            at = len(self.claims) if at < 0 else at
+            out.append((base + first, base + at))
+        return out
+
+    def claim(self, run: Run) -> int:
+        """How many pages of this run nobody counted yet."""
+        a, b = max(run[0], self.run[0]) - self.run[0], min(run[1], self.run[1]) - self.run[0]
+        if a >= b:
+            return 0
+        fresh = self.claims.count(0, a, b)
+        self.claims[a:b] = b"\1" * (b - a)
+        return fresh
