@@ -1,6 +1,7 @@
 """What both databases promise: whole transactions, ordered events, fenced claims, one schema."""
 
 import asyncio
+import contextlib
 import importlib.util
 import threading
 from collections import Counter
@@ -262,6 +263,70 @@ async def test_events_of_the_loop_are_written_in_order_and_flushed_at_the_end(da
     rows = database.look_sync(lambda tx: outbox.after(tx, 0, limit=2000))
     assert [event.subject for _, event, _ in rows] == [str(i) for i in range(1000)]
     assert writer.dropped == 10
+
+
+@contextlib.asynccontextmanager
+async def handing_over(database):
+    """A writer whose relay takes what it writes, and a queue of what was passed on."""
+    heard: asyncio.Queue[tuple[int, str]] = asyncio.Queue()
+    writer = outbox.EventWriter(database)
+    writer.relay = outbox.Relay(
+        database, lambda number, event, at: heard.put_nowait((number, event.subject)), interval=3600
+    )
+    tasks = [asyncio.create_task(one.run()) for one in (writer.relay, writer)]
+    yield writer, heard
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_what_a_writer_hands_over_is_passed_on_once_and_behind_what_others_wrote_before(database):
+    async with handing_over(database) as (writer, heard):
+        passed: list[tuple[int, str]] = []
+        for turn in range(4):
+            if turn % 2:  # another process: nobody tells the relay
+                await database.run(lambda tx: outbox.append(tx, Event("x.done", "other"), 1.0), tell=False)
+            for i in range(3):
+                writer(Event("file.landed", f"{turn}.{i}"))
+            while not passed or passed[-1][1] != f"{turn}.2":
+                passed.append(await asyncio.wait_for(heard.get(), 20))
+    rows = database.look_sync(lambda tx: outbox.after(tx, 0))
+    assert passed == [(number, event.subject) for number, event, _ in rows]
+    assert [subject for _, subject in passed].count("other") == 2
+
+
+async def test_events_that_were_handed_over_are_passed_on_again_after_a_crash_at_most(database):
+    async with handing_over(database) as (writer, heard):
+        for subject in "abc":
+            writer(Event("file.landed", subject))
+            await asyncio.wait_for(heard.get(), 20)
+    again: list[str] = []
+    await outbox.Relay(database, lambda number, event, at: again.append(event.subject)).pass_on()
+    assert "abc".endswith("".join(again))
+
+
+async def test_a_batch_that_could_not_be_passed_on_is_offered_again(database, monkeypatch):
+    monkeypatch.setattr(outbox, "SETTLED", 0.01)
+    seen: list[str] = []
+
+    def once_bad(number, event, at):
+        seen.append(event.subject)
+        if seen == ["a", "b"]:
+            raise RuntimeError("not now")
+
+    relay = outbox.Relay(database, once_bad, interval=0.01)
+    writer = outbox.EventWriter(database)
+    writer.relay = relay
+    await relay.pass_on()
+    for subject in "abc":
+        writer(Event("file.landed", subject))
+    await writer.flush()
+    task = asyncio.create_task(relay.run())
+    while len(seen) < 4:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert seen == ["a", "b", "b", "c"]
 
 
 def test_pruning_waits_for_a_consumer_that_is_behind(database):

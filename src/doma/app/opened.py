@@ -68,6 +68,7 @@ class Opened:
     verifier: Verifier
     site: Site
     background: Background
+    events: EventWriter
     revocations: Revocations | None = None
 
 
@@ -141,7 +142,7 @@ async def open_site(
     stack.callback(usage.tell)
     site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage)
     context = _server_context(listen, files)
-    return Opened(base, plain, db, files, context, issuer, verifier, site, background, revocations)
+    return Opened(base, plain, db, files, context, issuer, verifier, site, background, emit, revocations)
 
 
 def _server_context(listen: config.Listen, files: tls.Files) -> ssl.SSLContext:

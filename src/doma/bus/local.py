@@ -121,7 +121,8 @@ class Bus:
 
     def pass_on(self, number: int, event: Event, at: float) -> None:
         """Publish an event of the outbox: what a relay calls."""
-        self.publish(event.kind, event.subject, event.data, number, owner=event.owner, at=at)
+        if self._subscribers:
+            self.publish(event.kind, event.subject, event.data, number, owner=event.owner, at=at)
 
     def subscribe(
         self, kinds: Iterable[str] = ("*",), *, owner: str | None = None, capacity: int = CAPACITY

@@ -59,7 +59,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.place = self.url.database if self.is_sqlite else self.url.render_as_string(hide_password=True)
         self.after_commit: list[Callable[[], None]] = []
-        """Called after every write transaction, in the thread that committed; must neither wait nor raise."""
+        """Called after write transactions, in the thread that committed; must neither wait nor raise."""
         if self.is_sqlite:
             self._write = _sqlite(self.url, read_only=False)
             self._read = _sqlite(self.url, read_only=True)
@@ -70,15 +70,19 @@ class Database:
         self._writers = ThreadPoolExecutor(writers, "db-write")
         self._readers = ThreadPoolExecutor(readers, "db-read")
 
-    def run_sync(self, work: Callable[[Connection], T]) -> T:
+    def run_sync(self, work: Callable[[Connection], T], *, tell: bool = True) -> T:
         """Run one write transaction in this thread: committed as a whole, or not at all.
+
+        Args:
+            work: The transaction.
+            tell: Call :attr:`after_commit`; not needed where the caller tells whom it concerns.
 
         Raises:
             Conflict: a constraint does not hold.
             StorageUnavailable, StorageFull, ConfigError: the database cannot be used; the message says why.
         """
         result = self._repeated(partial(self._transaction, work))
-        for hook in tuple(self.after_commit):
+        for hook in tuple(self.after_commit) if tell else ():
             hook()
         return result
 
@@ -86,9 +90,9 @@ class Database:
         """Run one read-only transaction in this thread; it sees one moment of the database."""
         return self._repeated(partial(self._glance, work))
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
+    async def run(self, work: Callable[[Connection], T], *, tell: bool = True) -> T:
         """:meth:`run_sync` in the writer's thread. Cancelling the caller does not undo the transaction."""
-        return await self._hop(self._writers, partial(self.run_sync, work))
+        return await self._hop(self._writers, partial(self.run_sync, work, tell=tell))
 
     async def look(self, work: Callable[[Connection], T]) -> T:
         """:meth:`look_sync` in a reader's thread."""

@@ -28,10 +28,17 @@ BATCH = 500
 LINGER = 0.05
 """Seconds that the writer waits for more events: a transaction for each would cost more than the uploads."""
 
+SETTLED = 1.0
+"""Seconds after which the position behind events that were handed over is saved."""
+TAKEN = 100
+"""Batches handed over that wait for the relay at most; it reads the rest."""
+
 _ORDER = 0x6F757462  # "outb"
 
 Publish = Callable[[int, Event, float], None]
 """Takes (id, event, Unix seconds) without waiting."""
+Batch = Sequence[tuple[Event, float]]
+"""Events and their instants."""
 
 
 def append(tx: Connection, event: Event, at: float) -> None:
@@ -43,10 +50,14 @@ def append(tx: Connection, event: Event, at: float) -> None:
     append_many(tx, (event,), at)
 
 
-def append_many(tx: Connection, batch: Sequence[Event], at: float) -> None:
-    """Write several events in one statement; see :func:`append`."""
+def append_many(tx: Connection, batch: Sequence[Event], at: float) -> int | None:
+    """Write several events in one statement; see :func:`append`.
+
+    Returns:
+        The id of the first, where the others' follow it without a gap; None where that is not known.
+    """
     if not batch:
-        return
+        return None
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ORDER})
     if tx.dialect.name == "sqlite":
@@ -56,13 +67,14 @@ def append_many(tx: Connection, batch: Sequence[Event], at: float) -> None:
             separators=(",", ":"),
         )
         if _NUL not in lists:
-            tx.execute(_IN_ONE_STEP, {"rows": lists, "at": at})
-            return
+            last: int = tx.execute(_IN_ONE_STEP, {"rows": lists, "at": at}).lastrowid
+            return last - len(batch) + 1
     rows = [
         {"kind": e.kind, "subject": e.subject, "owner": e.owner, "data": dict(e.data), "at": at}
         for e in batch
     ]
     tx.execute(insert(events), rows)
+    return None
 
 
 _NUL = r"\u0000"
@@ -106,7 +118,8 @@ def prune(tx: Connection, before: float) -> int:
 class Relay:
     """Passes committed events on to ``publish``, in order, at least once.
 
-    Wakes at each commit of this process; those of others are found by a slow look.
+    Wakes at each commit of this process; those of others are found by a slow look. What an
+    :class:`EventWriter` hands over (:meth:`take`) is not read again.
 
     Args:
         db: The database; :meth:`run` registers itself in its ``after_commit``.
@@ -131,11 +144,31 @@ class Relay:
         self._db, self._publish, self._consumer = db, publish, consumer
         self._interval, self._retention, self._clock = interval, retention, clock
         self._wake = asyncio.Event()
+        self._taken: deque[tuple[int, Batch]] = deque()
+        self._behind = True
+        """There may be events that nobody has handed over."""
         self._position: int | None = None
+        self._saved: int | None = None
+        self._save_at = 0.0
         self._pruned = 0.0
 
     def wake(self) -> None:
         """Look now: another process has committed events. Only from the event loop's thread."""
+        self._behind = True
+        self._wake.set()
+
+    def take(self, first: int | None, batch: Batch) -> None:
+        """Pass on events that were just committed, without reading them. Only from the event loop's thread.
+
+        Args:
+            first: Id of the first; the others follow it. None: not known, so they are read.
+            batch: The events and their instants.
+        """
+        if first is None or len(self._taken) >= TAKEN:
+            self._taken.clear()
+            self._behind = True
+        else:
+            self._taken.append((first, batch))
         self._wake.set()
 
     async def run(self) -> None:
@@ -144,14 +177,14 @@ class Relay:
 
         def wake() -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(self._wake.set)
+                loop.call_soon_threadsafe(self.wake)
 
         self._db.after_commit.append(wake)
         try:
             while True:
                 self._wake.clear()
                 try:
-                    await self.pass_on()
+                    await self._turn()
                 except DomaError as e:  # the database: a full disk, say
                     log.warning("relay %s: events wait to be passed on: %s", self._consumer, e)
                     await asyncio.sleep(self._interval)
@@ -160,32 +193,61 @@ class Relay:
                     log.exception("relay %s: an event could not be passed on; trying again", self._consumer)
                     await asyncio.sleep(self._interval)
                     continue
+                settled = self._position == self._saved
                 try:
-                    async with asyncio.timeout(self._interval):
+                    async with asyncio.timeout(self._interval if settled else min(self._interval, SETTLED)):
                         await self._wake.wait()
                 except TimeoutError:
+                    self._behind = True
                     await self._tidy()
         finally:
             self._db.after_commit.remove(wake)
 
+    async def _turn(self) -> None:
+        """Pass on what was handed over, and look for the rest if there may be any."""
+        taken, self._taken = self._taken, deque()
+        behind, self._behind = self._behind, False
+        try:
+            for first, batch in taken:
+                if behind or first - 1 != self._position:
+                    behind = True  # others' events stand between, or a look has found these already
+                    break
+                at = batch[0][1]  # as they were written
+                for number, (event, _) in enumerate(batch, first):
+                    self._publish(number, event, at)
+                    self._position = number
+            if behind:
+                await self.pass_on()
+            elif taken and time.monotonic() >= self._save_at:
+                await self._keep()
+        except BaseException:
+            self._behind = True
+            raise
+
     async def pass_on(self) -> int:
         """Offer everything that is committed and not yet passed on; returns how many events."""
         if self._position is None:
-            self._position = await self._db.look(self._load)
+            self._position = self._saved = await self._db.look(self._load)
         count = 0
         while batch := await self._db.look(self._next):
-            start = self._position
             try:
                 for number, event, at in batch:
                     self._publish(number, event, at)
                     self._position = number
                     count += 1
             finally:
-                if self._position != start:
-                    await self._db.run(self._save)
+                await self._keep()
             if len(batch) < BATCH:
                 break  # what is committed from now on wakes us
+        await self._keep()
         return count
+
+    async def _keep(self) -> None:
+        """Save how far we are; a crash before that makes us pass on some events again."""
+        if self._position != self._saved:
+            position = self._position
+            await self._db.run(self._save, tell=False)
+            self._saved, self._save_at = position, time.monotonic() + SETTLED
 
     async def _tidy(self) -> None:
         now = self._clock()
@@ -229,6 +291,8 @@ class EventWriter:
         self._db, self._capacity, self._clock = db, capacity, clock
         self._waiting: deque[tuple[Event, float]] = deque()
         self._wake = asyncio.Event()
+        self.relay: Relay | None = None
+        """Of this process: takes what was written, instead of reading it."""
         self.dropped = 0
 
     def __call__(self, event: Event) -> None:
@@ -264,7 +328,7 @@ class EventWriter:
         """Write everything that waits, in order. What could not be written waits on."""
         while self._waiting:
             batch = list(islice(self._waiting, BATCH))
-            write = asyncio.ensure_future(self._db.run(partial(_write, batch)))
+            write = asyncio.ensure_future(self._db.run(partial(_write, batch), tell=self.relay is None))
             try:
                 # Shielded, since a cancelled write may or may not happen: its rows would be lost or doubled.
                 await asyncio.shield(write)
@@ -274,15 +338,17 @@ class EventWriter:
                     self._forget(batch)
                 raise
             self._forget(batch)
+            if self.relay is not None:
+                self.relay.take(write.result(), batch)
 
-    def _forget(self, batch: Sequence[tuple[Event, float]]) -> None:
+    def _forget(self, batch: Batch) -> None:
         for _ in batch:
             self._waiting.popleft()
 
 
-def _write(batch: Sequence[tuple[Event, float]], tx: Connection) -> None:
+def _write(batch: Batch, tx: Connection) -> int | None:
     # One statement per instant would be exact; the first one's instant for all is close enough and cheap.
-    append_many(tx, [event for event, _ in batch], batch[0][1])
+    return append_many(tx, [event for event, _ in batch], batch[0][1])
 
 
 def _event(row: Row[Any]) -> tuple[int, Event, float]:
