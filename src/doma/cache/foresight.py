@@ -1,13 +1,29 @@
 """Which bytes of a file will be wanted next, judged by its own structure.
 
-A cache asks the :class:`Foresight` of an open object at each read that missed; who makes it knows the file's
-clusters and columns (:mod:`doma.cache.layout`).
+A cache asks the :class:`Foresight` of an open object at each read; :class:`Sight` knows the file's clusters
+and columns (:mod:`doma.cache.layout`). What is remembered is per column and cluster, not per reader: over
+HTTP each range is a reader of its own, and several clients may work at different ends of one file.
 
 Source: cache contract §9.
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import Protocol
+
+from doma.cache.extents import PAGE
+from doma.cache.layout import Layout, Span, joined
+
+_WHOLE = 64
+"""Extents within one read that tell a copy of the whole file from a read of columns."""
+_PART = 64 << 10
+"""So many bytes of an extent are a read of it; of a smaller one the half: not the rim of a rounded range."""
+_RECENT = 20_000
+"""Reads of the object after which a read is no neighbour of the next any more."""
+_AHEAD = 8 << 20
+"""Bytes that one read may have fetched ahead."""
+_STEADY = 4
+"""Clusters read in a row after which two are fetched ahead instead of one."""
 
 
 class Foresight(Protocol):
@@ -18,3 +34,89 @@ class Foresight(Protocol):
 
         Called on the event loop for every read, hit or miss: microseconds, never waits.
         """
+
+    def reach(self, stop: int) -> int:
+        """How far plain read-ahead may go after a read that ended at ``stop``.
+
+        The size while the structure is unknown or the file is read as a whole; else the end of the extent
+        that is being read: what comes after it in the file belongs to another column.
+        """
+
+
+class Sight:
+    """The habits of clients of one object; says nothing until it is told the layout."""
+
+    __slots__ = ("_given", "_layout", "_reads", "_size", "_stamps", "_whole")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._whole = False
+        self._reads = 0
+        self.learn(None)
+
+    @property
+    def layout(self) -> Layout | None:
+        """What is known of the file's structure."""
+        return self._layout
+
+    def learn(self, layout: Layout | None) -> None:
+        """Take a layout, or forget it; reads noted so far are forgotten."""
+        self._layout = layout
+        groups = len(layout.group_columns) if layout else 0
+        self._stamps = array("q", bytes(8 * groups))
+        self._given = bytearray(groups)
+
+    def seen(self, start: int, stop: int) -> Sequence[Span]:
+        layout = self._layout
+        if layout is None:
+            return ()
+        first, last = layout.touched(start, stop)
+        if first >= last:
+            return ()
+        self._whole = last - first > _WHOLE
+        if self._whole:
+            return ()
+        self._reads += 1
+        wanted: list[Span] = []
+        left = _AHEAD
+        for extent in range(first, last):
+            a, b = int(layout.starts[extent]), int(layout.stops[extent])
+            if start != a and min(b, stop) - max(a, start) < min((b - a + 1) // 2, _PART):
+                continue
+            for span in self._next(layout, int(layout.groups[extent]), left):
+                wanted.append(span)
+                left -= span[1] - span[0]
+        return joined(wanted, PAGE)
+
+    def reach(self, stop: int) -> int:
+        layout = self._layout
+        if layout is None or self._whole:
+            return self._size
+        first, last = layout.touched(stop - 1, stop)
+        return int(layout.stops[first]) if first < last else stop
+
+    def _next(self, layout: Layout, group: int, most: int) -> list[Span]:
+        """Note a group as read; what to fetch of the column's next ones, if that before was read too."""
+        stamps, columns = self._stamps, layout.group_columns
+        stamps[group] = self._reads
+        column, run = columns[group], 1
+        while run < _STEADY and group >= run and columns[group - run] == column and self._lately(group - run):
+            run += 1
+        if run < 2:
+            return []
+        out: list[Span] = []
+        for following in range(group + 1, min(group + (3 if run >= _STEADY else 2), len(columns))):
+            if columns[following] != column:
+                break
+            if self._given[following] or stamps[following]:
+                continue
+            spans = [(int(layout.starts[n]), int(layout.stops[n])) for n in layout.extents_of(following)]
+            most -= sum(b - a for a, b in spans)
+            if most < 0:
+                break
+            self._given[following] = 1
+            out += spans
+        return out
+
+    def _lately(self, group: int) -> bool:
+        return self._stamps[group] > 0 and self._reads - self._stamps[group] < _RECENT
