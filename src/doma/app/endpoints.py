@@ -1,7 +1,7 @@
 """Endpoints from the configuration: a store each, under its policy."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -115,6 +115,12 @@ def caches(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheStore]:
     return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheStore)}
 
 
+def forwarding(endpoints: Mapping[str, Endpoint]) -> str:
+    """The cache that a path means which begins with a URL: the one named ``cache``, else the first."""
+    names = list(caches(endpoints))
+    return "cache" if "cache" in names else names[0] if names else ""
+
+
 def quota_of(section: config.Endpoint) -> Quota | None:
     """The limits of an endpoint's store."""
     limits = dict(section.quotas)
@@ -132,6 +138,30 @@ def _tape(name: str, section: config.Endpoint, db: Database) -> Store:
     if quota_of(section) is not None:
         raise ConfigError(f"endpoints.{name}: quotas are kept for file: and memory: stores only")
     return TapeStore(Path(unquote(url.path)), db, name, section.tape, fsync=section.fsync)
+
+
+def token_of(file: str) -> Callable[[], Awaitable[str]] | None:
+    """Gives the token in a file, read again when the file changes; None for no file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if not file:
+        return None
+    place = Path(file)
+    kept = (-1, "")
+
+    async def token() -> str:
+        nonlocal kept
+        try:
+            changed = place.stat().st_mtime_ns  # noqa: ASYNC240 - a small local file, in microseconds
+            if changed != kept[0]:
+                kept = (changed, place.read_text().strip())  # noqa: ASYNC240
+        except OSError as e:
+            raise ConfigError(f"{file}: the token cannot be read ({e.strerror}); see token_file") from e
+        return kept[1]
+
+    return token
 
 
 def bucket_store(address: str, section: config.S3, ca_file: Path | None) -> S3Store:
@@ -157,15 +187,29 @@ def _store(
     section: config.Endpoint,
 ) -> Store:
     if address.startswith("cache+"):
-        inner = _store(name, address.removeprefix("cache+"), home, settings, ca_file, emit, section)
+
+        def inner(url: str) -> Store:
+            return _store(name, url, home, settings, ca_file, emit, section)
+
         guard = guard_of(settings.cache.allow, settings.tpc.allow, settings.tpc.deny)
+
+        def named(url: str) -> Store:
+            if url.startswith("root"):
+                return XrootdStore(f"{url}//", ca_file=ca_file, allow=guard)
+            return HttpStore(url, ca_file=ca_file, allow=guard)
+
+        fixed = address.removeprefix("cache+")
         origins = Origins(
-            inner,
-            name=address.removeprefix("cache+"),
-            open=lambda url: HttpStore(url, ca_file=ca_file, allow=guard),
+            inner(fixed),
+            name=fixed,
+            open=named,
             allow=settings.cache.allow,
+            others={url: inner(url) for url in section.replicas},
         )
         return CacheStore(home / "cache" / name, origins, settings.cache, emit=emit)
+    if section.replicas and not section.store.startswith("cache+"):
+        raise ConfigError(f"endpoints.{name}.replicas: only a cache+… store has replicas")
+    token = token_of(section.token_file)
     url = urlsplit(address)
     match url.scheme:
         case "file":
@@ -175,9 +219,9 @@ def _store(
         case _ if quota_of(section) is not None:
             raise ConfigError(f"endpoints.{name}: quotas are kept for file: and memory: stores only")
         case "http" | "https":
-            return HttpStore(address, ca_file=ca_file)
+            return HttpStore(address, ca_file=ca_file, token=token)
         case "root" | "roots" | "xroot" | "xroots":
-            return XrootdStore(address, ca_file=ca_file)
+            return XrootdStore(address, ca_file=ca_file, token=token)
         case "s3":
             return bucket_store(address, settings.s3, ca_file)
         case _:

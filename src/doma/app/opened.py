@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from doma.app.endpoints import build_endpoints
+from doma.app.endpoints import build_endpoints, forwarding
 from doma.app.home import Home
 from doma.app.identity import macaroons_of, make_issuer
 from doma.auth.issuer import Issuer
@@ -140,7 +140,8 @@ async def open_site(
     usage = Usage(emit, {issuer.issuer: issuer.vo for issuer in trusted})
     background.spawn(usage.run())
     stack.callback(usage.tell)
-    site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage)
+    forward = forwarding(endpoints)
+    site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage, forward)
     context = _server_context(listen, files)
     return Opened(base, plain, db, files, context, issuer, verifier, site, background, emit, revocations)
 

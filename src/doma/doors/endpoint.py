@@ -1,5 +1,6 @@
 """An endpoint: a store behind doors, under a policy. Its name is the first path component of a URL."""
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from doma.core.events import Emit
 from doma.core.paths import normalise
 from doma.doors.usage import Usage
 from doma.store.protocol import Store
+
+_SCHEME = re.compile(r"(https?|x?roots?):", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +45,21 @@ class Site:
     """Answers a COPY that names another server (:class:`doma.doors.tpc.ThirdParty`); None: 501."""
     usage: Usage | None = None
     """Sums up who has read how much; ``emit`` tells it of what was written."""
+    forward: str = ""
+    """The endpoint that a path means which begins with a URL (``/root:/host/f``): a cache; empty: none."""
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.
+
+        ``/root://host//f`` is ``/root:/host/f`` of :attr:`forward`: clients of an XCache ask so.
 
         Raises:
             NotFound: no endpoint of that name.
         """
         name, _, rest = path[1:].partition("/")
         endpoint = self.endpoints.get(name)
+        if endpoint is None and self.forward and _SCHEME.fullmatch(name):
+            return self.endpoints[self.forward], path
         if endpoint is None:
             known = ", ".join(sorted(self.endpoints)) or "none"
             raise NotFound(f"{path}: there is no endpoint {name!r} here; endpoints: {known}")

@@ -25,7 +25,7 @@ from doma.core.errors import AlreadyExists, ConfigError, Conflict, DomaError, No
 from doma.core.paths import RESERVED, checked, normalise, parent
 from doma.core.url import Origin, origin_of
 from doma.net.xroot_client import XrootClient
-from doma.net.xroot_session import Times
+from doma.net.xroot_session import Allow, Times
 from doma.net.xroot_text import BACKUP, OFFLINE, StatLine
 from doma.store.http_trust import AddressGuard, context_of
 from doma.store.protocol import PIECE, Locality, Space, Stat
@@ -55,6 +55,7 @@ class XrootdStore:
         allow_private: As :class:`doma.store.http.HttpStore` takes it.
         fsync: Make files durable before they are published.
         times: Limits.
+        allow: Judges the addresses alone, as for a server that a client has named.
 
     Raises:
         ConfigError: the URL or the CA file is no good.
@@ -69,11 +70,12 @@ class XrootdStore:
         allow_private: bool | None = None,
         fsync: bool = True,
         times: Times | None = None,
+        allow: Allow | None = None,
     ) -> None:
         origin, prefix = _place(url)
         self._token = token
         self._fsync = fsync
-        guard = AddressGuard(origin.host, allow_private)
+        guard = allow or AddressGuard(origin.host, allow_private)
         self._client = XrootClient(origin, context_of(ca_file), times, guard)
         self._names = Names(self._client, str(origin), prefix, self._bearer)
         self._records = Records(self._client)
