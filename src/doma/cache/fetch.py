@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 
 from doma.cache.connections import Connections, heard
-from doma.cache.extents import PAGE, Run, joined, pages_of, pieces, without
+from doma.cache.extents import GAP, PAGE, Run, joined, pages_of, pieces, without
 from doma.cache.flight import Budget, Flight
 from doma.cache.foresight import Foresight
 from doma.cache.lanes import Lanes, Turn
@@ -177,6 +177,10 @@ class Fetcher:
         if wanted := self._foresight.seen(start, stop):
             self.prefetch(wanted)
 
+    def reach(self, stop: int) -> int:
+        """How far beyond a read that ended there plain read-ahead makes sense."""
+        return self.record.size if self._foresight is None else self._foresight.reach(stop)
+
     def prefetch(self, spans: Sequence[tuple[int, int]]) -> None:
         """Fetch these bytes when nothing better is to be done, while somebody reads the object."""
         if self._prefetcher is None:
@@ -212,7 +216,10 @@ class Fetcher:
     def _launch(self, runs: list[Run]) -> list[Flight]:
         flying = [flight.run for flight in self._under_way()]
         asked = [left for run in runs for left in without(run, flying)]
-        for run in joined(asked):
+        # Where the columns are known, what lies between two reads is another column.
+        end = max((last for _, last in asked), default=0) * PAGE
+        gap = GAP if self.reach(end) >= min(end, self.record.size) + GAP else PAGE
+        for run in joined(asked, GAP if self._foresight is None else gap):
             for missing in self.pages.missing(run):  # the gap between two runs may be here already
                 for left in without(missing, flying):
                     for piece in pieces(left):

@@ -97,6 +97,7 @@ class CachedReader:
         self._ahead: list[Flight] = []
         self._ahead_to = 0
         self._end = self._stat.size
+        self._limit = int(context.budget.limit * AHEAD_SHARE)
         self._patience = patience.get()
         self.cached = Cached()
         """Where the bytes came from; a door may put its own in place, to add up several opens."""
@@ -153,11 +154,9 @@ class CachedReader:
                 f"{self._stat.path}: bytes {start}-{stop} are outside 0-{self._stat.size}",
                 size=self._stat.size,
             )
-        ahead = self._stride.ahead(start, stop, int(self._context.budget.limit * AHEAD_SHARE))
+        ahead = self._stride.ahead(start, stop, self._limit)
         if (view := self._pages.view(start, stop)) is not None:
-            _count_hit(self._context, self.cached, self._pages, start, stop)
-            self._read_ahead(stop, ahead)
-            self._fetcher.seen(start, stop)
+            self._hit(start, stop, ahead)
             return view
         account.set(self.cached)  # what is fetched for this read is fetched on its account
         async with in_time(self._stat.path, self._patience):
@@ -165,11 +164,24 @@ class CachedReader:
         self._fetcher.seen(start, stop)
         return data
 
+    def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
+        """As :meth:`doma.cache.pages.PageFile.interleaved`: what is here, with its stored checksums (C13)."""
+        wire = self._pages.interleaved(start, stop, data)
+        if wire is not None and data is None:
+            self._hit(start, stop, self._stride.ahead(start, stop, self._limit))
+        return wire
+
     async def close(self) -> None:
         self._let_go()
         if self._closed is not None:
             self._closed()
             self._closed = None
+
+    def _hit(self, start: int, stop: int, ahead: int) -> None:
+        """Bytes were delivered from memory."""
+        _count_hit(self._context, self.cached, self._pages, start, stop)
+        self._read_ahead(stop, ahead)
+        self._fetcher.seen(start, stop)
 
     async def _fetched(self, start: int, stop: int, ahead: int) -> Buffer:
         for _ in range(_TURNS):
@@ -262,7 +274,7 @@ class CachedReader:
         # By halves of the window: one that slides with every read would become a request per read.
         if stop + window // 2 <= self._ahead_to:
             return
-        end = min(self._end, stop + window)
+        end = min(self._end, stop + window, self._fetcher.reach(stop))
         first, last = -(-max(stop, self._ahead_to) // PAGE), -(-end // PAGE)
         if first < last:
             self._ahead += self._fetcher.ahead((first, last))
@@ -348,6 +360,15 @@ class HotObject:
         if found is not None:
             self._count(start, stop)
         return found
+
+    def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
+        """As :meth:`CachedReader.interleaved`."""
+        if not 0 <= start <= stop <= self._stat.size:
+            return None
+        wire = self._pages.interleaved(start, stop, data)
+        if wire is not None and data is None:
+            self._count(start, stop)
+        return wire
 
     def _count(self, start: int, stop: int) -> None:
         """Count each byte of one answer once, though a door asks again after a short write."""
