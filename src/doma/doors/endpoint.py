@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from doma.auth.bearer import bearer_of
 from doma.auth.gate import Gate
@@ -15,6 +15,9 @@ from doma.core.events import Emit
 from doma.core.paths import normalise
 from doma.doors.usage import Usage
 from doma.store.protocol import Store
+
+if TYPE_CHECKING:
+    from doma.store.tape_requests import StageRequests
 
 _SCHEME = re.compile(r"(https?|x?roots?):", re.IGNORECASE)
 
@@ -45,6 +48,10 @@ class Site:
     """Answers a COPY that names another server (:class:`doma.doors.tpc.ThirdParty`); None: 501."""
     usage: Usage | None = None
     """Sums up who has read how much; ``emit`` tells it of what was written."""
+    stages: "StageRequests | None" = None
+    """Takes what root:// clients want staged."""
+    pin: float = 24 * 3600.0
+    """Seconds for which that is kept on disk."""
     forward: str = ""
     """The endpoint that a path means which begins with a URL (``/root:/host/f``): a cache; empty: none."""
 
