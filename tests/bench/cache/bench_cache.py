@@ -19,6 +19,7 @@ import platform
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ class Bench:
     rounds: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     peak: dict[str, int] = field(default_factory=dict)
+
+    def attempt(self, case: Case) -> None:
+        """Run a case; if it breaks, say so and let the others come."""
+        try:
+            self.run(case)
+        except (AssertionError, OSError, subprocess.SubprocessError) as e:
+            print(f"{case.name:28} BROKEN: {type(e).__name__}: {str(e)[:300]}", flush=True)
+            self.rows.append({"name": case.name, "broken": str(e), "holds": False})
 
     def run(self, case: Case) -> None:
         """Alternate between the caches; print and keep the figures."""
@@ -138,7 +147,7 @@ def main() -> None:
             bench = Bench(made, options.rounds or (2 if options.quick else 5))
             for case in Cases(made, folder, options.quick).every():
                 if not options.only or any(word in case.name for word in options.only.split(",")):
-                    bench.run(case)
+                    bench.attempt(case)
             bench.memory()
             if options.json:
                 options.json.write_text(json.dumps({"machine": about, "rows": bench.rows}, indent=1))

@@ -212,7 +212,7 @@ class Cases:
     def forget(self, cache: Cache, path: str) -> None:
         """Take a file out of the cache, so that disk and memory last."""
         if cache.kind == "doma":
-            query = urllib.parse.urlencode({"path": cache.prefix + path, "immediate": "true"})
+            query = urllib.parse.urlencode({"path": path, "immediate": "true"})
             address = f"http://127.0.0.1:{cache.http}/pelican/api/v1.0/evict?{query}"
             asked = urllib.request.Request(address, headers={"Authorization": f"Bearer {cache.token}"})
             urllib.request.urlopen(asked, timeout=30).close()

@@ -9,6 +9,7 @@ random: so every column weighs what it would, and a file of 100,000 events is 0.
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def weight(file: Path) -> int:
 
 def analyse(url: str, token: str, folder: Path) -> None:
     """Read the five columns by coffea in a new process."""
+    if url.startswith("root:"):
+        assert find_spec("fsspec_xrootd"), "fsspec-xrootd and xrootd are not installed"
     secret = folder / "nano.token"
     secret.write_text(token)
     command = [sys.executable, str(Path(__file__)), url, str(secret)]
