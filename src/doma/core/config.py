@@ -216,6 +216,26 @@ class Cache(Section):
     """Requests that may wait for one origin, half of them of one client; others are refused with 429."""
     replicas_by_size: bool = False
     """Whether a replica of equal size counts as the same file where neither checksum nor time tells."""
+    quotas: dict[str, Bytes] = {}
+    """Path to the disk bytes below it beyond which it goes before others (``"/store/user" = 1000000000``)."""
+    vo_quotas: dict[str, Bytes] = {}
+    """The same by the VO whose requests brought the objects."""
+    age: Seconds = 0
+    """Objects that were not read for this time are removed; 0: never."""
+    pin: Seconds = 24 * 3600
+    """How long a pin holds when the request does not say."""
+    longest_pin: Seconds = 30 * 24 * 3600
+    """The most that a request may say."""
+    pin_quota: float = Field(default=0.1, ge=0, le=1)
+    """Share of ``size`` that one identity may pin."""
+    pin_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of ``size`` that all pins together may hold."""
+    prestages: int = Field(default=4, ge=1)
+    """Files that are prestaged at once; others queue."""
+    prestage_queue: int = Field(default=100, ge=0)
+    """Files that may queue; beyond this a request is refused with 429."""
+    scrub: Bytes = 1 << 20
+    """Bytes per second that are read to find damage which no reader meets; 0: none."""
 
 
 class Columns(Section):
