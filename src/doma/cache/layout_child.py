@@ -36,8 +36,8 @@ def write_frame(out: BinaryIO, data: bytes) -> None:
 class _Source:
     """The file as the cache gives it."""
 
-    def __init__(self, size: int, to_cache: BinaryIO, from_cache: BinaryIO) -> None:
-        self.size = size
+    def __init__(self, size: int, to_cache: BinaryIO, from_cache: BinaryIO, seconds: int) -> None:
+        self.size, self._seconds = size, seconds
         self.used: list[Span] = []
         self._to, self._from = to_cache, from_cache
 
@@ -49,7 +49,9 @@ class _Source:
         if start >= stop:
             return b""
         write_frame(self._to, json.dumps({"read": [start, stop]}).encode())
+        signal.alarm(0)  # the cache may have to fetch it
         answer = _frame(self._from)
+        signal.alarm(self._seconds)
         if answer[:1] != b"+":
             raise Absent((start, stop))
         self.used.append((start, stop))
@@ -107,7 +109,7 @@ def main(memory: int, seconds: int) -> None:
         except EOFError:
             return
         signal.alarm(seconds)
-        _work(_Source(order["size"], out, source), out)
+        _work(_Source(order["size"], out, source, seconds), out)
         signal.alarm(0)
 
 

@@ -141,7 +141,9 @@ class Helper:
                 budget -= max(0, stop - start)
                 if not 0 <= start < stop <= size or budget < 0:
                     raise _Silent("its metadata are larger than the helper may read", heard=True)
+                began = time.monotonic()
                 data = fetch(start, stop)
+                line.until += time.monotonic() - began  # a slow origin is no fault of the file
                 line.send(b"-" if data is None else b"+" + bytes(data), heard=True)
             elif "layout" in said:
                 return decode(line.hear(LARGEST, heard=True), size)
@@ -196,7 +198,7 @@ class _Line:
     """The frames to and from the helper, until a deadline."""
 
     def __init__(self, source: IO[bytes], sink: IO[bytes], until: float) -> None:
-        self._source, self._sink, self._until = source, sink, until
+        self._source, self._sink, self.until = source, sink, until
 
     def send(self, data: bytes, *, heard: bool) -> None:
         view = memoryview(len(data).to_bytes(4, "big") + data)
@@ -226,7 +228,7 @@ class _Line:
     def _wait(self, pipe: IO[bytes], events: int) -> None:
         poll = select.poll()  # select() knows no descriptors above 1023
         poll.register(pipe, events)
-        if not poll.poll(max(0.0, self._until - time.monotonic()) * 1000):
+        if not poll.poll(max(0.0, self.until - time.monotonic()) * 1000):
             raise _Silent("the helper took too long", heard=True)
 
 
