@@ -216,6 +216,8 @@ class Cache(Section):
     """Requests that may wait for one origin, half of them of one client; others are refused with 429."""
     replicas_by_size: bool = False
     """Whether a replica of equal size counts as the same file where neither checksum nor time tells."""
+    foresight: bool = True
+    """Whether the columns that clients read of ROOT and Parquet files are fetched a cluster ahead."""
     quotas: dict[str, Bytes] = {}
     """Path to the disk bytes below it beyond which it goes before others (``"/store/user" = 1000000000``)."""
     vo_quotas: dict[str, Bytes] = {}
