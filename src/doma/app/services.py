@@ -143,7 +143,11 @@ class Services:
 
     def addresses(self, name: str) -> dict[str, str]:
         """The doors of an endpoint, for ``run.json``."""
-        doors = {"http": f"{self.opened.plain}/{name}", "https": f"{self.opened.base}/{name}"}
+        doors = {
+            "http": f"{self.opened.plain}/{name}",
+            "https": f"{self.opened.base}/{name}",
+            "root": f"root://{self.opened.base.partition('://')[2]}//{name}",
+        }
         return doors | ({"flight": f"{self.flight}/{name}"} if self.flight and name != "results" else {})
 
     async def __aenter__(self) -> Self:

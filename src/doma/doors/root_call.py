@@ -19,6 +19,7 @@ from doma.auth.model import Identity, bearer
 from doma.core.errors import BadRequest, Unauthenticated
 from doma.core.paths import checked
 from doma.doors.endpoint import Endpoint, Site
+from doma.monitor.opens import Client, Observer
 from doma.net.xroot_errors import FILE_NOT_OPEN, NO_MEMORY, refusal
 from doma.store.protocol import Buffer, Stat
 
@@ -73,6 +74,8 @@ class Session:
     """Open files by their 4-byte handle: :mod:`doma.doors.root_read`, :mod:`doma.doors.root_write`."""
     streams: dict[int, Any] = field(default_factory=dict)
     """Connections on which answers are taken, by path id; 0 is the control connection."""
+    observer: Observer | None = None
+    """Is told of open files."""
     last: int = 0
     """Handles given so far."""
 
@@ -89,6 +92,15 @@ class Session:
             self.last = self.last % 0x7FFFFFFF + 1
         self.files[handle] = file
         return handle
+
+    def client(self, identity: Identity | None) -> Client:
+        """Who opens a file on it, for the record of that file."""
+        who = identity
+        return Client(
+            "xroot", self.host, self.number, self.name, self.pid, self.app, self.release, self.info,
+            issuer=who.issuer if who else "", subject=who.subject if who else "", vo=who.vo if who else "",
+            groups=who.groups if who else (), ipv6=self.ipv6, token=who.jti if who else "",
+        )  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -28,8 +28,8 @@ from doma.net.hub import Hub
 
 log = logging.getLogger(__name__)
 
-Root = Callable[[socket.socket], None]
-"""Takes over a root:// connection, of which nothing was read yet."""
+Root = Callable[[socket.socket, Address, Hub], None]
+"""Takes over a root:// connection, of which nothing was read yet, and makes it one of the hub's."""
 
 BACKLOG = 4096
 ACCEPTS = 256
@@ -218,7 +218,7 @@ class Listener:
         elif first[0] == _TLS:
             self._adopt(sock, peer, self._tls) if self._tls is not None else sock.close()
         elif first[0] == _ROOT:
-            self._root(sock) if self._root is not None else sock.close()
+            self._root(sock, peer, self._hub) if self._root is not None else sock.close()
         elif may_be_plain(self._listen.plain_http, peer[0]):
             self._adopt(sock, peer, None)
         else:

@@ -148,6 +148,7 @@ CAPABLE = 0x80 | 5
 
 # Bodies of requests, 16 bytes each; which fields they have is said behind them.
 P_PROTOCOL = Struct(">iBB10x")  # version, Ask flags, expect
+PROTOCOL_ANSWER = Struct(">iI")  # version, Server flags
 P_LOGIN = Struct(">i8sBBBx")  # pid, user name, ability2, ability, capability
 P_AUTH = Struct(">12x4s")  # kind of credential
 P_OPEN = Struct(">HHH10x")  # mode, Open options, more options

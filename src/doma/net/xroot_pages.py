@@ -42,10 +42,15 @@ class PageHead(NamedTuple):
     offset: int
 
 
+def page_lead(stream: int, request: int, kind: int, offset: int, length: int) -> bytes:
+    """What goes before ``length`` bytes of interleaved pages."""
+    rest = STATUS.pack(0, stream, request - 3000, kind, length, offset)[CRC.size :]
+    return ANSWER.pack(stream, Status.STATUS, STATUS.size) + CRC.pack(crc32c(rest)) + rest
+
+
 def page_answer(stream: int, request: int, kind: int, offset: int, data: bytes = b"") -> bytes:
     """A whole answer, or a part of one: ``data`` as :func:`interleaved` makes it."""
-    rest = STATUS.pack(0, stream, request - 3000, kind, len(data), offset)[CRC.size :]
-    return ANSWER.pack(stream, Status.STATUS, STATUS.size) + CRC.pack(crc32c(rest)) + rest + data
+    return page_lead(stream, request, kind, offset, len(data)) + data
 
 
 def page_head(data: bytes | memoryview, at: int = 0) -> PageHead:
