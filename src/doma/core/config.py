@@ -331,6 +331,27 @@ class Tpc(Section):
     """``host[:port]`` of a collector of SciTags flow marks (firefly, UDP); empty: none are sent."""
 
 
+class Monitor(Section):
+    """Monitoring packets in XRootD's form, for its collectors and shovelers."""
+
+    dest: tuple[str, ...] = ()
+    """``host:port`` (UDP) of each collector or shoveler; empty: none are sent."""
+    site: str = ""
+    """Name of the site, for the identification."""
+    instance: str = "doma"
+    """Name of this server among those of a host."""
+    flush: Seconds = Field(default=30, gt=0)
+    """Records are gathered for this time at most."""
+    progress: int = Field(default=2, ge=1)
+    """At every so many flushes it is also told how far open files are."""
+    ident: Seconds = 3600
+    """Time between two identifications."""
+    idle: Seconds = 30
+    """Reads over HTTP of one client and object belong together until it is still for this time."""
+    records: bool = True
+    """Whether each file read through a cache gives an event ``object.read`` when it is closed."""
+
+
 class Config(Section):
     """Everything that can be set."""
 
@@ -345,3 +366,4 @@ class Config(Section):
     scan: Scan = Scan()
     s3: S3 = S3()
     staging: Staging = Staging()
+    monitor: Monitor = Monitor()

@@ -49,6 +49,10 @@ class Cached:
     retries: int = 0
     wait_origin: float = 0.0
     """Seconds."""
+    held: int = 0
+    """Pages of 4 KiB that the cache has of the file at the close."""
+    accesses: int = 1
+    """How often it was opened since the cache has it."""
     remotes: list[str] = field(default_factory=list)
     """``host:port`` of the origins that gave bytes."""
 
