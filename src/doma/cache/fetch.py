@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 JOIN = 0.002
 """Seconds that a miss waits for neighbours while other fetches of the object are under way."""
-AHEAD_SHARE = 0.25
-"""The part of the memory budget that read-ahead may hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +235,7 @@ class Fetcher:
     def _start(self, run: Run, asked: list[Run]) -> Flight | None:
         length = min(run[1] * PAGE, self.record.size) - run[0] * PAGE
         origin = self.source.origin
-        if not self._context.budget.take(origin, length, 1.0 if asked else AHEAD_SHARE):
+        if not self._context.budget.take(origin, length, ahead=not asked):
             return None
         flight = Flight(run, caller(), asked, urgent=bool(asked))
         # The task copies the caller's context and with it the token that the origin sees.
@@ -245,7 +243,7 @@ class Fetcher:
         self._flights.append(flight)
 
         def landed(task: asyncio.Task[Buffer]) -> None:
-            self._context.budget.give(origin, length)
+            self._context.budget.give(origin, length, ahead=not asked)
             if flight in self._flights:
                 self._flights.remove(flight)
             heard(task)

@@ -8,34 +8,40 @@ from doma.cache.extents import Run
 from doma.cache.lanes import Turn
 from doma.store.protocol import Buffer
 
+AHEAD_SHARE = 0.25
+"""The part of the memory budget that read-ahead may hold."""
+ORIGIN_SHARE = 0.5
+"""The part of it that one origin may hold."""
+
 
 class Budget:
-    """Bytes that running fetches may hold in memory; one origin cannot have all of it.
+    """Bytes that running fetches may hold in memory.
 
-    Args:
-        limit: Bytes.
-        alone: The part that one origin may hold.
+    One origin gets at most the half and what is read ahead at most a quarter: one that stalls leaves the others
+    enough for fetches and for read-ahead (O2).
     """
 
-    def __init__(self, limit: int, alone: float = 0.9) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._alone = alone
+        self._ahead = 0
         self._by: Counter[str] = Counter()
 
-    def take(self, origin: str, amount: int, share: float = 1.0) -> bool:
-        """Reserve bytes if, with them, at most this share of the budget is in use."""
-        if self.used + amount > self.limit * share:
+    def take(self, origin: str, amount: int, *, ahead: bool = False) -> bool:
+        """Reserve bytes if there are so many."""
+        if self.used + amount > self.limit or (ahead and self._ahead + amount > self.limit * AHEAD_SHARE):
             return False
-        if self._by[origin] and self._by[origin] + amount > self.limit * self._alone:
+        if self._by[origin] and self._by[origin] + amount > self.limit * ORIGIN_SHARE:
             return False
         self.used += amount
         self._by[origin] += amount
+        self._ahead += amount * ahead
         return True
 
-    def give(self, origin: str, amount: int) -> None:
+    def give(self, origin: str, amount: int, *, ahead: bool = False) -> None:
         """Return bytes."""
         self.used -= amount
+        self._ahead -= amount * ahead
         self._by[origin] -= amount
         if not self._by[origin]:
             del self._by[origin]

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from doma.cache.extents import PAGE, Run, Stride, pages_of, without
-from doma.cache.fetch import AHEAD_SHARE, Context, Fetcher
-from doma.cache.flight import Flight
+from doma.cache.fetch import Context, Fetcher
+from doma.cache.flight import AHEAD_SHARE, Flight
 from doma.cache.freshness import patience
 from doma.cache.origins import caller
 from doma.cache.pages import PageFile

@@ -82,7 +82,7 @@ class CacheStore:
         )
         self._context = self.catalogue.context = Context(
             counters=self._counters,
-            budget=Budget(config.memory, config.alone),
+            budget=Budget(config.memory),
             connections=self._connections,
             lanes=self._lanes,
             by_size=config.replicas_by_size,
