@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable, Sequence
 
 from doma.core.errors import DomaError, Unsupported
-from doma.doors import root_names, root_read, root_session, root_write
+from doma.doors import root_names, root_query, root_read, root_session, root_write
 from doma.doors.endpoint import Site
 from doma.doors.root_call import Call, Handler, Session
 from doma.doors.root_connection import RootConnection
@@ -60,6 +60,7 @@ class RootDoor:
         self._touched: set[ReadFile] = set()
         self._handlers: dict[int, Handler] = {
             **root_names.HANDLERS,
+            **root_query.HANDLERS,
             **root_write.HANDLERS,
             Code.OPEN: root_read.open_file,
             Code.CLOSE: root_read.close_file,
@@ -158,7 +159,7 @@ async def _ping(call: Call) -> bytes:
 
 
 _NOT_OFFERED = frozenset({Code.GPFILE, Code.CHKPOINT, Code.WRITEV, Code.CLONE, Code.FATTR})
-_METHODS = {
+_METHODS: dict[int, str] = {
     Code.OPEN: "HEAD",
     Code.STAT: "HEAD",
     Code.DIRLIST: "PROPFIND",
