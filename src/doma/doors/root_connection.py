@@ -51,6 +51,8 @@ HANDSHAKE = 10.0
 _SETTING_UP = frozenset({Code.PROTOCOL, Code.LOGIN, Code.AUTH, Code.BIND})
 _WRITES = frozenset({Code.WRITE, Code.PGWRITE})
 _BY_HANDLE = frozenset({Code.CLOSE, Code.READ, Code.SYNC, Code.READV, Code.PGREAD, *_WRITES})
+_OVER_HTTP = "send it as 'Authorization: Bearer ...'"
+_OVER_ROOT = "set BEARER_TOKEN_FILE and use roots://, or append ?authz=Bearer%20..."
 _WELCOME = HELLO.pack(0, 8, VERSION, 1, 0)[:16]
 
 
@@ -366,7 +368,7 @@ class RootConnection(asyncio.BufferedProtocol):
             status, number = Status.WAIT, max(1, min(60, int(error.retry_after or 5)))
         else:
             status, number = Status.ERROR, code_of(error)
-        text = error.message.encode("utf-8", "replace").decode()[:2000]
+        text = error.message.replace(_OVER_HTTP, _OVER_ROOT).encode("utf-8", "replace").decode()[:2000]
         body = with_text(number, text)
         self.write([ANSWER.pack(stream, status, len(body)) + body])
 

@@ -26,7 +26,6 @@ from doma.net.xroot_errors import (
     IO_ERROR,
     IS_DIRECTORY,
     NO_MEMORY,
-    READ_ONLY,
     TOO_LONG,
     refusal,
 )
@@ -44,7 +43,7 @@ from doma.net.xroot_frames import (
     segments,
 )
 from doma.net.xroot_pages import FINAL, PAGE, PARTIAL, interleaved, page_lead
-from doma.store.protocol import PIECE, Buffer, CanPeek, Reader, Stat
+from doma.store.protocol import PIECE, Buffer, CanPeek, Reader
 
 if TYPE_CHECKING:
     from doma.doors.root_connection import RootConnection
