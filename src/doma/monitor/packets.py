@@ -9,7 +9,6 @@ Source: xrootd's ``XrdXrootdMonData.hh``; packets of a 5.5.3 proxy cache; §1-§
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from math import inf
 from struct import Struct
 
 from doma.core.events import Event
@@ -35,8 +34,6 @@ _SQUARES = Struct(">dddd")
 _EVENTS = Struct(">iiQ")
 _CLOSED, _OPENED, _TOD, _MOVED, _LEFT = range(5)
 _MASK = (1 << 48) - 1
-_NEVER = 0x7FFFFFFF, 0x7FFF
-"""What 5.5.3 leaves as the least size of what never happened."""
 
 
 def packet(code: str, sequence: int, start: int, body: bytes) -> bytes:
@@ -128,7 +125,7 @@ def closed(number: int, file: Opened, *, forced: bool) -> bytes:
     )  # fmt: skip
     ops = _OPS.pack(
         _int(reads.count), _int(readvs.count), _int(writes.count),
-        min(_least(segments, 1), 0x7FFF), min(segments.most, 0x7FFF), segments.total,
+        min(_least(segments), 0x7FFF), min(segments.most, 0x7FFF), segments.total,
         _least(reads), _int(reads.most), _least(readvs), _int(readvs.most), _least(writes), _int(writes.most),
     )  # fmt: skip
     return head + ops + _SQUARES.pack(reads.squares, readvs.squares, segments.squares, writes.squares)
@@ -195,8 +192,8 @@ def _instant(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _least(sizes: Sizes, which: int = 0) -> int:
-    return _NEVER[which] if sizes.least == inf else _int(int(sizes.least))
+def _least(sizes: Sizes) -> int:
+    return _int(int(sizes.least)) if sizes.count else 0
 
 
 def _int(value: int) -> int:
