@@ -93,6 +93,8 @@ class Source:
             try:
                 data = await self._once(replica, start, stop, turn)
             except DomaError as e:
+                if isinstance(e, Replaced) and replica.name == self._home:
+                    raise
                 problems[replica.name] = e
                 self._connections.drop(self._place.key, self._record.generation, replica.name)
                 continue
@@ -143,9 +145,7 @@ class Source:
             cached.retries += 1
 
     def _worst(self, problems: dict[str, DomaError]) -> DomaError:
-        """What to say when nobody could: that the version is gone, then what is definite, then the rest."""
-        if isinstance(problems.get(self._home), Replaced) or len(problems) == 1:
-            return problems.get(self._home) or next(iter(problems.values()))
+        """What to say when nobody could: what is definite before what may pass."""
         definite = [e for e in problems.values() if isinstance(e, NotFound | Unauthenticated | Forbidden)]
         others = [e for e in problems.values() if not isinstance(e, Replaced)]
         return (definite or others or list(problems.values()))[0]
