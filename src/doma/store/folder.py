@@ -138,14 +138,18 @@ class Folder(Looking):
         digest.update(data)
         mark = Mark({"adler32": digest.hexdigest()}, published=True)
         try:
-            with self._held(path), self.tree.entry(path) as (above, name):
-                self._need(path, room, above)
-                fd = self._unnamed(above)
+            with self._held(path):
+                above, name = self.tree.above(path)
                 try:
-                    found = self._finish(fd, data, mark)
-                    self._link(path, fd, found, name, above)
+                    self._need(path, room, above)
+                    fd = self._unnamed(above)
+                    try:
+                        found = self._finish(fd, data, mark)
+                        self._link(path, fd, found, name, above)
+                    finally:
+                        os.close(fd)
                 finally:
-                    os.close(fd)
+                    os.close(above)
         except OSError:
             return None
         return described(path, found, mark, annotated=False)
@@ -171,8 +175,9 @@ class Folder(Looking):
 
     def _link(self, path: str, fd: int, found: os.stat_result, name: str, above: int) -> None:
         """Give a nameless file a name that nothing has."""
-        changes = self._quota.weigh(path, found.st_size) if self._quota is not None else {}
+        changes: Mapping[str, int] = {}
         if self._quota is not None:
+            changes = self._quota.weigh(path, found.st_size)
             self._quota.add(changes, check=path)
         try:
             os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=above)
@@ -184,12 +189,16 @@ class Folder(Looking):
     def remove(self, path: str) -> int | None:
         """Delete a small file: the bytes it had; None for anything else, which :meth:`delete` judges."""
         try:
-            with self._held(path), self.tree.entry(path) as (above, name):
-                found = os.stat(name, dir_fd=above, follow_symlinks=False)
-                if not modes.S_ISREG(found.st_mode) or found.st_size > AT_ONCE:
-                    return None
-                os.unlink(name, dir_fd=above)
-                self._gone(path, found)
+            with self._held(path):
+                above, name = self.tree.above(path)
+                try:
+                    found = os.stat(name, dir_fd=above, follow_symlinks=False)
+                    if not modes.S_ISREG(found.st_mode) or found.st_size > AT_ONCE:
+                        return None
+                    os.unlink(name, dir_fd=above)
+                    self._gone(path, found)
+                finally:
+                    os.close(above)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return found.st_size
@@ -299,7 +308,7 @@ class Folder(Looking):
         over = quota.weigh(target, there.size) if there else {}
         return {p: come.get(p, 0) - gone.get(p, 0) - over.get(p, 0) for p in quota.prefixes}
 
-    def _held(self, *paths: str) -> AbstractContextManager[None]:
+    def _held(self, *paths: str) -> AbstractContextManager[object]:
         assert self._locks is not None
         return self._locks.hold(*paths)
 

@@ -8,6 +8,7 @@ and for folders that we must not touch, in memory.
 
 import errno
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,9 @@ from doma.core.checksum import ALGORITHMS
 ATTRIBUTE = "user.doma.marks"
 REMEMBERED = 4096
 """Marks held in memory at most."""
+
+LOOK = 1.0
+"""Seconds for which a folder of side files is taken to be empty, as far as another process fills it."""
 
 _LARGEST = 1024
 
@@ -53,6 +57,7 @@ class Marks:
 
     def __init__(self, side: int | None) -> None:
         self._side = side
+        self._files = Side(side) if side is not None else None
         self._memory: OrderedDict[str, Mark] = OrderedDict()
 
     def read(self, where: int | str, found: os.stat_result) -> Mark:
@@ -79,8 +84,8 @@ class Marks:
 
     def forget(self, found: os.stat_result) -> None:
         """Drop the side file of a content that is gone."""
-        if self._side is not None:
-            drop(version_of(found), self._side)
+        if self._files is not None:
+            self._files.forget(found)
 
     def _read_side(self, version: str) -> bytes:
         assert self._side is not None
@@ -94,6 +99,7 @@ class Marks:
             os.close(fd)
 
     def _write_side(self, version: str, text: bytes) -> bool:
+        assert self._files is not None
         fresh = f"{version}.{os.getpid()}.new"
         try:
             fd = os.open(
@@ -106,11 +112,12 @@ class Marks:
             os.rename(fresh, version, src_dir_fd=self._side, dst_dir_fd=self._side)
         except PermissionError:
             return False
+        self._files.put()
         return True
 
 
 def _format(mark: Mark, found: os.stat_result) -> bytes:
-    sums = ",".join(f"{name}={value}" for name, value in mark.checksums.items())
+    sums = ",".join([f"{name}={value}" for name, value in mark.checksums.items()])
     kind = "published" if mark.published else "found"
     return f"1 {kind} {found.st_size} {found.st_mtime_ns} {sums} {mark.upload}".rstrip(" ").encode()
 
@@ -125,11 +132,34 @@ def _parse(text: bytes, found: os.stat_result) -> Mark | None:
     return Mark(sums, published=words[1] == "published", upload=words[5])
 
 
-def drop(version: str, side: int) -> None:
-    """Remove the side file of a version. Hardly any has one, and a look costs less than an error."""
-    if os.access(version, os.F_OK, dir_fd=side):
-        with suppress(OSError):  # It stays then: it names a version that never comes back.
-            os.unlink(version, dir_fd=side)
+class Side:
+    """A folder of side files, by version; it is empty where files can have attributes.
+
+    Args:
+        fd: Its descriptor; whoever gave it closes it.
+    """
+
+    __slots__ = ("_fd", "_look_at", "_used")
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._look_at = 0.0
+        self._used = False
+
+    def forget(self, found: os.stat_result) -> None:
+        """Drop the file of a content that is gone. If it stays, it names a version that never comes back."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK
+            with os.scandir(self._fd) as files:
+                self._used = next(files, None) is not None
+        if self._used and os.access(version_of(found), os.F_OK, dir_fd=self._fd):  # cheaper than an error
+            with suppress(OSError):
+                os.unlink(version_of(found), dir_fd=self._fd)
+
+    def put(self) -> None:
+        """Say that a file was put there."""
+        self._look_at = 0.0
 
 
 def read_attribute(where: int | str, name: str) -> bytes:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from doma.core.errors import LimitExceeded
 from doma.core.paths import RESERVED
-from doma.store.marks import clear_attribute, drop, read_attribute, set_attribute, version_of
+from doma.store.marks import Side, clear_attribute, read_attribute, set_attribute, version_of
 
 ATTRIBUTE = "user.doma.notes"
 INSIDE = RESERVED + ".notes"
@@ -33,12 +33,13 @@ class Notes:
 
     def __init__(self, side: int | None) -> None:
         self._side = side
+        self._files = Side(side) if side is not None else None
 
     def close(self) -> None:
         """Give the descriptor back."""
         if self._side is not None:
             os.close(self._side)
-            self._side = None
+            self._side = self._files = None
 
     def read(self, fd: int, found: os.stat_result) -> dict[str, str]:
         """Of an open file or directory."""
@@ -84,11 +85,13 @@ class Notes:
             # An old value in the attribute would be read before the side file.
             clear_attribute(fd, ATTRIBUTE)
         _replace(version_of(found), self._side, text)
+        if self._files is not None:
+            self._files.put()
 
     def forget(self, found: os.stat_result) -> None:
         """Drop the side file of a content that is gone."""
-        if self._side is not None:
-            drop(version_of(found), self._side)
+        if self._files is not None:
+            self._files.forget(found)
 
 
 def drop_inside(name: str, above: int) -> bool:

@@ -17,7 +17,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from zlib import crc32
 
 from doma.core.paths import RESERVED
@@ -114,50 +114,65 @@ def _sweep(folder: int, stale: Callable[[os.stat_result], bool]) -> int:
     return swept
 
 
+class Stripe:
+    """Excludes all who work on its paths, other threads and other processes; a context, not reentrant."""
+
+    __slots__ = ("fd", "lock")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def __exit__(self, *reason: object) -> None:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        finally:
+            self.lock.release()
+
+
 class PathLocks:
     """Mutual exclusion by path, between threads and between processes that share the folder."""
 
     def __init__(self, folder: int) -> None:
         self._folder = folder
-        self._stripes: dict[int, tuple[threading.Lock, int]] = {}
+        self._stripes: dict[int, Stripe] = {}
         self._guard = threading.Lock()
 
-    @contextmanager
-    def hold(self, *paths: str) -> Iterator[None]:
+    def hold(self, *paths: str) -> AbstractContextManager[object]:
         """Keep every other holder of one of these paths out; blocks, so call it in a thread."""
         if len(paths) == 1:  # nearly every call, and an ExitStack costs more than the locks
-            lock, fd = self._stripe(crc32(paths[0].encode()) % STRIPES)
-            with lock:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                try:
-                    yield
-                finally:
-                    fcntl.flock(fd, fcntl.LOCK_UN)
-            return
-        stripes = sorted({crc32(path.encode()) % STRIPES for path in paths})
-        with ExitStack() as held:
-            for stripe in stripes:
-                lock, fd = self._stripe(stripe)
-                held.enter_context(lock)
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                held.callback(fcntl.flock, fd, fcntl.LOCK_UN)
-            yield
+            return self._stripe(crc32(paths[0].encode()) % STRIPES)
+        return self._all(sorted({crc32(path.encode()) % STRIPES for path in paths}))
 
     def close(self) -> None:
         """Give the lock files back."""
-        for _, fd in self._stripes.values():
-            os.close(fd)
+        for stripe in self._stripes.values():
+            os.close(stripe.fd)
         self._stripes.clear()
         os.close(self._folder)
 
-    def _stripe(self, stripe: int) -> tuple[threading.Lock, int]:
+    @contextmanager
+    def _all(self, stripes: list[int]) -> Iterator[None]:
+        with ExitStack() as held:
+            for stripe in stripes:
+                held.enter_context(self._stripe(stripe))
+            yield
+
+    def _stripe(self, stripe: int) -> Stripe:
         if (known := self._stripes.get(stripe)) is not None:
             return known
         with self._guard:
             if stripe not in self._stripes:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-                fd = os.open(f"{stripe:02x}", flags, 0o644, dir_fd=self._folder)
-                self._stripes[stripe] = threading.Lock(), fd
+                self._stripes[stripe] = Stripe(os.open(f"{stripe:02x}", flags, 0o644, dir_fd=self._folder))
             return self._stripes[stripe]
 
 
