@@ -348,7 +348,7 @@ async def test_content_stays_warm_over_a_restart(make, origin):
     for path, content in data.items():
         assert await read_all(second, path) == content
     assert (origin.sent, origin.opened) == (sent, opened)
-    await asyncio.to_thread(second._counting.join)
+    await asyncio.to_thread(second.catalogue.keeper.total)
     assert second.stats().used == used
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import shutil
+import sqlite3
 
 import pytest
 
@@ -232,12 +233,41 @@ async def test_remains_of_a_killed_process_are_cleared_away_and_not_counted(scen
     folder, kept = scene.record.parent, sorted([scene.record.name, scene.pages.name])
     (folder / ("0" * 64 + ".dead")).write_bytes(b"x" * 50_000)
     (folder / (kept[0] + ".dead.new")).write_bytes(b"x" * 50_000)
+    with sqlite3.connect(scene.root / "index.db") as index:
+        index.execute("UPDATE meta SET value = '0' WHERE name = 'clean'")
+    index.close()
     await asyncio.sleep(0.03)
     await scene.again()
-    await asyncio.to_thread(scene.cache._counting.join)
+    await asyncio.to_thread(scene.cache.catalogue.keeper.looked.wait)
     assert sorted(p.name for p in folder.iterdir()) == kept
     used = sum(p.stat().st_blocks * 512 for p in folder.iterdir())
     assert scene.cache.stats().used == used
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "garbage", "cut", "directory", "stale"])
+async def test_a_damaged_index_is_made_anew_and_costs_no_byte(scene, harm):
+    if not scene.restart:
+        pytest.skip("only after a restart")
+    index = scene.root / "index.db"
+    content = index.read_bytes()
+    index.unlink()
+    if harm == "directory":
+        index.mkdir()
+    elif harm != "missing":
+        garbage = random.Random(2).randbytes(len(content))
+        index.write_bytes({"empty": b"", "garbage": garbage, "cut": content[:9000]}.get(harm, content))
+    if harm == "stale":
+        with sqlite3.connect(index) as db:
+            db.execute("UPDATE meta SET value = '0' WHERE name = 'clean'")
+            db.execute("UPDATE objects SET key = replace(key, substr(key, 9), 'gone'), used = 1 << 40")
+        db.close()
+    await scene.again()
+    await asyncio.to_thread(scene.cache.catalogue.keeper.looked.wait)
+    assert await scene.read(0, SIZE) == scene.data
+    assert scene.origin.sent == SIZE
+    used = sum(p.stat().st_blocks * 512 for p in scene.files)
+    assert scene.cache.stats().used == used
+    assert await scene.cache.purge(dry_run=True) == []
 
 
 async def test_a_folder_that_vanishes_under_a_running_cache_is_made_again(tmp_path):

@@ -1,26 +1,28 @@
 """The objects of one cache: which are in memory, which versions are current, how much room there is.
 
-Everything here runs on the event loop; only the folder is touched in threads. Purge order: what was evicted
-"first in line", then least recent access; never an object with open readers. Usage counts allocated blocks.
+Everything here runs on the event loop; only the folder and its index are touched in threads. What a purge
+takes is decided in ``purge``; an object with open readers never goes. Usage counts allocated blocks.
 
 Source: cache contract §7 "Purge rules", F9, C4, C5, C9.
 """
 
 import asyncio
-import heapq
 import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from doma.auth.model import bearer
 from doma.cache.entry import Entry
 from doma.cache.extents import PAGE
 from doma.cache.fetch import Context, Fetcher
+from doma.cache.keeper import Keeper
 from doma.cache.origins import Place
+from doma.cache.purge import Rules, Victim, plan
 from doma.cache.record import Record
 from doma.cache.replicas import Answer
-from doma.cache.shelf import Item, Shelf
+from doma.cache.shelf import Shelf
 from doma.core.config import Cache
 from doma.core.events import Emit, Event
 from doma.store.protocol import Stat
@@ -31,31 +33,39 @@ _LOADED = 512
 """Objects without readers that are kept open in memory."""
 _MARKS = 32 << 20
 """Bytes of page marks (10 a page) that objects without readers may hold in memory."""
-_BATCH = 10_000
-"""Objects that one purge considers."""
-_SURVEYS = 3
-"""How often a purge counts again because objects came or went meanwhile."""
+_BATCH = 20
+"""Objects that a purge removes at one go: a millisecond or so."""
+_ROUNDS = 3
+"""How often a purge plans anew because what it wanted to take was in use meanwhile."""
 _TOUCH = 60.0
 """Seconds between notes of the last access on disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """An object that a purge takes, or would take."""
-
-    path: str
-    used: int
-    accessed: float
-    reason: str
-
-
 class Catalogue:
-    """All objects of one cache folder."""
+    """All objects of one cache folder.
 
-    def __init__(self, shelf: Shelf, config: Cache, clock: Callable[[], float], emit: Emit) -> None:
+    Args:
+        shelf: The folder.
+        config: Section ``cache``.
+        clock: Unix seconds.
+        emit: Takes ``object.replaced`` and ``object.evicted``.
+        shown: Origin and path there to the path in the cache.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        config: Cache,
+        clock: Callable[[], float],
+        emit: Emit,
+        shown: Callable[[str, str], str],
+    ) -> None:
         self.shelf = shelf
+        self.keeper = Keeper(shelf, shown, self._found)
+        self.vo: Callable[[str], str] = lambda token: ""
+        """The VO of a verified token; empty: not known."""
         self._change = 0
-        self._counted: int | None = None
+        self._counted = 0
         self._config = config
         self._clock = clock
         self._emit = emit
@@ -63,17 +73,16 @@ class Catalogue:
         self._reserved = 0
         self._purging: asyncio.Task[list[Victim]] | None = None
         self._hopeless = float("-inf")
+        self._rules = Rules(config.quotas, config.vo_quotas, config.age)
         self.context: Context
 
     @property
     def used(self) -> int:
-        """Allocated bytes on disk: what a walk counted, and the changes since."""
-        return max(0, (self._counted or 0) + self._change)
+        """Allocated bytes of all objects: what the index knew at the start, and the changes since."""
+        return max(0, self._counted + self._change)
 
-    def count(self, total: int) -> None:
-        """Take the result of the first walk, from its thread; one of a purge knows better."""
-        if self._counted is None:
-            self._counted = total
+    def _found(self, more: int) -> None:
+        self._counted += more
 
     @property
     def open_objects(self) -> int:
@@ -116,6 +125,7 @@ class Catalogue:
             lifetime=lifetime,
             checksums=dict(stat.checksums),
             replica=answer.replica,
+            vo=self.vo(bearer.get() or ""),
         )
         old = self.find(place)
         await asyncio.to_thread(self.shelf.write, record, now)
@@ -139,6 +149,7 @@ class Catalogue:
         )
         said, noted = entry.record, entry.noted
         entry.renew(record)
+        self.keeper.note(entry)
         same = (said.checksums, said.cache_control) == (record.checksums, record.cache_control)
         # An instant of validation that is a little old costs one question after a restart, no more.
         if not same or record.validated - noted >= min(_TOUCH, (entry.expires - record.validated) / 10):
@@ -157,6 +168,7 @@ class Catalogue:
         """Forget an object; gives the disk bytes freed. Open readers keep what is in memory of it."""
         self.shelf.forget(entry.record.key)
         self._retire(entry)
+        self.keeper.gone(entry.record.key)
         self._change -= PAGE
         return entry.used + PAGE
 
@@ -191,6 +203,7 @@ class Catalogue:
         for entry in self._entries.values():
             await entry.fetcher.close()
             self._touch(entry, now=True)
+        await asyncio.to_thread(self.keeper.close)
         self._entries.clear()
 
     async def room(self, amount: int) -> bool:
@@ -211,67 +224,85 @@ class Catalogue:
         if entry is not None and entry.fetcher is fetcher:
             self._weigh(entry)
 
-    async def purge(self, *, dry_run: bool = False) -> list[Victim]:
-        """Free disk down to the low mark; gives the objects that went, in order, with the reason."""
-        for _ in range(_SURVEYS):
-            before = self._change
-            oldest, total = await asyncio.to_thread(self._survey)
-            self._counted = total - before
-            if self._change == before:  # else some of it was seen before it changed, some after
-                break
-        excess = total - int(self._config.size * self._config.low)
+    async def purge(self, *, dry_run: bool = False, old_only: bool = False) -> list[Victim]:
+        """Free disk down to the low mark; gives the objects that went, in order, with the reason.
+
+        Args:
+            dry_run: Only say what would go.
+            old_only: Only remove what was not read for ``cache.age``.
+        """
         gone: list[Victim] = []
-        for item in sorted(oldest, key=lambda item: self._last(item)):
-            if excess <= 0:
+        for _ in range(_ROUNDS):
+            planned, excess = await self._plan(old_only=old_only)
+            if dry_run:
+                return planned
+            went = await self._remove_all(planned)
+            gone += went
+            if not went or sum(victim.used for victim in went) >= excess:
                 break
-            entry = self._entries.get(item.key)
-            if entry is not None and (entry.readers or entry.fetcher.busy):
-                continue
-            record = entry.record if entry is not None else self.shelf.record(item.key)
-            if record is None:
-                continue
-            reason = "evicted, first in line" if item.accessed == 0 else "least recently read"
-            gone.append(Victim(record.path, item.used, self._last(item), reason))
-            excess -= item.used
-            if not dry_run:
-                await self._take(record, entry, item.used)
         return gone
 
-    async def take(self, key: str) -> tuple[str, int] | None:
+    async def take(self, key: str, reason: str = "command") -> tuple[str, int] | None:
         """Remove an object now; its path and the bytes freed. None: not here."""
         entry = self._entries.get(key)
         record = entry.record if entry is not None else self.shelf.record(key)
         if record is None:
+            self.keeper.gone(key)
             return None
         used = entry.used + PAGE if entry is not None else self.shelf.used(record)
-        await self._take(record, entry, used)
+        self._unlink(record, entry, used, reason)
+        await asyncio.to_thread(self.shelf.drop, record.key, record.generation)
         return record.path, used
 
-    async def _take(self, record: Record, entry: Entry | None, used: int) -> None:
+    async def _plan(self, *, old_only: bool) -> tuple[list[Victim], int]:
+        """What to remove, and how many bytes have to go."""
+        busy = {key for key, e in self._entries.items() if e.readers or e.fetcher.busy}
+        for entry in self._entries.values():
+            self.keeper.note(entry)
+        before, now, low = self._change, self._clock(), int(self._config.size * self._config.low)
+
+        def decide() -> tuple[list[Victim], int, int]:
+            total = self.keeper.total()
+            excess = 0 if old_only else total - low
+            return plan(self.keeper.index, self._rules, excess, now, busy), excess, total
+
+        planned, excess, total = await asyncio.to_thread(decide)
+        if self._change == before:  # else some of it was written down before it changed, some after
+            self._counted = total - before
+        return planned, excess
+
+    async def _remove_all(self, victims: list[Victim]) -> list[Victim]:
+        """Remove objects, a few at a time; those that came into use meanwhile stay."""
+        gone: list[Victim] = []
+        for at in range(0, len(victims), _BATCH):
+            files = []
+            for victim in victims[at : at + _BATCH]:
+                entry = self._entries.get(victim.key)
+                if entry is not None and (entry.readers or entry.fetcher.busy):
+                    continue
+                record = entry.record if entry is not None else self.shelf.record(victim.key)
+                if record is None:
+                    self.keeper.gone(victim.key)
+                    continue
+                self._unlink(record, entry, victim.used, victim.reason)
+                files.append((record.key, record.generation))
+                gone.append(victim)
+            # The records are gone and nobody finds the pages any more: to unlink long files takes its time.
+            await asyncio.to_thread(self._drop_all, files)
+        return gone
+
+    def _drop_all(self, files: list[tuple[str, str]]) -> None:
+        for key, generation in files:
+            self.shelf.drop(key, generation)
+
+    def _unlink(self, record: Record, entry: Entry | None, used: int, reason: str) -> None:
         if entry is not None:
             self._retire(entry)
         self.shelf.forget(record.key)
-        await asyncio.to_thread(self.shelf.drop, record.key, record.generation)
+        self.keeper.gone(record.key)
         self._change -= used if entry is None else PAGE
-        self.context.counters.purged += used
+        self.context.counters.evict(reason, used)
         self._emit(Event("object.evicted", record.path, {"origin": record.origin, "bytes": used}))
-
-    def _survey(self) -> tuple[list[Item], int]:
-        """The objects that were read least recently, and the disk bytes of all."""
-        total = 0
-        oldest: list[tuple[float, str, Item]] = []
-        for item in self.shelf.walk():
-            total += item.used
-            row = (-item.accessed, item.key, item)
-            if len(oldest) < _BATCH:
-                heapq.heappush(oldest, row)
-            else:
-                heapq.heappushpop(oldest, row)
-        return [item for _, _, item in oldest], total
-
-    def _last(self, item: Item) -> float:
-        entry = self._entries.get(item.key)
-        return entry.accessed if entry is not None and item.accessed > 0 else item.accessed
 
     def _start_purge(self) -> asyncio.Task[list[Victim]] | None:
         if self._purging is not None and not self._purging.done():
@@ -293,7 +324,7 @@ class Catalogue:
         if not task.result() and self.used > self._config.size * self._config.low:
             self._hopeless = self._clock()
             log.warning(
-                "%s: the cache is full (%d of %d bytes) and all of it is in use; reads pass through",
+                "%s: the cache is full (%d of %d bytes), all of it in use or pinned; reads pass through",
                 self.shelf.root,
                 self.used,
                 self._config.size,
@@ -312,6 +343,7 @@ class Catalogue:
         if former is not None:  # its files were deleted by another hand
             self._change -= former.used
         self._entries[record.key] = entry
+        self.keeper.note(entry)
         self._trim(entry)
         return entry
 
@@ -320,6 +352,7 @@ class Catalogue:
         key = entry.record.key
         if self._entries.get(key) is entry:
             del self._entries[key]
+            self.keeper.gone(key)
         self.context.connections.drop(key, entry.record.generation)
         self.shelf.drop(key, entry.record.generation)
         self._change -= entry.used
@@ -328,8 +361,11 @@ class Catalogue:
         used = entry.fetcher.pages.used
         self._change += used - entry.used
         entry.used = used
+        self.keeper.note(entry)
 
     def _touch(self, entry: Entry, *, now: bool = False) -> None:
         if entry.accessed - entry.touched >= (0.001 if now else _TOUCH):
             self.shelf.touch(entry.record.key, entry.accessed)
             entry.touched = entry.accessed
+            if self._entries.get(entry.record.key) is entry:
+                self.keeper.note(entry)

@@ -42,6 +42,8 @@ class Record:
     checksums: Mapping[str, str] = field(default_factory=dict)
     replica: str = ""
     """The origin whose version this is, where the object has several; empty: ``origin``."""
+    vo: str = ""
+    """Whose request brought it, for quotas; empty: not known."""
 
     @property
     def key(self) -> str:

@@ -17,7 +17,7 @@ from doma.auth.bearer import bearer_of
 from doma.auth.gate import Gate
 from doma.auth.model import Identity, Verb, bearer
 from doma.auth.verifier import Verifier
-from doma.cache.catalogue import Victim
+from doma.cache.purge import Victim
 from doma.cache.stats import Stats
 from doma.cache.store import CacheStore
 from doma.cache.upkeep import Holding, Scrubbed

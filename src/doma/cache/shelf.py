@@ -2,7 +2,7 @@
 
 ``objects/ab/<key>`` is the record (replaced by rename), ``objects/ab/<key>.<generation>`` the pages of the
 version that the record names. The record's modification time is the object's last access. Opening an object
-costs the same whether ten or ten million lie beside it; only usage is counted by a walk in the background.
+costs the same whether ten or ten million lie beside it; what has to know all of them asks the index.
 """
 
 import errno
@@ -48,6 +48,7 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._objects = root / "objects"
+        self._suspects: set[str] = set()
         try:
             self._objects.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -84,6 +85,7 @@ class Shelf:
         record = decode(data, key) if len(data) <= LARGEST else None
         if record is None:
             log.warning("cache record %s is damaged; the object is fetched again", key)
+            self._suspects.add(key[:2])
         return record
 
     def write(self, record: Record, accessed: float) -> None:
@@ -158,19 +160,28 @@ class Shelf:
         with suppress(OSError):
             self._name(key).unlink()
 
-    def walk(self) -> Iterator[Item]:
-        """Every object, in no order; clears away what a killed process left behind.
+    def has(self, key: str) -> bool:
+        """Whether there is a record of an object."""
+        return self._name(key).exists()
+
+    def folders(self) -> list[str]:
+        """The folders that objects may lie in; each begins the keys of what is in it."""
+        return [f"{n:02x}" for n in range(256)]
+
+    def take_suspects(self) -> list[str]:
+        """Folders in which a damaged record was met since the last call."""
+        found, self._suspects = self._suspects, set()
+        return sorted(found)
+
+    def walk(self, folder: str) -> Iterator[tuple[Item, Record]]:
+        """Every object of a folder, in no order; clears away what a killed process left behind.
 
         Blocks; run it in a thread. Objects that come or go meanwhile may be missed or listed.
         """
-        for folder in sorted(self._entries(self._objects)):
-            yield from self._walk_folder(self._objects / folder)
-
-    def _walk_folder(self, folder: Path) -> Iterator[Item]:
+        place = self._objects / folder
         old = max(self._began, time.time_ns() - _SETTLED)
-        names = self._entries(folder)
         parts: dict[str, list[str]] = {}
-        for name in names:
+        for name in self._entries(place):
             parts.setdefault(name.partition(".")[0], []).append(name)
         for key, files in parts.items():
             record = self.record(key) if key in files else None
@@ -178,16 +189,16 @@ class Shelf:
             used, accessed = 0, 0.0
             for name in files:
                 try:
-                    found = os.lstat(folder / name)
+                    found = os.lstat(place / name)
                 except OSError:
                     continue
                 if name in wanted:
                     used += found.st_blocks * 512
                     accessed = found.st_mtime if name == key else accessed
                 elif max(found.st_mtime_ns, found.st_ctime_ns) < old:
-                    _remove(folder / name)  # of a killed process, or of a record that was damaged
+                    remove(place / name)  # of a killed process, or of a record that was damaged
             if record:
-                yield Item(key, used, accessed)
+                yield Item(key, used, accessed), record
 
     def _entries(self, folder: Path) -> list[str]:
         try:
@@ -202,7 +213,8 @@ class Shelf:
         return self._objects / key[:2] / f"{key}.{generation}"
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Take away a file or folder, whatever it is. Idempotent."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

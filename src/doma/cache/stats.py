@@ -3,7 +3,7 @@
 Source: cache contract §9 (classes of bytes), §10.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -46,6 +46,18 @@ class Counters:
     """Fetches and validations that failed for good."""
     disk_errors: int = 0
     """Reads and writes that the cache disk refused."""
+    evicted: dict[str, int] = field(default_factory=dict)
+    """``purged`` by reason: command, first, expired, quota, age, room."""
+
+    def evict(self, reason: str, amount: int) -> None:
+        """Count disk bytes freed by a purge or command, by the reason that the purge gives."""
+        kind = _KINDS.get(reason.partition(" ")[0], "room")
+        self.purged += amount
+        self.evicted[kind] = self.evicted.get(kind, 0) + amount
+
+
+_KINDS = {"command": "command", "evicted,": "first", "expired": "expired", "over": "quota", "not": "age"}
+"""First word of a reason to its short name in metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,8 @@ class Stats:
     """The bound of ``fetching``."""
     open_objects: int
     """Objects with open readers."""
+    evicted: dict[str, int]
+    """``purged`` by reason: command, first, expired, quota, age, room."""
 
     def metrics(self) -> dict[str, float]:
         """Prometheus names (``doma_cache_<what>_bytes_total``, ``doma_cache_<what>_total``, …) to values."""
@@ -89,11 +103,12 @@ def snapshot(
     delivered = counted.hit + counted.prefetched + counted.miss + counted.bypass
     return Stats(
         bytes={name: everything[name] for name in BYTES},
-        counts={name: n for name, n in everything.items() if name not in BYTES},
+        counts={name: n for name, n in everything.items() if name not in {*BYTES, "evicted"}},
         hit_ratio=counted.hit / delivered if delivered else None,
         used=used,
         size=size,
         fetching=fetching,
         memory=memory,
         open_objects=open_objects,
+        evicted=dict(counted.evicted),
     )

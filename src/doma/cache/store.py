@@ -8,7 +8,6 @@ Source: cache contract §3-§10; RFC 9111; RFC 9211.
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,16 +15,17 @@ from pathlib import Path
 from random import Random
 from typing import NoReturn
 
-from doma.cache.catalogue import Catalogue, Victim
+from doma.cache.catalogue import Catalogue
+from doma.cache.columns import Layouts
 from doma.cache.connections import Connections
 from doma.cache.current import NEGATIVE, Unkept, Validator, granted
 from doma.cache.entry import Entry
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import Budget
-from doma.cache.foresight import Foresight
 from doma.cache.freshness import Control, control, patience
 from doma.cache.lanes import Lanes
 from doma.cache.origins import Origins, Place
+from doma.cache.purge import Victim
 from doma.cache.reader import CachedReader, HotObject, PassReader, Seen, in_time
 from doma.cache.scrub import check_whole, digest
 from doma.cache.shelf import Shelf
@@ -50,7 +50,6 @@ class CacheStore:
         emit: Takes ``object.cached``, ``object.replaced``, ``object.evicted``.
         rng: Jitter of retries.
         negative: Seconds that a 404 is remembered.
-        foresee: Makes what foresees the reads of one version; asked once, at its first open.
 
     Raises:
         AlreadyRunning: another process holds the folder.
@@ -67,7 +66,6 @@ class CacheStore:
         emit: Emit = lambda event: None,
         rng: Random | None = None,
         negative: float = NEGATIVE,
-        foresee: Callable[[Fetcher], Foresight | None] = lambda fetcher: None,
     ) -> None:
         self._origins = origins
         self._config = config
@@ -75,7 +73,9 @@ class CacheStore:
         self._emit = emit
         self._shelf = Shelf(root)
         self._counters = Counters()
-        self.catalogue = Catalogue(self._shelf, config, clock, emit)
+        self.layouts = Layouts(root) if config.foresight else None
+        """What is known of the columns of the files here; None: nothing is fetched ahead by columns."""
+        self.catalogue = Catalogue(self._shelf, config, clock, emit, origins.shown)
         self._connections = Connections()
         self._lanes = Lanes(
             config.fetches, clock, share=config.share, alone=config.alone, waiting=config.waiting
@@ -90,14 +90,13 @@ class CacheStore:
             room=self.catalogue.room,
             landed=self._landed,
             distrust=self._distrust,
-            foresee=foresee,
+            foresee=self.layouts.foresee if self.layouts is not None else lambda fetcher: None,
         )
         self._validator = Validator(self.catalogue, config, clock, self._counters, self._lanes, negative)
         self._upkeep = Upkeep(self.catalogue, origins, clock)
         self._checks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._counting = threading.Thread(target=self._count, name="cache-usage", daemon=True)
-        self._counting.start()
+        self.catalogue.keeper.start()
 
     async def stat(self, path: str) -> Stat:
         place = self._origins.place(path)
@@ -241,10 +240,11 @@ class CacheStore:
         for task in self._checks:
             task.cancel()
         await asyncio.gather(*self._checks, return_exceptions=True)
+        if self.layouts is not None:
+            await self.layouts.close()
         await self.catalogue.close()
         await self._connections.close()
         await self._origins.close()
-        await asyncio.to_thread(self._counting.join)
         self._shelf.close()
 
     def _seen(self, entry: Entry, *, validated: bool) -> Seen:
@@ -291,15 +291,6 @@ class CacheStore:
         now_there = await place.store.stat(place.path)
         same = (now_there.version, now_there.size) == (entry.record.version, entry.record.size)
         return value if same else None
-
-    def _count(self) -> None:
-        """Count usage and clear away remains, in a thread: a start costs the same for any volume."""
-        total = 0
-        for item in self._shelf.walk():
-            if self._closed:
-                return
-            total += item.used
-        self.catalogue.count(total)
 
     def _refuse(self, path: str) -> NoReturn:
         raise NotAllowed(f"{path}: a cache is read-only; write to the origin {self._origins.name} instead")

@@ -13,7 +13,6 @@ from doma.cache.extents import PAGE
 from doma.cache.origins import Origins
 from doma.cache.scrub import damaged
 from doma.core.errors import Conflict, DomaError, NotFound
-from doma.core.paths import covers
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +127,8 @@ class Upkeep:
 
     def _below(self, path: str) -> list[str]:
         """Keys of all objects below a directory of the cache's name space. Blocks."""
-        top = path.rstrip("/") or "/"
-        shelf, out = self._catalogue.shelf, []
-        for item in shelf.walk():
-            record = shelf.record(item.key)
-            if record and covers(top, self._origins.shown(record.origin, record.path)):
-                out.append(item.key)
-        return out
+        self._catalogue.keeper.total()
+        return [row.key for row in self._catalogue.keeper.index.below(path)]
 
     async def _give_up(self, key: str, entry: Entry | None, *, immediate: bool) -> int:
         if immediate:
@@ -144,6 +138,6 @@ class Upkeep:
         if record is None:
             return 0
         if entry is not None:
-            entry.touched = entry.accessed
+            entry.touched = entry.accessed = 0.0
         self._catalogue.shelf.touch(key, 0.0)
         return self._catalogue.shelf.used(record)

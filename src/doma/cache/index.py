@@ -1,0 +1,245 @@
+"""What lies in a cache folder, as a table: who goes first, how much is below a path, what is pinned.
+
+The records on disk are the truth about objects; this file beside them saves reading a million of them. It is
+written once a second, so a killed process leaves it a moment behind: after such an end the folder is walked
+once in the background (``Keeper``). A damaged file is made anew. Pins live here and nowhere else.
+
+Source: cache contract §7 (purge, pins, holdings), C8.
+"""
+
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from doma.cache.shelf import remove
+
+log = logging.getLogger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS objects (
+  key TEXT PRIMARY KEY, path TEXT NOT NULL, vo TEXT NOT NULL, size INT NOT NULL, held INT NOT NULL,
+  used INT NOT NULL, accessed REAL NOT NULL, expires REAL NOT NULL, version TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS by_access ON objects (accessed);
+CREATE INDEX IF NOT EXISTS by_expiry ON objects (expires);
+CREATE INDEX IF NOT EXISTS by_vo ON objects (vo, accessed);
+CREATE INDEX IF NOT EXISTS by_path ON objects (path);
+CREATE TABLE IF NOT EXISTS pins (
+  path TEXT, owner TEXT, key TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (path, owner)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS pins_by_owner ON pins (owner, path);
+"""
+_FIELDS = "key, path, vo, size, held, used, accessed, expires, version"
+_PIN = "pins.path, owner, until, size"
+_BATCH = 500
+"""Rows that are read under the lock at one time."""
+
+
+class Row(NamedTuple):
+    """One object."""
+
+    key: str
+    path: str
+    """In the cache's name space."""
+    vo: str
+    """Whose request brought it; empty: nobody's known."""
+    size: int
+    held: int
+    """Bytes of its pages that are here."""
+    used: int
+    """Allocated bytes of record and pages."""
+    accessed: float
+    """Unix seconds; 0: first in line for the purge."""
+    expires: float
+    """When it has to be validated, Unix seconds."""
+    version: str
+
+
+class Pin(NamedTuple):
+    """A file that stays until an instant."""
+
+    path: str
+    owner: str
+    """``issuer#subject`` of who pinned it."""
+    until: float
+    """Unix seconds."""
+    size: int | None
+    """Bytes; None: it is not here yet."""
+
+
+class Index:
+    """The table of one cache folder; its methods block for a moment: call them in threads.
+
+    Args:
+        path: The file; made if it is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self.clean = False
+        """Whether it knows everything; else the disk has to be looked at."""
+        try:
+            self._db = self._open()
+            self.clean = self._meta("clean") == "1"
+            self._set("clean", "0")
+        except sqlite3.DatabaseError:
+            self.remake()
+
+    def remake(self) -> None:
+        """Begin anew with nothing, because the file is damaged."""
+        log.error("%s: is damaged; it is made anew, pins are lost", self._path)
+        with self._lock:
+            if hasattr(self, "_db"):
+                self._db.close()
+            for suffix in ("", "-wal", "-shm"):
+                remove(self._path.with_name(self._path.name + suffix))
+            self._db = self._open()
+
+    def close(self, *, clean: bool) -> None:
+        """Close the file; ``clean`` says that it knows everything. Idempotent."""
+        with self._lock, contextlib.suppress(sqlite3.Error):
+            if clean:
+                self._set("clean", "1")
+            self._db.close()
+
+    def total(self) -> int:
+        """Allocated bytes of all objects."""
+        return int(self._value("SELECT coalesce(sum(used), 0) FROM objects"))
+
+    def count(self) -> int:
+        """How many objects there are."""
+        return int(self._value("SELECT count(*) FROM objects"))
+
+    def put(self, rows: Iterable[Row], gone: Iterable[str] = ()) -> None:
+        """Write down objects, and that others have gone."""
+        with self._lock, self._db:
+            self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?,?,?,?,?)", rows)
+            self._db.executemany("DELETE FROM objects WHERE key = ?", ((key,) for key in gone))
+
+    def used_below(self, top: str) -> int:
+        """Allocated bytes of the objects at and below a path."""
+        where, values = _below(top)
+        return int(self._value(f"SELECT coalesce(sum(used), 0) FROM objects WHERE {where}", values))  # noqa: S608
+
+    def used_by(self, vo: str) -> int:
+        """Allocated bytes of what a VO's requests brought."""
+        return int(self._value("SELECT coalesce(sum(used), 0) FROM objects WHERE vo = ?", (vo,)))
+
+    def first_in_line(self) -> Iterator[Row]:
+        """What was given up by command."""
+        return self._rows("accessed = 0", ())
+
+    def expired(self, now: float) -> Iterator[Row]:
+        """What has to be validated, the longest overdue first."""
+        return self._rows("expires < ? ORDER BY expires", (now,))
+
+    def oldest(self, before: float | None = None) -> Iterator[Row]:
+        """Everything, the longest unread first; ``before``: only what was last read before that instant."""
+        if before is None:
+            return self._rows("accessed > 0 ORDER BY accessed", ())
+        return self._rows("accessed > 0 AND accessed < ? ORDER BY accessed", (before,))
+
+    def oldest_below(self, top: str) -> Iterator[Row]:
+        """Everything at and below a path, the longest unread first."""
+        where, values = _below(top)
+        return self._rows(f"{where} ORDER BY accessed", values)
+
+    def oldest_of(self, vo: str) -> Iterator[Row]:
+        """Everything that a VO's requests brought, the longest unread first."""
+        return self._rows("vo = ? ORDER BY accessed", (vo,))
+
+    def below(self, top: str, after: str = "", limit: int = -1) -> list[Row]:
+        """Objects at and below a path in the order of their names, those behind ``after``."""
+        where, values = _below(top)
+        return list(self._rows(f"{where} AND path > ? ORDER BY path LIMIT ?", (*values, after, limit)))
+
+    def keys(self, prefix: str) -> dict[str, int]:
+        """Used bytes by key of the objects whose key begins so."""
+        with self._lock:
+            found = self._db.execute(
+                "SELECT key, used FROM objects WHERE key >= ? AND key < ?", (prefix, prefix + "g")
+            )
+            return dict(found.fetchall())
+
+    # Pins.
+
+    def pin(self, pin: Pin, key: str) -> None:
+        """Pin, or change until when."""
+        with self._lock, self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?)", (pin.path, pin.owner, key, pin.until)
+            )
+
+    def unpin(self, path: str, owner: str | None) -> int:
+        """Take one owner's pin of a path away, or everybody's; how many there were."""
+        with self._lock, self._db:
+            sql = "DELETE FROM pins WHERE path = ? AND (owner = ? OR ? IS NULL)"
+            return self._db.execute(sql, (path, owner, owner)).rowcount
+
+    def pins(self, now: float, owner: str | None = None, top: str = "/", after: str = "") -> list[Pin]:
+        """Pins that count, by path; of one owner, or of all."""
+        where, values = _below(top, "pins.path")
+        sql = (
+            f"SELECT {_PIN} FROM pins LEFT JOIN objects USING (key) WHERE {where}"  # noqa: S608
+            " AND until > ? AND (owner = ? OR ? IS NULL) AND pins.path > ? ORDER BY 1, 2"
+        )
+        with self._lock, self._db:
+            self._db.execute("DELETE FROM pins WHERE until <= ?", (now,))
+            return [Pin(*row) for row in self._db.execute(sql, (*values, now, owner, owner, after))]
+
+    def pinned(self, now: float) -> set[str]:
+        """Keys of what must stay."""
+        with self._lock:
+            return {key for (key,) in self._db.execute("SELECT key FROM pins WHERE until > ?", (now,))}
+
+    def is_pinned(self, key: str, now: float) -> bool:
+        """Whether an object must stay."""
+        sql = "SELECT count(*) FROM pins WHERE key = ? AND until > ?"
+        return bool(self._value(sql, (key, now)))
+
+    def _rows(self, where: str, values: Sequence[object]) -> Iterator[Row]:
+        with self._lock:
+            found = self._db.execute(f"SELECT {_FIELDS} FROM objects WHERE {where}", values)  # noqa: S608
+        while True:
+            with self._lock:
+                rows = found.fetchmany(_BATCH)
+            if not rows:
+                return
+            yield from map(Row._make, rows)
+
+    def _value(self, sql: str, values: Sequence[object] = ()) -> int | str:
+        with self._lock:
+            (value,) = self._db.execute(sql, values).fetchone()
+        found: int | str = value
+        return found
+
+    def _meta(self, name: str) -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def _set(self, name: str, value: str) -> None:
+        with self._lock, self._db:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, check_same_thread=False, timeout=10)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.executescript(_SCHEMA)
+        except sqlite3.DatabaseError:
+            db.close()
+            raise
+        return db
+
+
+def _below(top: str, column: str = "path") -> tuple[str, tuple[str, ...]]:
+    """At and below a path by whole components, as a condition that the index on paths serves."""
+    clean = top.rstrip("/")
+    if not clean:
+        return "1", ()
+    return f"({column} = ? OR ({column} > ? AND {column} < ?))", (clean, clean + "/", clean + "0")
