@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +24,7 @@ from doma.core.config import Config
 from doma.core.errors import ConfigError
 from doma.core.paths import encode
 from doma.doors import macaroons, s3, s3_routes, tape, webdav
+from doma.doors.root import RootDoor
 from doma.doors.s3_call import Door
 from doma.doors.s3_keys import Keys
 from doma.doors.tpc import ThirdParty
@@ -140,6 +141,13 @@ class Services:
     ) -> None:
         """Count what the door answered without the application (:data:`doma.doors.fast.Count`)."""
         self.metrics.request("https", endpoint, method, status, seconds, received, sent, times)
+
+    def root_door(self) -> RootDoor:
+        """What serves root:// connections."""
+        opened, staging = self.opened, self.config.staging
+        site = replace(opened.site, stages=self._staging, pin=staging.pin)
+        plain, count = self.config.listen.plain_http, self.metrics.request
+        return RootDoor(site, tls=opened.tls, plain=plain, count=count)
 
     def addresses(self, name: str) -> dict[str, str]:
         """The doors of an endpoint, for ``run.json``."""

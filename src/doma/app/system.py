@@ -17,7 +17,6 @@ from doma.bus.local import Bus
 from doma.core.config import Config
 from doma.db.outbox import Relay
 from doma.doors.fast import FastDoor
-from doma.doors.root import RootDoor
 from doma.net.listener import Listener
 
 
@@ -46,18 +45,12 @@ class System:
         issuer, spawn, bus = opened.issuer, opened.background.spawn, Bus()
         services = Services(home, config, self._roles, opened, bus)
         services.build()
-        door = RootDoor(
-            opened.site,
-            tls=opened.tls,
-            plain=config.listen.plain_http,
-            count=services.metrics.request,
-        )
         listener = Listener(
             services.app,
             fast=FastDoor(opened.site, count=services.count),
             listen=config.listen,
             tls=opened.tls,
-            root=door.take,
+            root=services.root_door().take,
             reuse_port=config.listen.workers > 1,
         )
         await listener.start()

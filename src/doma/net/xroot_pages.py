@@ -174,13 +174,14 @@ class PageTarget:
         return size
 
 
-def separated(offset: int, data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+def separated(offset: int, data: Buffer) -> tuple[memoryview, list[tuple[int, int]]]:
     """The bytes of interleaved pages, and offset and length of those with a wrong checksum; for a server.
 
     Raises:
         BadRequest: the last page has no data.
 
-    >>> separated(4090, interleaved(4090, b"0123456789"))
+    >>> found, bad = separated(4090, interleaved(4090, b"0123456789"))
+    >>> bytes(found), bad
     (b'0123456789', [])
     """
     into = memoryview(bytearray(len(data)))
@@ -190,7 +191,7 @@ def separated(offset: int, data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
     except OriginFailed as e:
         raise BadRequest(f"pgwrite: {e.message}") from e
     target.feed(memoryview(data))
-    return bytes(into[: target.got]), target.bad
+    return into[: target.got], target.bad
 
 
 def corrections(body: bytes, offset: int, size: int) -> list[tuple[int, int]]:
