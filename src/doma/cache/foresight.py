@@ -8,6 +8,7 @@ Source: cache contract §9.
 """
 
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -22,6 +23,8 @@ _RECENT = 20_000
 """Reads of the object after which a read is no neighbour of the next any more."""
 _AHEAD = 8 << 20
 """Bytes that one read may have fetched ahead."""
+_REMEMBERED = 1024
+"""Reads that are remembered until the layout is known."""
 _STEADY = 4
 """Clusters read in a row after which two are fetched ahead instead of one."""
 
@@ -46,12 +49,11 @@ class Foresight(Protocol):
 class Sight:
     """The habits of clients of one object; says nothing until it is told the layout."""
 
-    __slots__ = ("_given", "_layout", "_reads", "_size", "_stamps", "_whole")
+    __slots__ = ("_before", "_given", "_layout", "_reads", "_size", "_stamps", "_whole")
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._whole = False
-        self._reads = 0
+        self._before: deque[Span] = deque(maxlen=_REMEMBERED)
         self.learn(None)
 
     @property
@@ -60,30 +62,28 @@ class Sight:
         return self._layout
 
     def learn(self, layout: Layout | None) -> None:
-        """Take a layout, or forget it; reads noted so far are forgotten."""
+        """Take a layout, or forget it; of the reads so far the last ones without a layout count."""
         self._layout = layout
         groups = len(layout.group_columns) if layout else 0
         self._stamps = array("q", bytes(8 * groups))
         self._given = bytearray(groups)
+        self._reads, self._whole = 0, False
+        if layout is not None:
+            for start, stop in self._before:
+                for group in self._groups(layout, start, stop):
+                    self._stamps[group] = self._reads
+            self._before.clear()
 
     def seen(self, start: int, stop: int) -> Sequence[Span]:
         layout = self._layout
         if layout is None:
+            self._before.append((start, stop))
             return ()
-        first, last = layout.touched(start, stop)
-        if first >= last:
-            return ()
-        self._whole = last - first > _WHOLE
-        if self._whole:
-            return ()
-        self._reads += 1
         wanted: list[Span] = []
         left = _AHEAD
-        for extent in range(first, last):
-            a, b = int(layout.starts[extent]), int(layout.stops[extent])
-            if start != a and min(b, stop) - max(a, start) < min((b - a + 1) // 2, _PART):
-                continue
-            for span in self._next(layout, int(layout.groups[extent]), left):
+        for group in self._groups(layout, start, stop):
+            self._stamps[group] = self._reads
+            for span in self._next(layout, group, left):
                 wanted.append(span)
                 left -= span[1] - span[0]
         return joined(wanted, PAGE)
@@ -95,10 +95,25 @@ class Sight:
         first, last = layout.touched(stop - 1, stop)
         return int(layout.stops[first]) if first < last else stop
 
+    def _groups(self, layout: Layout, start: int, stop: int) -> list[int]:
+        """The groups that a read is a read of."""
+        first, last = layout.touched(start, stop)
+        if first >= last:
+            return []
+        self._reads += 1
+        self._whole = last - first > _WHOLE
+        if self._whole:
+            return []
+        out = []
+        for extent in range(first, last):
+            a, b = int(layout.starts[extent]), int(layout.stops[extent])
+            if start == a or min(b, stop) - max(a, start) >= min((b - a + 1) // 2, _PART):
+                out.append(int(layout.groups[extent]))
+        return out
+
     def _next(self, layout: Layout, group: int, most: int) -> list[Span]:
-        """Note a group as read; what to fetch of the column's next ones, if that before was read too."""
+        """What to fetch of the column's next groups, if this one and that before were read."""
         stamps, columns = self._stamps, layout.group_columns
-        stamps[group] = self._reads
         column, run = columns[group], 1
         while run < _STEADY and group >= run and columns[group - run] == column and self._lately(group - run):
             run += 1
