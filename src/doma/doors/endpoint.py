@@ -14,6 +14,7 @@ from doma.core.errors import DomaError, NotFound
 from doma.core.events import Emit
 from doma.core.paths import normalise
 from doma.doors.usage import Usage
+from doma.monitor.sessions import HttpReads
 from doma.store.protocol import Store
 
 if TYPE_CHECKING:
@@ -48,12 +49,14 @@ class Site:
     """Answers a COPY that names another server (:class:`doma.doors.tpc.ThirdParty`); None: 501."""
     usage: Usage | None = None
     """Sums up who has read how much; ``emit`` tells it of what was written."""
+    forward: str = ""
+    """The endpoint that a path means which begins with a URL (``/root:/host/f``): a cache; empty: none."""
+    reads: HttpReads | None = None
+    """Joins reads over HTTP to open files, for the monitoring."""
     stages: "StageRequests | None" = None
     """Takes what root:// clients want staged."""
     pin: float = 24 * 3600.0
     """Seconds for which that is kept on disk."""
-    forward: str = ""
-    """The endpoint that a path means which begins with a URL (``/root:/host/f``): a cache; empty: none."""
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.
