@@ -19,7 +19,7 @@ class Clock:
 
 
 class Scene:
-    """Requests that end when the test says so; ``running`` lists origin and caller of those that hold a slot."""
+    """Requests that end when the test says so; ``running``: origin and caller of those that hold a slot."""
 
     def __init__(self, slots=8, **settings):
         self.clock = Clock()
