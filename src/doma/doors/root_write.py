@@ -48,13 +48,15 @@ async def open(call: Call) -> bytes:
     exclusive = not options & Open.DELETE
     writing = await _begin(call, target, exclusive=exclusive)
     try:
-        answer = call.session.put(writing)
+        line = b""
         if options & Open.RETSTAT or more & _MORE_STAT:
-            answer += bytes(8) + (await line_of(target, writing.stat)).encode() + b"\0"
+            line = bytes(8) + (await line_of(target, writing.stat)).encode() + b"\0"
+        handle = call.session.put(writing)
     except BaseException:
         await writing.drop()
         raise
-    return answer
+    writing.begun(call.session.observer)
+    return handle + line
 
 
 async def write(call: Call) -> bytes:
@@ -130,7 +132,7 @@ async def _begin(call: Call, target: Target, *, exclusive: bool) -> Writing:
         raise refusal(EXISTS, f"{target.shown}: exists; allow the overwrite (xrdcp -f)") from e
     except NotAllowed as e:  # It is writable: only a directory is refused so.
         raise refusal(IS_DIRECTORY, f"{target.shown}: this is a directory; write a file below it") from e
-    return Writing(target, landing, size, exclusive=exclusive)
+    return Writing(target, landing, size, call.session, exclusive=exclusive)
 
 
 async def _refuse_update(call: Call, target: Target) -> None:

@@ -12,7 +12,8 @@ from contextlib import suppress
 
 from doma.core.errors import ChecksumMismatch, DomaError, PreconditionFailed, Unsupported, WrongSize
 from doma.doors.landing import Landing
-from doma.doors.root_call import Target
+from doma.doors.root_call import Session, Target
+from doma.monitor.opens import Observer, Opened
 from doma.net.xroot_errors import BAD_ARGUMENT, EXISTS, refusal
 from doma.store.protocol import PIECE, Buffer, Stat
 
@@ -31,17 +32,21 @@ class Writing:
         target: Where it will stand, and who writes.
         landing: Open.
         size: Bytes announced.
+        session: Whose it is.
         exclusive: Nothing may stand there.
     """
 
-    def __init__(self, target: Target, landing: Landing, size: int | None, *, exclusive: bool) -> None:
+    def __init__(
+        self, target: Target, landing: Landing, size: int | None, session: Session, *, exclusive: bool
+    ) -> None:
         self.target = target
-        self.written = 0
-        """Bytes that came, those that wait too."""
+        self.opened = Opened(
+            session.client(target.identity), target.shown, size or 0, writing=True, since=time.time()
+        )
+        self._observer: Observer | None = None
         self._landing = landing
         self._size = size
         self._exclusive = exclusive
-        self._began = time.time()
         self._at = 0
         self._ahead: dict[int, memoryview] = {}
         self._bad: dict[int, int] = {}
@@ -52,7 +57,13 @@ class Writing:
     @property
     def stat(self) -> Stat:
         """What has come of it so far."""
-        return Stat(self.target.path, self._at, f"upload-{id(self)}", self._began)
+        return Stat(self.target.path, self._at, f"upload-{id(self)}", self.opened.since)
+
+    def begun(self, observer: Observer | None) -> None:
+        """Tell that it was opened, and later that it was closed."""
+        self._observer = observer
+        if observer is not None:
+            observer.opened(self.opened)
 
     async def write(self, offset: int, data: Buffer, bad: list[tuple[int, int]] | None = None) -> None:
         """Take bytes; after a failure nothing is taken any more, and nothing published.
@@ -96,22 +107,35 @@ class Writing:
             DomaError: nothing was published, and nothing is left.
         """
         async with self._turn:
-            self._must_be_sound()
             try:
+                self._must_be_sound()
                 self._check_whole()
                 await self._landing.commit()
+                self.opened.outcome = "complete"
             except PreconditionFailed as e:
+                self.opened.outcome = f"error:{e.code}"
                 if not self._exclusive:
                     raise
                 raise refusal(EXISTS, e.message) from e
+            except DomaError as e:
+                self.opened.outcome = f"error:{e.code}"
+                raise
             finally:
                 await self._end()
+                self._tell_closed(forced=False)
 
     async def drop(self) -> None:
         """Leave no trace."""
         async with self._turn:
             with suppress(DomaError):
                 await self._end()
+            self._tell_closed(forced=True)
+
+    def _tell_closed(self, *, forced: bool) -> None:
+        self.opened.outcome = self.opened.outcome or "partial"
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.closed(self.opened, forced=forced)
 
     def _must_be_sound(self) -> None:
         if self._failed is not None:
@@ -136,7 +160,7 @@ class Writing:
             )
 
     async def _take(self, offset: int, data: memoryview, bad: list[tuple[int, int]]) -> None:
-        self.written += len(data)
+        self.opened.writes.add(len(data))
         at = offset
         for where, length in bad:
             self._bad[where] = length
