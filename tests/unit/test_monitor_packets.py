@@ -35,7 +35,7 @@ def of_code(code: bytes) -> list[bytes]:
 
 
 def file(path: str = "/f1.bin", size: int = 300_000) -> Opened:
-    return Opened(Client("xroot", "::ffff:127.0.0.1", 1), path, size, writing=False, since=0)
+    return Opened(Client("xroot", "::ffff:127.0.0.1", 1), f"/cache{path}", size, writing=False, since=0)
 
 
 def test_a_login_is_told_as_xrootd_tells_it() -> None:

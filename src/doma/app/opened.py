@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import ssl
+import time
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -19,11 +21,14 @@ from doma.auth.issuer import Issuer
 from doma.auth.revoked import Revocations
 from doma.auth.verifier import Verifier
 from doma.core import config
+from doma.core.events import Event
 from doma.db.engine import Database
 from doma.db.outbox import EventWriter
 from doma.doors.endpoint import Site
 from doma.doors.tpc import ThirdParty
 from doma.doors.usage import Usage
+from doma.monitor.sessions import HttpReads
+from doma.monitor.stream import Stream
 from doma.net import tls
 
 log = logging.getLogger(__name__)
@@ -69,6 +74,8 @@ class Opened:
     site: Site
     background: Background
     events: EventWriter
+    stream: Stream
+    """Is told of open files."""
     revocations: Revocations | None = None
 
 
@@ -137,13 +144,27 @@ async def open_site(
         stack.push_async_callback(endpoint.store.close)
     third_party = ThirdParty(settings.tpc, _authorities(files))
     stack.push_async_callback(third_party.close)
-    usage = Usage(emit, {issuer.issuer: issuer.vo for issuer in trusted})
+    stream = Stream(settings.monitor, port=int(port), sid=secrets.randbits(48), emit=emit)
+    stack.callback(stream.close)
+    await stream.start()
+    background.spawn(stream.run())
+    reads = HttpReads(stream, settings.monitor.idle, clock=time.time, all=bool(settings.monitor.dest))
+    stack.callback(reads.close)
+    background.spawn(reads.run())
+
+    def tell(event: Event) -> None:
+        emit(event)
+        stream.see(event)
+
+    usage = Usage(tell, {issuer.issuer: issuer.vo for issuer in trusted})
     background.spawn(usage.run())
     stack.callback(usage.tell)
     forward = forwarding(endpoints)
-    site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage, forward)
+    site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage, forward, reads)
     context = _server_context(listen, files)
-    return Opened(base, plain, db, files, context, issuer, verifier, site, background, emit, revocations)
+    return Opened(
+        base, plain, db, files, context, issuer, verifier, site, background, emit, stream, revocations
+    )
 
 
 def _server_context(listen: config.Listen, files: tls.Files) -> ssl.SSLContext:

@@ -147,7 +147,7 @@ class Services:
         opened, staging = self.opened, self.config.staging
         site = replace(opened.site, stages=self._staging, pin=staging.pin)
         plain, count = self.config.listen.plain_http, self.metrics.request
-        return RootDoor(site, tls=opened.tls, plain=plain, count=count)
+        return RootDoor(site, tls=opened.tls, plain=plain, count=count, observer=opened.stream)
 
     def addresses(self, name: str) -> dict[str, str]:
         """The doors of an endpoint, for ``run.json``."""

@@ -27,6 +27,7 @@ from doma.doors.intake import Count, FastSink, lines
 from doma.doors.landing import about, landed
 from doma.doors.reply import content_type, validators
 from doma.doors.usage import Usage
+from doma.monitor.sessions import Asked, Reading
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.store.protocol import CanLand, CanPeek, CanRemove, Hot, Stat
 
@@ -63,7 +64,7 @@ BATCH = 1.0
 class _Place:
     """A request target: where it points, and what was found there last."""
 
-    __slots__ = ("cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat")
+    __slots__ = ("cached", "cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat")
 
     def __init__(self, endpoint: Endpoint, path: str, peek: Callable[[str], Hot | None]) -> None:
         self.endpoint = endpoint
@@ -74,6 +75,8 @@ class _Place:
         self.fixed = b""
         self.dynamic = False
         """The store has header lines of its own for each answer."""
+        self.cached = False
+        """It is read through a cache, which counts where the bytes come from."""
         self.cold: Callable[[int, int], Awaitable[Buffer]]
 
     def see(self, hot: Hot) -> None:
@@ -81,6 +84,7 @@ class _Place:
         self.stat = hot.stat
         self.fixed = lines(validators(hot.stat))
         self.dynamic = hasattr(hot, "headers")
+        self.cached = hasattr(hot, "cached")
         self.cold = _Cold(self, hot.stat.version).read
 
 
@@ -190,10 +194,34 @@ class FastDoor:
                 spans = ranges.parse(asked.decode("latin-1"), stat.size) if asked else None
         except (_Unknown, DomaError):
             return None
+        reading = self._reading(request, place, identity, hot)
         answer = self._answer(place, hot, stat.size, spans, request.tls)
+        if answer is not None and reading is not None:
+            reading.add([answer.size] if spans is None else [b - a for a, b in spans])
         if answer is not None and tally is not None:
             tally.read(place.endpoint.name, 206 if spans else 200, identity, answer.size, began)
         return answer
+
+    def _reading(
+        self, request: Request, place: _Place, identity: Identity | None, hot: Hot
+    ) -> Reading | None:
+        """The open file that this read belongs to, if anybody follows it."""
+        reads = self._site.reads
+        if reads is None or not (place.cached or reads.all):
+            return None
+        now, last = self._clock(), request.memo.get("reading")
+        if last is not None and last[0] is place and last[1].identity is identity and not last[1].ended:
+            reading: Reading = last[1]
+            reading.last = now
+        else:
+            program = request.fields.get(b"user-agent", b"").decode("latin-1")
+            asked = Asked(request.client[0], request.tls, program)
+            shown = f"/{place.endpoint.name}{place.path}"
+            reading = reads.of(asked, identity, shown, hot.stat.size, cached=place.cached)
+            request.memo["reading"] = (place, reading)
+        if place.cached:
+            hot.cached = reading.file.cached  # type: ignore[attr-defined] # such a store's own
+        return reading
 
     def _place(self, target: bytes) -> _Place | None:
         try:

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +24,7 @@ from doma.doors import parts
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import text_headers, upload_id
 from doma.doors.reply import Reply, reply
+from doma.monitor.sessions import Asked
 from doma.store.protocol import PIECE, Buffer, CanPrepare, Reader, Stat
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,8 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
     if method == "HEAD" and "x-upload-id" in headers:
         await _progress(endpoint, path, identity, headers, send)
         return
-    sent = await serve(endpoint, path, method, headers, send)
+    watch = partial(_watch, site, scope, endpoint, path, identity, headers)
+    sent = await serve(endpoint, path, method, headers, send, watch=watch)
     if site.usage is not None:
         site.usage.read(endpoint.name, identity, sent)
 
@@ -87,6 +90,7 @@ async def serve(
     headers: Mapping[str, str],
     send: Send,
     extra: Mapping[str, str] = MappingProxyType({}),
+    watch: Callable[[Reader, Reply], None] = lambda reader, answer: None,
 ) -> int:
     """Answer GET or HEAD of a file to somebody who may read it; how many of its bytes were sent.
 
@@ -97,6 +101,7 @@ async def serve(
         headers: Of the request, names in lower case.
         send: Of ASGI.
         extra: Headers of the answer besides the usual ones.
+        watch: Is shown what is about to be sent.
 
     Raises:
         DomaError: as :func:`get`.
@@ -108,10 +113,10 @@ async def serve(
         await send({"type": "http.response.body", "body": b""})
         return 0
     try:
-        reader, answer, ahead = await _begin(endpoint, path, headers)
+        reader, answer, ahead = await _begin(endpoint, path, headers, watch)
     except Replaced:
         # nothing was sent yet: the version that is there now can be told from its beginning
-        reader, answer, ahead = await _begin(endpoint, path, headers)
+        reader, answer, ahead = await _begin(endpoint, path, headers, watch)
     answer.headers.extend(extra.items())
     try:
         await _send(reader, answer, ahead, send)
@@ -136,11 +141,37 @@ async def _progress(
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _begin(endpoint: Endpoint, path: str, headers: Mapping[str, str]) -> tuple[Reader, Reply, Buffer]:
+def _watch(
+    site: Site,
+    scope: Scope,
+    endpoint: Endpoint,
+    path: str,
+    identity: Identity | None,
+    headers: Mapping[str, str],
+    reader: Reader,
+    answer: Reply,
+) -> None:
+    """Count an answer in the open file that it belongs to."""
+    reads, held = site.reads, getattr(reader, "cached", None)
+    if reads is None or not answer.spans or not (reads.all or held is not None):
+        return
+    host = scope["client"][0] if scope.get("client") else ""
+    program, job = headers.get("user-agent", ""), headers.get("x-pelican-jobid", "")
+    asked = Asked(host, scope.get("scheme") == "https", program, job)
+    reading = reads.of(asked, identity, f"/{endpoint.name}{path}", reader.stat.size, cached=held is not None)
+    reading.add([stop - start for start, stop in answer.spans])
+    if held is not None:
+        reader.cached = reading.file.cached  # type: ignore[attr-defined] # such a reader has it
+
+
+async def _begin(
+    endpoint: Endpoint, path: str, headers: Mapping[str, str], watch: Callable[[Reader, Reply], None]
+) -> tuple[Reader, Reply, Buffer]:
     """One version of a file, the answer about it and its first bytes: what fails here fails cleanly."""
     reader = await endpoint.store.open(path)
     try:
         answer = reply("GET", headers, reader.stat, {}, _boundary)
+        watch(reader, answer)
         spans = answer.spans or [(0, 0)]
         if isinstance(reader, CanPrepare):
             about = reader.prepare(min(a for a, _ in spans), max(b for _, b in spans))

@@ -107,6 +107,11 @@ class Opened:
     outcome: str = ""
     """``complete``, ``partial`` or ``error:<code>``, once closed."""
 
+    @property
+    def lfn(self) -> str:
+        """The path within its endpoint, which collectors sort files by: ``/store/…``, ``/user/…``."""
+        return "/" + self.path[1:].partition("/")[2]
+
 
 class Observer(Protocol):
     """Who is told of open files; on the event loop, in microseconds, and never raises.

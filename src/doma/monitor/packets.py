@@ -110,7 +110,7 @@ def files(since: int, until: int, sid: int, records: Sequence[bytes], moved: int
 
 def opened(number: int, user: int, file: Opened) -> bytes:
     """The record of an open, with its path padded by one to eight zeros."""
-    name = file.path.encode()[: MOST_TEXT * 4]
+    name = file.lfn.encode()[: MOST_TEXT * 4]
     size = (_OPEN.size + len(name) + 8) & ~7
     flags = 1 | (2 if file.writing else 0)
     return _OPEN.pack(_OPENED, flags, size, number, file.size, user) + name.ljust(size - _OPEN.size, b"\0")
@@ -159,7 +159,7 @@ def cache_event(file: Opened, until: float, details: Mapping[str, object]) -> by
         raise ValueError(f"{file.path}: was not read through a cache")
     pages = -(-file.size // PAGE)
     told = {
-        "event": "file_close", "lfn": file.path, "size": file.size, "blk_size": PAGE, "n_blks": pages,
+        "event": "file_close", "lfn": file.lfn, "size": file.size, "blk_size": PAGE, "n_blks": pages,
         "n_blks_done": min(pages, seen.held), "access_cnt": seen.accesses, "attach_t": int(file.since),
         "detach_t": int(until), "remotes": seen.remotes, "b_hit": seen.hit, "b_miss": seen.miss,
         "b_bypass": seen.bypass, "b_todisk": seen.stored, "b_prefetch": seen.prefetch,

@@ -7,7 +7,7 @@ Source: §10 of the cache contract.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,12 +29,23 @@ class Asked(NamedTuple):
     """A job's name: ``X-Pelican-JobId``."""
 
 
-@dataclass(slots=True)
-class _Session:
+@dataclass(slots=True, eq=False)
+class Reading:
+    """One open file of an HTTP client."""
+
     file: Opened
     identity: Identity | None
-    """Held, so that its id cannot come to name another one."""
     last: float
+    """Unix seconds of the last request."""
+    ended: bool = False
+
+    def add(self, sizes: Sequence[int]) -> None:
+        """Count one answer with these ranges."""
+        if len(sizes) == 1:
+            self.file.reads.add(sizes[0])
+            return
+        self.file.readvs.add(sum(sizes))
+        self.file.segments.add(len(sizes))
 
 
 class HttpReads:
@@ -44,17 +55,21 @@ class HttpReads:
         observer: Told of each.
         idle: Seconds.
         clock: Unix seconds.
+        all: Whether reads count that go through no cache.
     """
 
-    def __init__(self, observer: Observer, idle: float, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, observer: Observer, idle: float, *, clock: Callable[[], float], all: bool = True
+    ) -> None:
         self._observer = observer
+        self.all = all
         self._idle = idle
         self._clock = clock
-        self._open: OrderedDict[tuple[str, Asked, int], _Session] = OrderedDict()
+        self._open: OrderedDict[tuple[str, Asked, int], Reading] = OrderedDict()
         self._clients: dict[tuple[Asked, int], tuple[Client, int]] = {}
         self._next = 1
 
-    def of(self, asked: Asked, identity: Identity | None, path: str, size: int, *, cached: bool) -> Opened:
+    def of(self, asked: Asked, identity: Identity | None, path: str, size: int, *, cached: bool) -> Reading:
         """The open file of a client and path, to which the door adds what it answers.
 
         Args:
@@ -70,15 +85,17 @@ class HttpReads:
         if known is not None:
             known.last = now
             self._open.move_to_end(key)
-            return known.file
+            return known
         while len(self._open) >= MOST:
             self._close(next(iter(self._open)))
         file = Opened(self._client(asked, identity), path, size, writing=False, since=now)
         if cached:
             file.cached = Cached()
-        self._open[key] = _Session(file, identity, now)
+        reading = self._open[key] = Reading(
+            file, identity, now
+        )  # which holds the identity: its id is its own
         self._observer.opened(file)
-        return file
+        return reading
 
     async def run(self) -> None:
         """Close what is still, until cancelled."""
@@ -89,10 +106,7 @@ class HttpReads:
     def sweep(self) -> None:
         """Close what nothing was asked of for the idle time."""
         end = self._clock() - self._idle
-        while self._open:
-            key = next(iter(self._open))
-            if self._open[key].last > end:
-                break
+        for key in [key for key, reading in self._open.items() if reading.last <= end]:
             self._close(key)
 
     def close(self) -> None:
@@ -110,7 +124,9 @@ class HttpReads:
         return client
 
     def _close(self, key: tuple[str, Asked, int]) -> None:
-        file = self._open.pop(key).file
+        reading = self._open.pop(key)
+        reading.ended = True
+        file = reading.file
         if not file.outcome:
             file.outcome = "complete" if file.reads.total + file.readvs.total >= file.size else "partial"
         self._observer.closed(file)

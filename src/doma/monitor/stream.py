@@ -231,7 +231,7 @@ class Stream:
     def _through_cache(self, file: Opened, now: float) -> None:
         facts = record(file, now)
         if self._to:
-            self._object(packets.CACHE, packets.cache_event(file, now, facts))
+            self._object(packets.CACHE, packets.cache_event(file, now, {"path": file.path, **facts}))
         seen, client = file.cached, file.client
         endpoint = file.path[1:].partition("/")[0]
         if seen is not None:
