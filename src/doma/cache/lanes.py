@@ -84,7 +84,9 @@ class _Lane:
     def next(self, ahead: int) -> Turn | None:
         """Take out whose turn it is, if there is one; ``ahead``: how many may run that nobody waits for."""
         if self.waiting:
-            turn = self.waiting[min(self.waiting, key=self.by.__getitem__)][0]
+            who = min(self.waiting, key=self.by.__getitem__)
+            self.waiting[who] = self.waiting.pop(who)  # among equals, next time it is the others' turn
+            turn = self.waiting[who][0]
         elif self.later and self.ahead < ahead:
             turn = self.later[0]
         else:

@@ -1,0 +1,307 @@
+"""Overload and fairness (O2-O5, O9); what is foreseen is fetched behind what is asked for."""
+
+import asyncio
+import random
+from dataclasses import replace
+
+import pytest
+
+from doma.auth.model import bearer
+from doma.cache.freshness import patience
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core.config import Cache
+from doma.core.errors import StorageUnavailable, TimedOut, TooManyRequests
+from doma.store.memory import MemoryStore
+
+MIB = 1 << 20
+
+
+class Origin(MemoryStore):
+    """Reads wait at a gate; ``reads`` are the ranges in the order in which they got here."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.reads = []
+        self.running = 0
+        self.most = 0
+
+    async def open(self, path):
+        return Line(self, await super().open(path))
+
+
+class Line:
+    def __init__(self, origin, inner):
+        self._origin, self._inner, self.stat = origin, inner, inner.stat
+        self.known, self.hashed = inner.known, inner.hashed
+
+    async def read(self, start, stop):
+        origin = self._origin
+        origin.reads.append((start, stop))
+        origin.running += 1
+        origin.most = max(origin.most, origin.running)
+        try:
+            await origin.gate.wait()
+            await asyncio.sleep(0)
+            return await self._inner.read(start, stop)
+        finally:
+            origin.running -= 1
+
+    async def close(self):
+        await self._inner.close()
+
+
+async def put(store, path, data):
+    upload = await store.create(path, size=len(data))
+    await upload.write(data)
+    await upload.commit()
+
+
+async def get(cache, path, step=MIB):
+    reader = await cache.open(path)
+    try:
+        size = reader.stat.size
+        return b"".join([bytes(await reader.read(a, min(a + step, size))) for a in range(0, size, step)])
+    finally:
+        await reader.close()
+
+
+async def settle(turns=50):
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def until(condition):
+    """Let the loop run until something has happened; the test's own timeout ends what never does."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def blob(size, seed=0):
+    return random.Random(seed).randbytes(size)
+
+
+@pytest.fixture
+async def scene(tmp_path):
+    """A cache of the fixed origin ``good`` that also forwards to ``stalled``."""
+    good, stalled = Origin(), Origin()
+    made = []
+
+    def make(foresee=lambda fetcher: None, **config):
+        origins = Origins(good, name="good", open=lambda url: stalled, allow=("https://stalled",))
+        cache = CacheStore(tmp_path / "cache", origins, Cache(foresight=False, **config))
+        cache.catalogue.context = replace(cache.catalogue.context, foresee=foresee)
+        made.append(cache)
+        return cache
+
+    yield good, stalled, make
+    stalled.gate.set()
+    good.gate.set()
+    for cache in made:
+        await cache.close()
+
+
+async def test_o2_others_get_their_files_while_one_origin_stalls_with_a_hundred_readers(scene):
+    good, stalled, make = scene
+    cache = make(memory=32 * MIB)
+    data = blob(8 * MIB)
+    many = blob(MIB + 1)
+    for n in range(100):
+        await put(stalled, f"/f{n}", many)
+    await put(good, "/f", data)
+    stalled.gate.clear()
+    waiting = [asyncio.create_task(get(cache, f"/https:/stalled/f{n}")) for n in range(100)]
+    await until(lambda: stalled.running == 28)
+    await settle()
+    assert stalled.running == 28  # 90 % of 32
+    assert await get(cache, "/f") == data
+    await until(lambda: cache.stats().bytes["stored"] == len(data))  # as ever: memory was left for it
+    stats = cache.stats()
+    assert stats.bytes["bypass"] == 0
+    assert stats.bytes["prefetch"] > 0  # and read ahead of
+    assert stats.fetching <= 32 * MIB
+    stalled.gate.set()
+    got = await asyncio.gather(*waiting)
+    assert all(copy == many for copy in got)
+
+
+async def test_o3_a_slow_origin_has_a_quarter_of_the_slots_while_others_wait(scene):
+    good, stalled, make = scene
+    cache = make(fetches=8)
+    for n in range(40):
+        await put(stalled, f"/f{n}", blob(1000, n))
+        await put(good, f"/f{n}", blob(1000, n))
+    stalled.gate.clear()
+    good.gate.clear()
+    slow = [asyncio.create_task(get(cache, f"/https:/stalled/f{n}")) for n in range(40)]
+    await until(lambda: stalled.running == 7)
+    quick = [asyncio.create_task(get(cache, f"/f{n}")) for n in range(40)]
+    await until(lambda: good.running == 1)
+    await settle()
+    assert (stalled.running, good.running) == (7, 1)
+    stalled.gate.set()
+    await settle(8)
+    stalled.gate.clear()
+    good.gate.set()
+    assert await asyncio.gather(*quick) == [blob(1000, n) for n in range(40)]
+    stalled.gate.set()
+    assert len(await asyncio.gather(*slow)) == 40
+
+
+async def test_o4_a_full_queue_is_told_with_a_time_to_come_again(scene):
+    _, stalled, make = scene
+    cache = make(fetches=1, waiting=4)
+    for n in range(12):
+        await put(stalled, f"/f{n}", blob(1000, n))
+    stalled.gate.clear()
+    asked = [asyncio.create_task(get(cache, f"/https:/stalled/f{n}")) for n in range(12)]
+    await until(lambda: any(task.done() for task in asked))
+    refused = [task for task in asked if task.done()]
+    assert refused
+    for task in refused:
+        error = task.exception()
+        assert isinstance(error, TooManyRequests)
+        assert error.retry_after >= 1
+    stalled.gate.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_o5_a_client_hears_that_it_took_too_long_before_it_gives_up(scene):
+    good, _, make = scene
+    cache = make()
+    await put(good, "/f", blob(MIB))
+    held = patience.set(0.05)
+    try:
+        good.gate.clear()
+        reader = await cache.open("/f")
+        with pytest.raises(TimedOut, match="/f"):
+            await reader.read(0, 1000)
+        await settle()
+        assert good.running == 0  # nobody waits for it any more
+        good.gate.set()
+        assert bytes(await reader.read(0, 1000)) == blob(MIB)[:1000]
+        await reader.close()
+    finally:
+        patience.reset(held)
+
+
+async def test_o5_the_patience_of_one_is_not_that_of_another(scene):
+    good, _, make = scene
+    cache = make()
+    await put(good, "/f", blob(MIB))
+    good.gate.clear()
+    patient = asyncio.create_task(get(cache, "/f"))
+    await settle()
+    held = patience.set(0.05)
+    try:
+        reader = await cache.open("/f")
+        with pytest.raises(TimedOut):
+            await reader.read(0, 1000)
+        await reader.close()
+    finally:
+        patience.reset(held)
+    assert good.running == 1
+    good.gate.set()
+    assert await patient == blob(MIB)
+    assert good.reads == [(0, MIB)]
+
+
+async def test_o9_who_opens_everything_delays_another_user_by_one_turn(scene):
+    good, _, make = scene
+    cache = make(fetches=2)
+    for n in range(60):
+        await put(good, f"/f{n}", blob(1000, n))
+
+    async def ask(who, n):
+        bearer.set(who)
+        return await get(cache, f"/f{n}")
+
+    good.gate.clear()
+    order = []
+    tasks = []
+    for who, n in [("greedy", n) for n in range(50)] + [("modest", 55)]:
+        task = asyncio.create_task(ask(who, n))
+        task.add_done_callback(lambda _, who=who: order.append(who))
+        tasks.append(task)
+        await settle(5)
+    good.gate.set()
+    await asyncio.gather(*tasks)
+    assert order.index("modest") <= 6
+
+
+async def test_an_origin_that_fails_five_times_is_left_alone_and_nobody_waits_for_it(scene):
+    good, stalled, make = scene
+    cache = make()
+    await put(good, "/f", blob(1000))
+
+    async def away(path):
+        stalled.reads.append(path)
+        raise StorageUnavailable("stalled: connection refused")
+
+    stalled.stat = away
+    for n in range(20):
+        with pytest.raises(StorageUnavailable):
+            await cache.open(f"/https:/stalled/f{n}")
+    assert len(stalled.reads) == 5
+    assert await get(cache, "/f") == blob(1000)
+
+
+class Sight:
+    """Foresees the same distance ahead at every read."""
+
+    def __init__(self, distance, size):
+        self.distance, self.size, self.reads = distance, size, []
+
+    def seen(self, start, stop):
+        self.reads.append((start, stop))
+        return [(start + self.distance, min(self.size, stop + self.distance))]
+
+    def reach(self, stop):
+        return stop
+
+
+async def test_what_is_foreseen_is_fetched_once_and_counted_apart(scene):
+    good, _, make = scene
+    data = blob(4 * MIB)
+    await put(good, "/f", data)
+    sights = []
+
+    def foresee(fetcher):
+        sights.append(Sight(2 * MIB, fetcher.record.size))
+        return sights[-1]
+
+    cache = make(foresee)
+    reader = await cache.open("/f")
+    assert bytes(await reader.read(0, 100_000)) == data[:100_000]
+    while len(good.reads) < 2 or good.running:
+        await asyncio.sleep(0)
+    await reader.close()
+    await settle()
+    other = await cache.open("/f")
+    part = bytes(await other.read(2 * MIB, 2 * MIB + 100_000))
+    await other.close()
+    assert part == data[2 * MIB : 2 * MIB + 100_000]
+    assert len(sights) == 1
+    assert sights[0].reads == [(0, 100_000), (2 * MIB, 2 * MIB + 100_000)]
+    stats = cache.stats().bytes
+    assert stats["prefetched"] == 100_000
+    assert stats["miss"] == 100_000
+    assert stats["hit"] == 0
+    assert sum(stop - start for start, stop in good.reads[:2]) <= 210_000
+
+
+async def test_the_caches_own_questions_cost_one_fetch_and_are_no_misses(scene):
+    good, _, make = scene
+    data = blob(MIB)
+    await put(good, "/f", data)
+    fetchers = []
+    cache = make(lambda fetcher: fetchers.append(fetcher))
+    reader = await cache.open("/f")
+    for _ in range(2):
+        assert bytes(await fetchers[0].content(1000, 50_000)) == data[1000:50_000]
+    assert bytes(await reader.read(4096, 8192)) == data[4096:8192]
+    await reader.close()
+    stats = cache.stats().bytes
+    assert (stats["miss"], stats["prefetched"], stats["origin"]) == (0, 4096, 53_248)
