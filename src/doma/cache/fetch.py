@@ -67,6 +67,8 @@ class Fetcher:
         """Set when the origin has contradicted this version: nothing more of it is fetched or stored."""
         self.whole = False
         """Set when the last page landed, so that the whole is checked once."""
+        self.opens = 0
+        """Since it is in memory."""
         self.source = Source(
             place, record, context.lanes, context.connections, context.counters, context.rng.random,
             by_size=context.by_size,
@@ -162,6 +164,7 @@ class Fetcher:
 
     def look_ahead(self) -> None:
         """Somebody opened it: find out, once, whether what will be wanted next can be foreseen."""
+        self.opens += 1
         if not self._looked:
             self._looked = True
             self._foresight = self._context.foresee(self)

@@ -174,6 +174,7 @@ class CachedReader:
     async def close(self) -> None:
         self._let_go()
         if self._closed is not None:
+            self.cached.held, self.cached.accesses = self._pages.held, self._fetcher.opens
             self._closed()
             self._closed = None
 
@@ -375,6 +376,8 @@ class HotObject:
         if not self._from <= start <= self._to:
             self._from, self._to = start, start
         if stop > self._to:
+            if self.cached is not None and not self.cached.held:
+                self.cached.held, self.cached.accesses = self._pages.held, self._fetcher.opens
             _count_hit(self._context, self.cached, self._pages, self._to, stop)
             self._fetcher.seen(self._to, stop)
             self._to = stop

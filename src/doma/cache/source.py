@@ -24,6 +24,7 @@ from doma.core.errors import (
     PreconditionFailed,
     RangeNotSatisfiable,
     Replaced,
+    TooManyRequests,
     Unauthenticated,
 )
 from doma.monitor.opens import Cached
@@ -158,5 +159,5 @@ class Source:
 
 
 def _passing(error: DomaError) -> bool:
-    """Whether the same replica may do better the next time."""
-    return error.retry != "no" and not isinstance(error, Replaced)
+    """Whether the same replica may do better in a moment; one that is busy says itself when to come again."""
+    return error.retry != "no" and not isinstance(error, Replaced | TooManyRequests)
