@@ -236,7 +236,7 @@ class Catalogue:
             planned, excess = await self._plan(old_only=old_only)
             if dry_run:
                 return planned
-            went = await self._remove_all(planned)
+            went = await self.remove_all(planned)
             gone += went
             if not went or sum(victim.used for victim in went) >= excess:
                 break
@@ -253,6 +253,22 @@ class Catalogue:
         self._unlink(record, entry, used, reason)
         await asyncio.to_thread(self.shelf.drop, record.key, record.generation)
         return record.path, used
+
+    async def revoke(self, key: str) -> None:
+        """End everybody's reading of an object: their next read fails, new opens fetch it again."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.fetcher.broken = True
+            await entry.fetcher.close()
+            entry.fetcher.pages.revoke()
+            await self.take(key)
+
+    def let_go(self, entry: Entry) -> None:
+        """Keep an object in memory no longer that was brought there for a moment only."""
+        key = entry.record.key
+        if self._entries.get(key) is entry and not entry.readers and not entry.fetcher.busy:
+            self.keeper.note(entry)
+            del self._entries[key]
 
     async def _plan(self, *, old_only: bool) -> tuple[list[Victim], int]:
         """What to remove, and how many bytes have to go."""
@@ -271,7 +287,7 @@ class Catalogue:
             self._counted = total - before
         return planned, excess
 
-    async def _remove_all(self, victims: list[Victim]) -> list[Victim]:
+    async def remove_all(self, victims: list[Victim]) -> list[Victim]:
         """Remove objects, a few at a time; those that came into use meanwhile stay."""
         gone: list[Victim] = []
         for at in range(0, len(victims), _BATCH):

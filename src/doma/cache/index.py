@@ -29,11 +29,11 @@ CREATE INDEX IF NOT EXISTS by_expiry ON objects (expires);
 CREATE INDEX IF NOT EXISTS by_vo ON objects (vo, accessed);
 CREATE INDEX IF NOT EXISTS by_path ON objects (path);
 CREATE TABLE IF NOT EXISTS pins (
-  path TEXT, owner TEXT, key TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (path, owner)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS pins_by_owner ON pins (owner, path);
+  path TEXT, owner TEXT, key TEXT NOT NULL, until REAL NOT NULL, size INT NOT NULL,
+  PRIMARY KEY (path, owner)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS pins_by_key ON pins (key, until);
 """
 _FIELDS = "key, path, vo, size, held, used, accessed, expires, version"
-_PIN = "pins.path, owner, until, size"
 _BATCH = 500
 """Rows that are read under the lock at one time."""
 
@@ -66,8 +66,8 @@ class Pin(NamedTuple):
     """``issuer#subject`` of who pinned it."""
     until: float
     """Unix seconds."""
-    size: int | None
-    """Bytes; None: it is not here yet."""
+    size: int
+    """Bytes of the file when it was pinned."""
 
 
 class Index:
@@ -120,6 +120,24 @@ class Index:
             self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?,?,?,?,?)", rows)
             self._db.executemany("DELETE FROM objects WHERE key = ?", ((key,) for key in gone))
 
+    def first(self, keys: Iterable[str]) -> None:
+        """Put objects first in line for the purge."""
+        with self._lock, self._db:
+            self._db.executemany("UPDATE objects SET accessed = 0 WHERE key = ?", ((key,) for key in keys))
+
+    def after(self, key: str) -> Row | None:
+        """The object behind a key in the order of keys; None: that was the last."""
+        return next(self._rows("key > ? ORDER BY key LIMIT 1", (key,)), None)
+
+    def note(self, name: str, value: str) -> None:
+        """Keep a short text under a name."""
+        self._set(f"note {name}", value)
+
+    def noted(self, name: str) -> str:
+        """What was kept under a name; empty: nothing."""
+        with self._lock:
+            return self._meta(f"note {name}")
+
     def used_below(self, top: str) -> int:
         """Allocated bytes of the objects at and below a path."""
         where, values = _below(top)
@@ -171,7 +189,8 @@ class Index:
         """Pin, or change until when."""
         with self._lock, self._db:
             self._db.execute(
-                "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?)", (pin.path, pin.owner, key, pin.until)
+                "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?)",
+                (pin.path, pin.owner, key, pin.until, pin.size),
             )
 
     def unpin(self, path: str, owner: str | None) -> int:
@@ -180,16 +199,39 @@ class Index:
             sql = "DELETE FROM pins WHERE path = ? AND (owner = ? OR ? IS NULL)"
             return self._db.execute(sql, (path, owner, owner)).rowcount
 
-    def pins(self, now: float, owner: str | None = None, top: str = "/", after: str = "") -> list[Pin]:
+    def pins(
+        self,
+        now: float,
+        owner: str | None = None,
+        top: str = "/",
+        after: str = "",
+        limit: int | None = None,
+    ) -> list[Pin]:
         """Pins that count, by path; of one owner, or of all."""
-        where, values = _below(top, "pins.path")
+        where, values = _below(top)
         sql = (
-            f"SELECT {_PIN} FROM pins LEFT JOIN objects USING (key) WHERE {where}"  # noqa: S608
-            " AND until > ? AND (owner = ? OR ? IS NULL) AND pins.path > ? ORDER BY 1, 2"
+            f"SELECT path, owner, until, size FROM pins WHERE {where}"  # noqa: S608
+            " AND until > ? AND (owner = ? OR ? IS NULL) AND path > ? ORDER BY 1, 2 LIMIT ?"
         )
+        most = -1 if limit is None else limit
+        with self._lock:
+            return [Pin(*row) for row in self._db.execute(sql, (*values, now, owner, owner, after, most))]
+
+    def pinned_bytes(self, now: float, owner: str, but: str) -> tuple[int, int, int]:
+        """How many pins an owner has, the bytes of these and of everybody's; without one object.
+
+        What has expired is taken away.
+        """
         with self._lock, self._db:
             self._db.execute("DELETE FROM pins WHERE until <= ?", (now,))
-            return [Pin(*row) for row in self._db.execute(sql, (*values, now, owner, owner, after))]
+            count, mine = self._db.execute(
+                "SELECT count(*), coalesce(sum(size), 0) FROM pins WHERE owner = ? AND key <> ?", (owner, but)
+            ).fetchone()
+            (everybodys,) = self._db.execute(
+                "SELECT coalesce(sum(s), 0) FROM (SELECT max(size) s FROM pins WHERE key <> ? GROUP BY key)",
+                (but,),
+            ).fetchone()
+        return count, mine, everybodys
 
     def pinned(self, now: float) -> set[str]:
         """Keys of what must stay."""
@@ -203,7 +245,7 @@ class Index:
 
     def _rows(self, where: str, values: Sequence[object]) -> Iterator[Row]:
         with self._lock:
-            found = self._db.execute(f"SELECT {_FIELDS} FROM objects WHERE {where}", values)  # noqa: S608
+            found = self._db.cursor().execute(f"SELECT {_FIELDS} FROM objects WHERE {where}", values)  # noqa: S608
         while True:
             with self._lock:
                 rows = found.fetchmany(_BATCH)
@@ -237,9 +279,9 @@ class Index:
         return db
 
 
-def _below(top: str, column: str = "path") -> tuple[str, tuple[str, ...]]:
+def _below(top: str) -> tuple[str, tuple[str, ...]]:
     """At and below a path by whole components, as a condition that the index on paths serves."""
     clean = top.rstrip("/")
     if not clean:
         return "1", ()
-    return f"({column} = ? OR ({column} > ? AND {column} < ?))", (clean, clean + "/", clean + "0")
+    return "(path = ? OR (path > ? AND path < ?))", (clean, clean + "/", clean + "0")

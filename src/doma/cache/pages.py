@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,14 @@ class PageFile:
         """The descriptor for ``sendfile`` of ``[start, stop)``, under the same conditions as :meth:`view`."""
         return self._fd if self._sure(start, stop) else None
 
-    async def load(self, run: Run) -> tuple[bytearray, list[Run], list[int]]:
+    async def load(self, run: Run, *, passing: bool = False) -> tuple[bytearray, list[Run], list[int]]:
         """The bytes of a run from disk, the runs of it that they lack, and which pages were damaged.
 
         Damaged pages are forgotten. What is lacking holds anything; the caller lays other bytes over it.
+
+        Args:
+            run: The pages.
+            passing: Whether they are wanted only now: what had to be read from the disk leaves memory again.
         """
         buffer = bytearray(min(run[1] * PAGE, self.size) - run[0] * PAGE)
         self._unchanged()
@@ -183,6 +188,9 @@ class PageFile:
             got = 0  # not in memory, or a file system without this flag
         if got < len(buffer):
             await asyncio.to_thread(self._read, buffer, run[0] * PAGE)
+            if passing:
+                with suppress(OSError):
+                    os.posix_fadvise(self._fd, run[0] * PAGE, len(buffer), os.POSIX_FADV_DONTNEED)
         bad = self._check(buffer, run[0], there, settled)
         return buffer, [(run[0] + a, run[0] + b) for a, b in _gaps(there, (0, len(there)))], bad
 
@@ -218,6 +226,15 @@ class PageFile:
         while (at := self._present.find(0, max(first, at + 1), last)) >= 0:
             sums[at - first] = crc32c(content[(at - first) * PAGE : (at - first + 1) * PAGE])
         return sums.view(np.uint8).reshape(-1, 4)
+
+    def revoke(self) -> None:
+        """Give out nothing more: every page is a missing one, here and on disk."""
+        self._present = bytearray(self.count)
+        self._checked = bytearray(self.count)
+        try:
+            os.pwrite(self._fd, self._present, self._present_at)
+        except OSError as e:
+            log.warning("cache pages cannot be marked missing: %s", e)  # they are deleted anyway
 
     def _sure(self, start: int, stop: int) -> bool:
         if start >= stop:

@@ -18,8 +18,9 @@ async def damaged(fetcher: Fetcher) -> list[int]:
     """The pages that were there and did not fit their checksum; they are missing now."""
     bad: list[int] = []
     for run in pieces((0, fetcher.pages.count)):
-        _, _, found = await fetcher.pages.load(run)
-        bad += found
+        if fetcher.pages.missing(run) != [run]:
+            _, _, found = await fetcher.pages.load(run)
+            bad += found
     if bad:
         fetcher.damaged(bad)
     return bad

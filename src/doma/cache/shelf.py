@@ -143,9 +143,14 @@ class Shelf:
             os.utime(self._name(key), (accessed, accessed))
 
     def drop(self, key: str, generation: str) -> None:
-        """Take the pages of one version away, readers that have them open keep them. Idempotent."""
-        with suppress(OSError):
-            self._pages(key, generation).unlink()
+        """Take the pages of one version away, and what is known of its columns; who reads them keeps them.
+
+        Idempotent.
+        """
+        name = f"{key}-{generation}"
+        for path in (self._pages(key, generation), self.root / "layouts" / name[:2] / name):
+            with suppress(OSError):
+                path.unlink()
 
     def used(self, record: Record) -> int:
         """Allocated bytes of an object's record and pages."""

@@ -23,16 +23,28 @@ from doma.cache.entry import Entry
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import Budget
 from doma.cache.freshness import Control, control, patience
+from doma.cache.index import Pin
 from doma.cache.lanes import Lanes
 from doma.cache.origins import Origins, Place
+from doma.cache.pins import Pins
+from doma.cache.prestage import Prestager, Staging
 from doma.cache.purge import Victim
 from doma.cache.reader import CachedReader, HotObject, PassReader, Seen, in_time
 from doma.cache.scrub import check_whole, digest
+from doma.cache.scrubber import Scrubber
 from doma.cache.shelf import Shelf
 from doma.cache.stats import Counters, Stats, snapshot
 from doma.cache.upkeep import Evicted, Holding, Scrubbed, Upkeep
 from doma.core.config import Cache
-from doma.core.errors import Conflict, DomaError, NotAllowed, NotCached, OriginFailed
+from doma.core.errors import (
+    BadRequest,
+    Conflict,
+    DomaError,
+    NotAllowed,
+    NotCached,
+    OriginFailed,
+    Unsupported,
+)
 from doma.core.events import Emit, Event
 from doma.store.protocol import Space, Stat, Upload
 
@@ -94,6 +106,9 @@ class CacheStore:
         )
         self._validator = Validator(self.catalogue, config, clock, self._counters, self._lanes, negative)
         self._upkeep = Upkeep(self.catalogue, origins, clock)
+        self.pins = Pins(self.catalogue.keeper.index, config, clock)
+        self.prestager = Prestager(self._enter, self.layouts, config.prestages, config.prestage_queue)
+        self.scrubber = Scrubber(self.catalogue, origins, config.scrub, clock, emit)
         self._checks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.catalogue.keeper.start()
@@ -188,13 +203,67 @@ class CacheStore:
         """What of these files is here, in their order; asks no origin."""
         return await self._upkeep.holdings(paths)
 
-    async def evict(self, path: str, *, immediate: bool = False) -> Evicted:
-        """Give an object up, or all below a directory: at the next purge first, or ``immediate``ly.
+    async def holdings_below(self, top: str, after: str = "", limit: int = 1000) -> Sequence[Holding]:
+        """What lies at and below a path here, in the order of names, behind the name ``after``."""
+        return await self._upkeep.below(top, after, limit)
+
+    def held(self, path: str) -> Holding | None:
+        """What of a file is here, at once and without its origin; None: nothing.
 
         Raises:
-            Conflict: it is being read. NotFound: nothing of it is here.
+            Forbidden: an origin that is not allowed.
         """
-        return await self._upkeep.evict(path, immediate=immediate)
+        found = self._upkeep.holding(path)
+        return found if found.size is not None else None
+
+    def cached(self, path: str) -> Holding:
+        """The holding of a file that could be read now without its origin. Raises NotCached: it is not."""
+        return self._upkeep.cached(path)
+
+    async def evict(self, path: str, *, immediate: bool = False, force: bool = False) -> Evicted:
+        """Give an object up, or all below a directory: at the next purge first, or ``immediate``ly.
+
+        Args:
+            path: With ``/`` at its end: all below.
+            immediate: Now.
+            force: Now, also what is pinned or being read: its readers' next read fails.
+
+        Raises:
+            Conflict: it is being read or pinned. NotFound: nothing of it is here.
+        """
+        return await self._upkeep.evict(path, immediate=immediate or force, force=force)
+
+    async def prestage(
+        self, path: str, columns: Sequence[str] | None = None, tree: str | None = None
+    ) -> Staging:
+        """Begin to bring a file, or columns of it, with the caller's token; see :class:`Staging`.
+
+        Raises:
+            TooManyRequests: the queue is full.
+        """
+        self._origins.place(path)
+        return self.prestager.begin([path], columns, tree)[0]
+
+    async def pin(self, path: str, owner: str, lifetime: float | None = None) -> Pin:
+        """Keep a file, also one that is not here yet, for a time; see :class:`Pins` for the quota.
+
+        Args:
+            path: Of a file.
+            owner: ``issuer#subject``.
+            lifetime: Seconds; None: ``cache.pin``.
+        """
+        stat = await self.stat(path)
+        if stat.is_dir:
+            raise BadRequest(f"{path}: is a directory; pin its files")
+        return await self.pins.pin(path, self._origins.place(path).key, stat.size, owner, lifetime)
+
+    async def tend(self) -> None:
+        """What goes on while the cache runs: removal by age, the scrub. Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            if self._config.scrub:
+                tasks.create_task(self.scrubber.run())
+            if self._config.age:
+                tasks.create_task(self._upkeep.age(self._config.age))
 
     async def verify(self, path: str) -> Scrubbed:
         """Read an object's pages against their checksums and fetch the damaged ones again.
@@ -236,6 +305,7 @@ class CacheStore:
         if self._closed:
             return
         self._closed = True
+        await self.prestager.close()
         await self._validator.close()
         for task in self._checks:
             task.cancel()
@@ -246,6 +316,15 @@ class CacheStore:
         await self._connections.close()
         await self._origins.close()
         self._shelf.close()
+
+    async def _enter(self, path: str) -> tuple[Entry, Callable[[], None]]:
+        """The current version of a file, held until what comes back is called."""
+        found, _ = await self._validator.current(self._origins.place(path), Control.NORMAL)
+        if isinstance(found, Unkept):
+            if found.stat.is_dir:
+                raise BadRequest(f"{path}: is a directory; prestage its files")
+            raise Unsupported(f"{path}: may not be kept (its origin forbids it, or it is too large); read it")
+        return found, self.catalogue.acquire(found)
 
     def _seen(self, entry: Entry, *, validated: bool) -> Seen:
         now, record = self._clock(), entry.record

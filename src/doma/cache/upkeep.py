@@ -4,15 +4,23 @@ Source: cache contract §7.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from doma.cache.catalogue import Catalogue
 from doma.cache.entry import Entry
 from doma.cache.extents import PAGE
+from doma.cache.index import Row
 from doma.cache.origins import Origins
+from doma.cache.purge import Victim
 from doma.cache.scrub import damaged
-from doma.core.errors import Conflict, DomaError, NotFound
+from doma.core.errors import Conflict, DomaError, NotCached, NotFound
+
+log = logging.getLogger(__name__)
+
+_AGE = 600.0
+"""Seconds between looks for what is too old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +35,7 @@ class Holding:
     complete: bool
     version: str | None
     accessed: float | None
-    """Unix seconds of the last access."""
+    """Unix seconds of the last access; 0: first in line for the purge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,8 @@ class Evicted:
     """Disk bytes freed, or to be freed at the next purge."""
     busy: int
     """Objects below a directory that were left because they are being read."""
+    pinned: int
+    """Those that were left because they are pinned."""
     immediate: bool
 
 
@@ -71,50 +81,19 @@ class Upkeep:
         for n, path in enumerate(paths):
             if n % 64 == 63:
                 await asyncio.sleep(0)  # a list of thousands must not hold the loop
-            out.append(self._holding(path))
+            out.append(self.holding(path))
         return out
 
-    async def evict(self, path: str, *, immediate: bool) -> Evicted:
-        """One object, or all below a directory (``path`` ends in ``/``, or names no object)."""
-        entry_key = self._origins.place(path).key if not path.endswith("/") else ""
-        record = self._catalogue.shelf.record(entry_key) if entry_key else None
-        keys = [entry_key] if record is not None else await asyncio.to_thread(self._below, path)
-        if not keys:
-            raise NotFound(f"{path}: nothing of it is in the cache", path=path)
-        objects = freed = busy = 0
-        for key in keys:
-            entry = self._catalogue.get(key)
-            if entry is not None and (entry.readers or entry.fetcher.busy):
-                if record is not None:
-                    raise Conflict(f"{path}: is being read; evict it later", path=path)
-                busy += 1
-                continue
-            amount = await self._give_up(key, entry, immediate=immediate)
-            objects, freed = objects + (amount > 0), freed + amount
-        return Evicted(path, objects, freed, busy, immediate)
+    async def below(self, top: str, after: str, limit: int) -> list[Holding]:
+        """What lies at and below a path here, in the order of names, behind ``after``."""
+        rows = await asyncio.to_thread(self._rows, top, after, limit)
+        return [
+            Holding(row.path, row.size, row.held, row.held == row.size, row.version, row.accessed)
+            for row in rows
+        ]
 
-    async def verify(self, path: str) -> Scrubbed:
-        """Check the pages that are here, fetch the damaged ones again with the caller's token."""
-        entry = self._catalogue.find(self._origins.place(path))
-        if entry is None:
-            raise NotFound(f"{path}: nothing of it is in the cache", path=path)
-        release = self._catalogue.acquire(entry)
-        try:
-            held = entry.fetcher.pages.held
-            bad = await damaged(entry.fetcher)
-            repaired, error = 0, ""
-            for page in bad:
-                try:
-                    await entry.fetcher.gather(await entry.fetcher.flights([(page, page + 1)]))
-                except DomaError as e:
-                    error = e.message
-                    break
-                repaired += entry.fetcher.pages.present(page * PAGE, page * PAGE + 1)
-        finally:
-            release()
-        return Scrubbed(path, held, len(bad), repaired, error)
-
-    def _holding(self, path: str) -> Holding:
+    def holding(self, path: str) -> Holding:
+        """What of one file is here; at once."""
         key, shelf = self._origins.place(path).key, self._catalogue.shelf
         entry = self._catalogue.get(key)
         record = entry.record if entry is not None else shelf.record(key)
@@ -125,19 +104,117 @@ class Upkeep:
         cached = min(record.size, held * PAGE)
         return Holding(path, record.size, cached, cached == record.size, record.shown_version, accessed)
 
-    def _below(self, path: str) -> list[str]:
-        """Keys of all objects below a directory of the cache's name space. Blocks."""
-        self._catalogue.keeper.total()
-        return [row.key for row in self._catalogue.keeper.index.below(path)]
+    def cached(self, path: str) -> Holding:
+        """The holding of a file that is here completely and fresh.
 
-    async def _give_up(self, key: str, entry: Entry | None, *, immediate: bool) -> int:
+        Raises:
+            NotCached: it is not.
+        """
+        found = self.holding(path)
+        if found.size is None:
+            raise NotCached(f"{path}: is not in the cache", path=path)
+        if not found.complete:
+            raise NotCached(f"{path}: {found.cached} of {found.size} bytes are in the cache", path=path)
+        entry = self._catalogue.find(self._origins.place(path))
+        if entry is None or not entry.fresh(self._clock()):
+            raise NotCached(f"{path}: has to be validated at its origin first", path=path)
+        return found
+
+    async def evict(self, path: str, *, immediate: bool, force: bool) -> Evicted:
+        """One object, or all below a directory (``path`` ends in ``/``, or names no object)."""
+        if not path.endswith("/"):
+            key = self._origins.place(path).key
+            if self._catalogue.get(key) is not None or self._catalogue.shelf.record(key) is not None:
+                return await self._evict_one(path, key, immediate=immediate, force=force)
+        rows = await asyncio.to_thread(self._rows, path)
+        if not rows:
+            raise NotFound(f"{path}: nothing of it is in the cache", path=path)
+        pinned = await asyncio.to_thread(self._catalogue.keeper.index.pinned, self._clock())
+        free = [row for row in rows if force or row.key not in pinned]
+        if force:
+            for row in free:
+                await self._catalogue.revoke(row.key)
+        idle = [row for row in free if not self._busy(row.key)]
         if immediate:
+            victims = [Victim(row.path, row.used, row.accessed, "command", row.key) for row in idle]
+            gone = await self._catalogue.remove_all(victims)
+            objects, amount = len(gone), sum(victim.used for victim in gone)
+        else:
+            await self._first_in_line([row.key for row in idle])
+            objects, amount = len(idle), sum(row.used for row in idle)
+        return Evicted(path, objects, amount, len(free) - objects, len(rows) - len(free), immediate)
+
+    async def verify(self, path: str) -> Scrubbed:
+        """Check the pages that are here, fetch the damaged ones again with the caller's token."""
+        entry = self._catalogue.find(self._origins.place(path))
+        if entry is None:
+            raise NotFound(f"{path}: nothing of it is in the cache", path=path)
+        release = self._catalogue.acquire(entry)
+        try:
+            held = entry.fetcher.pages.held
+            bad = await damaged(entry.fetcher)
+            repaired, error = await mended(entry, bad)
+        finally:
+            release()
+        return Scrubbed(path, held, len(bad), repaired, error)
+
+    async def age(self, seconds: float) -> None:
+        """Remove what was not read for so long, again and again, until cancelled."""
+        while True:
+            try:
+                await self._catalogue.purge(old_only=True)
+            except DomaError as e:
+                log.warning("what is too old cannot be removed: %s", e.message)
+            await asyncio.sleep(min(seconds, _AGE))
+
+    async def _evict_one(self, path: str, key: str, *, immediate: bool, force: bool) -> Evicted:
+        if force:
+            await self._catalogue.revoke(key)
+        elif self._busy(key):
+            raise Conflict(f"{path}: is being read; evict it later, or with force", path=path)
+        elif await asyncio.to_thread(self._catalogue.keeper.index.is_pinned, key, self._clock()):
+            raise Conflict(f"{path}: is pinned; unpin it, or evict it with force", path=path)
+        if immediate or force:
             taken = await self._catalogue.take(key)
-            return taken[1] if taken else 0
-        record = self._catalogue.shelf.record(key)
-        if record is None:
-            return 0
-        if entry is not None:
-            entry.touched = entry.accessed = 0.0
-        self._catalogue.shelf.touch(key, 0.0)
-        return self._catalogue.shelf.used(record)
+            used = taken[1] if taken else 0
+        else:
+            await self._first_in_line([key])
+            record = self._catalogue.shelf.record(key)
+            used = self._catalogue.shelf.used(record) if record else 0
+        return Evicted(path, int(used > 0), used, 0, 0, immediate or force)
+
+    def _busy(self, key: str) -> bool:
+        entry = self._catalogue.get(key)
+        return entry is not None and (entry.readers > 0 or entry.fetcher.busy)
+
+    async def _first_in_line(self, keys: Sequence[str]) -> None:
+        """Let objects go first at the next purge; who reads one before takes it from the line."""
+        catalogue = self._catalogue
+        for key in keys:
+            if (entry := catalogue.get(key)) is not None:
+                entry.touched = entry.accessed = 0.0
+                catalogue.keeper.note(entry)
+
+        def note() -> None:
+            for key in keys:
+                catalogue.shelf.touch(key, 0.0)
+            catalogue.keeper.index.first(keys)
+
+        await asyncio.to_thread(note)
+
+    def _rows(self, top: str, after: str = "", limit: int = -1) -> list[Row]:
+        """Objects at and below a path by what is known now. Blocks."""
+        self._catalogue.keeper.total()
+        return self._catalogue.keeper.index.below(top, after, limit)
+
+
+async def mended(entry: Entry, pages: Sequence[int]) -> tuple[int, str]:
+    """How many damaged pages could be fetched again, and why not all."""
+    fetcher, repaired = entry.fetcher, 0
+    for page in pages:
+        try:
+            await fetcher.gather(await fetcher.flights([(page, page + 1)]))
+        except DomaError as e:
+            return repaired, e.message
+        repaired += fetcher.pages.present(page * PAGE, page * PAGE + 1)
+    return repaired, ""
