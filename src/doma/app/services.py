@@ -206,6 +206,21 @@ class Services:
             root.include_router(
                 router(cache, self.opened.verifier, self.opened.site.endpoints[name].gate), prefix=prefix
             )
+        stream = self.opened.stream
+        self.metrics.watch(
+            "doma_cache_delivered_bytes_total",
+            "Bytes of closed files that were read through a cache.",
+            lambda: dict(stream.delivered),
+            kind="counter",
+            labels=("endpoint", "class", "vo", "door"),
+        )
+        self.metrics.watch(
+            "doma_monitor_packets_total",
+            "Monitoring packets sent, and those that this machine refused to send.",
+            lambda: {("sent",): stream.sent, ("lost",): stream.lost},
+            kind="counter",
+            labels=("outcome",),
+        )
         names = next(iter(found.values())).stats().metrics() if found else {}
         for metric in names:
             self.metrics.watch(

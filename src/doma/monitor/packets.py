@@ -75,7 +75,7 @@ def login(client: Client) -> str:
     if client.subject or client.issuer:
         told = (
             f"&p=ztn&n={plain(client.subject)}&h={plain(client.host)}&o={plain(client.vo)}"
-            f"&r=&g={plain(' '.join(client.groups))}&m={plain(client.issuer)}"
+            f"&r=&g={plain(' '.join(client.groups))}&m={plain(client.subject)}"
         )
     told += f"&R={plain(client.release)}&x={plain(client.app)}&y={plain(client.info)}"
     return told + f"&I={6 if client.ipv6 else 4}"

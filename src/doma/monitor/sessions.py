@@ -144,6 +144,7 @@ def _described(asked: Asked, identity: Identity | None, session: int) -> Client:
         "https" if asked.tls else "http",
         asked.host,
         session,
+        pid=-session,  # tells clients of one name apart, as a process number does
         app=program,
         release=release,
         info=asked.info,
