@@ -25,9 +25,9 @@ from doma.core.events import Event
 from doma.db.engine import Database
 from doma.db.outbox import EventWriter
 from doma.doors.endpoint import Site
+from doma.doors.reads import HttpReads
 from doma.doors.tpc import ThirdParty
 from doma.doors.usage import Usage
-from doma.monitor.sessions import HttpReads
 from doma.monitor.stream import Stream
 from doma.net import tls
 

@@ -13,8 +13,8 @@ from doma.auth.verifier import Verifier
 from doma.core.errors import DomaError, NotFound
 from doma.core.events import Emit
 from doma.core.paths import normalise
+from doma.doors.reads import HttpReads
 from doma.doors.usage import Usage
-from doma.monitor.sessions import HttpReads
 from doma.store.protocol import Store
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from doma.core.paths import covers, normalise
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.intake import Count, FastSink, lines
 from doma.doors.landing import about, landed
+from doma.doors.reads import Asked, Reading
 from doma.doors.reply import content_type, validators
 from doma.doors.usage import Usage
-from doma.monitor.sessions import Asked, Reading
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.store.protocol import CanLand, CanPeek, CanRemove, Hot, Stat
 

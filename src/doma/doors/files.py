@@ -23,8 +23,8 @@ from doma.core.paths import normalise
 from doma.doors import parts
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import text_headers, upload_id
+from doma.doors.reads import Asked
 from doma.doors.reply import Reply, reply
-from doma.monitor.sessions import Asked
 from doma.store.protocol import PIECE, Buffer, CanPrepare, Reader, Stat
 
 log = logging.getLogger(__name__)
