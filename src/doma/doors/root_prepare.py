@@ -8,7 +8,7 @@ Source: §9 of the project's root:// contract (prepare, query 2); rules W81-W93 
 import json
 from collections.abc import AsyncIterator
 from struct import Struct
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -29,14 +29,6 @@ MOST = 10_000
 """Paths of one request."""
 _P_PREPARE = Struct(">BBHH10x")  # options, priority, port, more options
 _CANCEL, _STAGE, _EVICT = 1, 8, 1
-
-
-@runtime_checkable
-class CanPrestage(Protocol):
-    """A store that fetches whole files ahead: a cache."""
-
-    async def prestage(self, path: str) -> object:
-        """Queue a file. Raises TooManyRequests: too many wait."""
 
 
 async def prepare(call: Call) -> bytes:
@@ -75,21 +67,22 @@ async def status(call: Call) -> bytes:
 
 
 async def _stage(call: Call, targets: list[Target]) -> str:
+    """Have files of caches fetched and all others staged; the id of the request for these."""
+    fetched: list[tuple[CacheStore, str]] = []
     wanted: dict[str, Wanted] = {}
     who: Identity | None = None
     for target in targets:
-        store = target.endpoint.store
-        if isinstance(store, CanPrestage):
-            await store.prestage(target.path)
-        elif isinstance(store, CacheStore):
-            raise Unsupported(f"{target.shown}: this cache does not fetch ahead; read the file")
+        store, path = target.endpoint.store, encode(target.shown)
+        if isinstance(store, CacheStore):
+            fetched.append((store, target.path))
         else:
-            who, path = target.identity, encode(target.shown)
-            wanted[path] = Wanted(path, call.site.pin)
-    if not wanted:
-        return str(uuid4())
-    if call.site.stages is None:
+            who, wanted[path] = target.identity, Wanted(path, call.site.pin)
+    if wanted and call.site.stages is None:
         raise Unsupported("prepare: nothing is staged here; files are on disk, read them")
+    for cache, inner in fetched:
+        await cache.prestage(inner)
+    if not wanted or call.site.stages is None:
+        return str(uuid4())
     return await call.site.stages.submit(_owner(who), list(wanted.values()))
 
 
@@ -133,6 +126,8 @@ async def _state(call: Call, raw: bytes, rows: dict[str, Row[Any]], created: str
         found = await acting(call, target, "query").found(Verb.POLL)
         there, tape = True, found.locality in {Locality.TAPE, Locality.DISK_AND_TAPE}
         disk = found.locality not in {Locality.TAPE, Locality.LOST, Locality.UNAVAILABLE}
+        if isinstance(store := target.endpoint.store, CacheStore):
+            disk = (held := store.held(target.path)) is not None and held.complete
     except DomaError as e:
         error = e.message
     row = rows.get(path)

@@ -12,7 +12,7 @@ from doma.auth.model import Verb
 from doma.cache.routes import OPERATOR
 from doma.cache.store import CacheStore
 from doma.core.checksum import COMPUTABLE, canonical
-from doma.core.errors import BadRequest, Forbidden, LimitExceeded, NotCached, NotFound, Unsupported
+from doma.core.errors import BadRequest, Forbidden, LimitExceeded, NotFound, Unsupported
 from doma.doors.root_acts import acting, at_top
 from doma.doors.root_call import Call, Handler, Target
 from doma.doors.root_names import address, space_of
@@ -165,7 +165,7 @@ async def _evict_now(call: Call, target: Target) -> None:
     who, store = target.identity, _cache_of(target)
     if who is None or OPERATOR not in who.scopes:
         raise Forbidden(f"{target.shown}: fevict needs a token with the scope {OPERATOR}", scope=OPERATOR)
-    await _given_up(store.evict(target.path, immediate=True), target)
+    await _given_up(store.evict(target.path, force=True), target)
 
 
 async def _given_up(evicting: Awaitable[object], target: Target) -> None:
@@ -177,9 +177,7 @@ async def _given_up(evicting: Awaitable[object], target: Target) -> None:
 
 async def _is_cached(call: Call, target: Target) -> None:
     target.endpoint.gate.decide(target.identity, Verb.STAT, target.path)
-    (held,) = await _cache_of(target).holdings([target.path])
-    if not held.complete:
-        raise NotCached(f"{target.shown}: is not held, or not all of it")
+    _cache_of(target).cached(target.path)
 
 
 _CACHE: dict[bytes, Callable[[Call, Target], Awaitable[None]]] = {

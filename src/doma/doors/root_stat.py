@@ -3,11 +3,12 @@
 Source: §8 of the project's root:// contract; §7 of the cache contract for the flag of what is held.
 """
 
+import asyncio
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Protocol, runtime_checkable
 
 from doma.auth.model import Identity, Verb
+from doma.cache.store import CacheStore
 from doma.doors.endpoint import Endpoint
 from doma.doors.root_call import Target
 from doma.net.xroot_text import BACKUP, DIRECTORY, OFFLINE, READABLE, SEARCHABLE, WRITABLE
@@ -15,6 +16,8 @@ from doma.store.protocol import Locality, Stat
 
 CACHED = 512
 """Flag: the cache holds all of it."""
+TURN = 64
+"""Entries of a cache that are looked up before others get a turn."""
 _MODES = {
     (True, True): "0755",
     (True, False): "0555",
@@ -25,41 +28,29 @@ TOP = Stat("/", 0, "top", 0.0, is_dir=True)
 """What lies above all endpoints."""
 
 
-class Held(Protocol):
-    """What a cache says of one file."""
-
-    @property
-    def complete(self) -> bool: ...
-
-    @property
-    def accessed(self) -> float | None:
-        """Unix seconds."""
-
-
-@runtime_checkable
-class CanHold(Protocol):
-    """A store that keeps copies: a cache."""
-
-    async def holdings(self, paths: Sequence[str]) -> Sequence[Held]:
-        """What of these files is here, in their order; asks no origin."""
-
-
 async def line_of(target: Target, stat: Stat) -> str:
     """The stat line of what a target was found to be."""
     return (await lines_of(target.endpoint, target.identity, [stat]))[0]
 
 
 async def lines_of(endpoint: Endpoint, who: Identity | None, stats: Sequence[Stat]) -> list[str]:
-    """The stat lines of some entries of one endpoint, for one identity."""
+    """The stat lines of some entries of one endpoint, for one identity.
+
+    The time of access is that of a cache, and 0 for what it does not hold as a whole.
+    """
     store = endpoint.store
-    if not isinstance(store, CanHold):
+    if not isinstance(store, CacheStore):
         return [line(stat, rights(endpoint, who, stat), int(stat.modified)) for stat in stats]
-    held = await store.holdings([stat.path for stat in stats])
     told = []
-    for stat, here in zip(stats, held, strict=True):
-        whole = here.complete and not stat.is_dir
-        accessed = int(here.accessed or 0) if whole else 0
-        told.append(line(stat, rights(endpoint, who, stat) | (CACHED if whole else 0), accessed))
+    for stat in stats:
+        here = None if stat.is_dir else store.held(stat.path)
+        flags = rights(endpoint, who, stat)
+        if here is not None and here.complete:
+            told.append(line(stat, flags | CACHED, int(here.accessed or 0)))
+        else:
+            told.append(line(stat, flags, 0))
+        if len(told) % TURN == 0:
+            await asyncio.sleep(0)
     return told
 
 

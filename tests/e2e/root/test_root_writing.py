@@ -39,7 +39,8 @@ async def wire(server, token):
 
 
 async def start(wire, path: str, options: Open = NEW) -> bytes:
-    return await wire.open(path, options, 0o644)
+    handle: bytes = await wire.open(path, options, 0o644)
+    return handle
 
 
 async def settled(condition) -> bool:
