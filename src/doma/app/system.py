@@ -60,7 +60,14 @@ class System:
         spawn(relay.run())
         if config.listen.workers > 1:
             order = order_for(home.path, config, self._roles, self._data, opened.site.endpoints)
-            workers = Workers(config.listen.workers - 1, services.app, order, services.metrics, relay.wake)
+            workers = Workers(
+                config.listen.workers - 1,
+                services.app,
+                order,
+                services.metrics,
+                relay.wake,
+                listener.adopt_root,
+            )
             self._stack.push_async_callback(workers.stop)
             await workers.start()
         # entered last, so that endless answers are ended before anybody waits for running ones

@@ -18,6 +18,7 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from doma.app.forward import Forward
+from doma.app.handover import Giver
 from doma.app.home import Home
 from doma.app.opened import open_site
 from doma.app.workers import REPORT
@@ -81,6 +82,7 @@ async def _run(order: dict[str, Any]) -> None:
             fast=_Near(FastDoor(opened.site, count=count), own),
             listen=config.listen,
             tls=opened.tls,
+            root=Giver(order["root"]).give,
             reuse_port=True,
         )
         await listener.start()

@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -23,6 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from doma.app.forward import trusted
+from doma.app.handover import Taker
 from doma.core.config import Config, Listen
 from doma.core.errors import ServiceUnavailable
 from doma.monitor.metrics import Metrics
@@ -48,6 +50,7 @@ class Workers:
         order: What a worker needs to know (:func:`order_for`).
         metrics: Takes their numbers.
         wake: Called when a worker has written events.
+        root: Serves a root:// connection that a worker has accepted.
     """
 
     def __init__(
@@ -57,8 +60,10 @@ class Workers:
         order: dict[str, Any],
         metrics: Metrics,
         wake: Callable[[], None],
+        root: Callable[[socket.socket], None],
     ) -> None:
         self._count, self._order, self._metrics, self._wake = count, order, metrics, wake
+        self._root = root
         self._secret = secrets.token_urlsafe(32)
         own = Starlette(routes=[Route(REPORT, self._report, methods=["POST"])])
 
@@ -97,14 +102,17 @@ class Workers:
     async def _keep(self, number: int, ready: "asyncio.Future[None]") -> None:
         """One worker, again and again."""
         while True:
+            taker = Taker(self._root)
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", "from doma.app.worker import main; main()",
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+                pass_fds=[taker.theirs.fileno()],
             )  # fmt: skip
             assert process.stdin is not None
             assert process.stdout is not None
+            mine = {"number": number, "root": taker.theirs.fileno()}
             try:
-                process.stdin.write(json.dumps({**self._order, "number": number}).encode() + b"\n")
+                process.stdin.write(json.dumps({**self._order, **mine}).encode() + b"\n")
                 with contextlib.suppress(ConnectionError):
                     await process.stdin.drain()
                 said = await process.stdout.readline()
@@ -118,6 +126,7 @@ class Workers:
                 await process.wait()
                 raise
             finally:
+                taker.close()
                 self._metrics.keep(f"worker {number}")
             await asyncio.sleep(AGAIN)
 

@@ -375,7 +375,16 @@ class RootConnection(asyncio.BufferedProtocol):
     def end(self, stream: int, error: DomaError) -> None:
         """Answer an error after which nothing that comes can be understood, and close."""
         self.refuse(stream, error)
-        self.close_softly()
+        if self.closing or self._deaf:
+            return
+        self._deaf = True
+        self._rest, self._into = b"", None
+        if self.tls or self._eof or self.transport.is_closing():
+            self.transport.close()
+            return
+        self.transport.write_eof()  # what the client still sends is read away, else it sees a reset
+        if self._holds:
+            self.transport.resume_reading()
 
     async def to_tls(self, context: ssl.SSLContext) -> None:
         """Everything from here on is TLS; reading is held meanwhile."""
@@ -421,17 +430,9 @@ class RootConnection(asyncio.BufferedProtocol):
         return not self._calls and not self.transport.get_write_buffer_size()
 
     def close_softly(self) -> None:
-        """Close after what was written; what the client still sends is read away, else it sees a reset."""
-        if self.closing or self._deaf:
-            return
-        self._deaf = True
-        self._rest, self._into = b"", None
-        if self.tls or self._eof or self.transport.is_closing():
+        """Close after what was written."""
+        if not self.closing:
             self.transport.close()
-            return
-        self.transport.write_eof()
-        if self._holds:
-            self.transport.resume_reading()
 
     def cut(self) -> None:
         self.closing = True

@@ -139,7 +139,8 @@ def _bind(connection: RootConnection, stream: int, body: bytes) -> None:
         raise refusal(BAD_REQUEST, "bind: this connection is logged in already")
     if session is None:
         raise NotFound("bind: there is no such session; log in again")
-    if session.host != connection.peer[0] or not session.authenticated or (session.tls and not connection.tls):
+    own = session.host == connection.peer[0] and session.authenticated
+    if not own or (session.tls and not connection.tls):
         raise Forbidden("bind: this session is another host's, not authenticated, or under TLS")
     free = set(range(1, MOST_STREAMS + 1)) - session.streams.keys()
     if not free:

@@ -182,8 +182,24 @@ class Listener:
                 sock.close()
                 continue
             sock.setblocking(False)
-            address = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) >= 2 else ("", 0)
-            self._look(sock, address)
+            self._look(sock, _address(peer))
+
+    def adopt_root(self, sock: socket.socket) -> None:
+        """Serve a root:// connection that another process has accepted; nothing of it was read yet."""
+        sock.setblocking(False)
+        try:
+            peer = _address(sock.getpeername())
+        except OSError:  # gone already
+            peer = None
+        if (
+            peer is None
+            or self._root is None
+            or self._socket is None
+            or self.connections >= self._listen.max_connections
+        ):
+            sock.close()
+        else:
+            self._root(sock, peer, self._hub)
 
     def _refuse_one(self) -> None:
         """Without descriptors, use the spare one to take a connection and close it, else the loop spins."""
@@ -268,6 +284,10 @@ class Listener:
             with contextlib.suppress(OSError):
                 self._spare = os.open(os.devnull, os.O_RDONLY)
         self._sweeper = self._loop.call_later(1.0, self._sweep)
+
+
+def _address(peer: Any) -> Address:
+    return (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) >= 2 else ("", 0)
 
 
 def may_be_plain(policy: str, host: str) -> bool:

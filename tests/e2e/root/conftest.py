@@ -92,7 +92,7 @@ class Wire:
 
     async def login(self, cgi=b"xrd.appname=test", flags=0, context=None):
         """Hello, protocol, TLS if there is a context, login; what stands behind the session id."""
-        version, given = await self.greet(flags)
+        await self.greet(flags)
         if context is not None:
             await self.writer.start_tls(context, server_hostname="localhost")
         status, body = await self.ask(Code.LOGIN, frames.P_LOGIN.pack(77, b"ada", 0, 9, 0x85), cgi)
