@@ -5,7 +5,8 @@ cache contract.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
@@ -153,3 +154,14 @@ def _seconds(value: str | None) -> float:
     if not text.isascii() or not text.isdigit():
         return 0.0
     return FOREVER if len(text) > 10 else min(FOREVER, float(text))
+
+
+@contextmanager
+def as_asked(headers: Mapping[str, str]) -> Iterator[None]:
+    """Set :data:`control` and :data:`patience` for one request, by its headers (names in lower case)."""
+    freshness, waits = control.set(requested(headers)), patience.set(patience_of(headers))
+    try:
+        yield
+    finally:
+        patience.reset(waits)
+        control.reset(freshness)

@@ -16,9 +16,17 @@ from types import MappingProxyType
 from typing import Any
 
 from doma.auth.model import Identity, Verb, bearer
-from doma.cache.freshness import control, requested
+from doma.cache.freshness import as_asked
 from doma.core.checksum import COMPUTABLE, wanted
-from doma.core.errors import BadRequest, DigestNotReady, NotAllowed, NotFound, Replaced, Unsupported
+from doma.core.errors import (
+    BadRequest,
+    DigestNotReady,
+    DomaError,
+    NotAllowed,
+    NotFound,
+    Replaced,
+    Unsupported,
+)
 from doma.core.paths import normalise
 from doma.doors import parts
 from doma.doors.endpoint import Endpoint, Site
@@ -35,6 +43,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_STATUS = "X-Transfer-Status"
+
 PATIENCE = 240.0
 """Seconds that a HEAD waits for a digest to be computed; gfal2 gives up after 300."""
 
@@ -47,16 +57,16 @@ def app(site: Site) -> App:
     """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        held, freshness = bearer.set(None), control.set(requested(text_headers(scope["headers"])))
+        held = bearer.set(None)
         try:
-            if scope["method"] == "PUT":
-                await put(site, scope, receive, send)
-            elif scope["method"] in {"GET", "HEAD"}:
-                await get(site, scope, send)
-            else:
-                raise NotAllowed(f"{scope['method'][:20]}: files know GET, HEAD and PUT")
+            with as_asked(text_headers(scope["headers"])):
+                if scope["method"] == "PUT":
+                    await put(site, scope, receive, send)
+                elif scope["method"] in {"GET", "HEAD"}:
+                    await get(site, scope, send)
+                else:
+                    raise NotAllowed(f"{scope['method'][:20]}: files know GET, HEAD and PUT")
         finally:
-            control.reset(freshness)
             bearer.reset(held)
 
     return application
@@ -119,7 +129,10 @@ async def serve(
         reader, answer, ahead = await _begin(endpoint, path, headers, watch)
     answer.headers.extend(extra.items())
     try:
-        await _send(reader, answer, ahead, send)
+        if _wants_status(headers):
+            await _send_with_status(reader, answer, ahead, send)
+        else:
+            await _send(reader, answer, ahead, send)
     finally:
         await reader.close()
     return sum(stop - start for start, stop in answer.spans)
@@ -204,6 +217,40 @@ async def _send(reader: Reader, answer: Reply, ahead: Buffer, send: Send) -> Non
             await send({"type": "http.response.body", "body": data, "more_body": not last})
     if answer.tail or not answer.spans:
         await send({"type": "http.response.body", "body": answer.tail})
+
+
+def _wants_status(headers: Mapping[str, str]) -> bool:
+    """Whether a client takes a trailer that says how the transfer ended (Pelican's do)."""
+    takes = "trailers" in headers.get("te", "").lower()
+    return takes and headers.get("x-transfer-status", "").strip().lower() == "true"
+
+
+async def _send_with_status(reader: Reader, answer: Reply, ahead: Buffer, send: Send) -> None:
+    """As :func:`_send`, in chunks, with the outcome behind them: what breaks off ends in good order."""
+    answer.headers[:] = [pair for pair in answer.headers if pair[0].lower() != "content-length"]
+    answer.headers.append(("Trailer", _STATUS))
+    begun = False
+
+    async def pass_on(message: Message) -> None:
+        nonlocal begun
+        begun = True
+        await send({**message, "trailers": True} if message["type"] == "http.response.start" else message)
+
+    outcome = "200: OK"
+    try:
+        await _send(reader, answer, ahead, pass_on)
+    except DomaError as e:
+        if not begun:
+            raise
+        log.warning("an answer broke off: %s", e.message)
+        outcome = f"{max(e.http, 500)}: {_line(e.message)}"
+        await send({"type": "http.response.body", "body": b""})
+    fields = _raw([(_STATUS, outcome)])
+    await send({"type": "http.response.trailers", "headers": fields})
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).encode("ascii", "replace").decode()[:300]
 
 
 async def _with_digest(endpoint: Endpoint, stat: Stat, headers: Mapping[str, str]) -> Stat:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 
 from doma.auth.model import bearer
-from doma.cache.freshness import control, requested
+from doma.cache.freshness import as_asked
 from doma.core.errors import DomaError, NotAllowed, Unsupported
 from doma.doors import s3_listing, s3_multipart, s3_objects
 from doma.doors.landing import text_headers
@@ -42,10 +42,11 @@ def app(door: Door) -> App:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         request_id, reply = secrets.token_hex(8).upper(), _Reply(send)
         # no token to hand on to an origin: a key is good here only
-        held, freshness = bearer.set(None), control.set(requested(text_headers(scope["headers"])))
+        held = bearer.set(None)
         try:
-            call = recognised(door, scope, receive, reply, request_id)
-            await _chosen(call)(call)
+            with as_asked(text_headers(scope["headers"])):
+                call = recognised(door, scope, receive, reply, request_id)
+                await _chosen(call)(call)
         except DomaError as e:
             if reply.started:
                 raise  # the status has gone out: only a broken connection can tell the client now
@@ -58,7 +59,6 @@ def app(door: Door) -> App:
                 scope, reply, DomaError("internal error; the server's log has the cause"), request_id
             )
         finally:
-            control.reset(freshness)
             bearer.reset(held)
 
     return application

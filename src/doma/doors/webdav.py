@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from doma.auth.model import Verb, bearer
-from doma.cache.freshness import control, requested
+from doma.cache.freshness import as_asked
 from doma.core.errors import (
     BadRequest,
     Conflict,
@@ -53,9 +53,10 @@ def app(site: Site) -> App:
         if scope["type"] != "http":
             return
         reply, method, headers = _Reply(send), scope["method"], _headers(scope)
-        held, freshness = bearer.set(None), control.set(requested(headers))
+        held = bearer.set(None)
         try:
-            await _serve(site, of_file, scope, headers, receive, reply)
+            with as_asked(headers):
+                await _serve(site, of_file, scope, headers, receive, reply)
         except DomaError as e:
             if reply.started:
                 raise  # the status has gone out: only a broken connection can tell the client now
@@ -68,7 +69,6 @@ def app(site: Site) -> App:
             error = DomaError(f"{method}: internal error; the server's log has the cause")
             await refuse(send, method, error, headers.get("accept", ""), site.name)
         finally:
-            control.reset(freshness)
             bearer.reset(held)
 
     return application

@@ -59,7 +59,7 @@ def scope_of(request: Request) -> Scope:
         "client": request.client,
         "server": request.server,
         "state": {},
-        "extensions": {},
+        "extensions": {"http.response.trailers": {}} if request.version == "1.1" else {},
     }
 
 
@@ -86,13 +86,14 @@ class Cycle:
         "_reading",
         "_request",
         "_started",
+        "_trailing",
     )
 
     def __init__(self, line: Line, body: Body, request: Request, app: App) -> None:
         self._line, self._body, self._request, self._app = line, body, request, app
         self._head: bytes | None = None
         """Status line and fields, held until the first piece of the body."""
-        self._started = self._done = self._chunked = self._bodiless = False
+        self._started = self._done = self._chunked = self._bodiless = self._trailing = False
         self._reading = False
         """The application has asked for the body."""
         self._keep = False
@@ -171,11 +172,17 @@ class Cycle:
             if self._head is not None or self._started:
                 raise RuntimeError("the answer has begun already")
             self._begin(message["status"], message.get("headers", ()))
+            self._trailing = self._chunked and message.get("trailers", False)
         elif kind == "http.response.body":
             if self._head is None and not self._started:
                 raise RuntimeError("a body before the head")
             if not self._done:
                 await self._piece(message.get("body", b""), more=message.get("more_body", False))
+        elif kind == "http.response.trailers" and self._trailing and self._started and not self._done:
+            fields = [_field(name, value) for name, value in message.get("headers", ())]
+            self._line.transport.writelines((b"0\r\n", *fields, b"\r\n"))
+            self._done = True
+            self._body.wake()
 
     def _begin(self, status: int, headers: Any) -> None:
         lines, length = [status_line(status)], -1
@@ -185,9 +192,7 @@ class Cycle:
                 length = int(value)
             elif lower in {b"transfer-encoding", b"connection", b"date"}:
                 continue
-            if b"\n" in name or b"\n" in value or b"\r" in name or b"\r" in value or b"\0" in value:
-                raise RuntimeError(f"a header of the answer holds a line end: {lower!r}")
-            lines.append(b"%s: %s\r\n" % (name, value))
+            lines.append(_field(name, value))
         self._bodiless = self._request.method == b"HEAD" or status in {204, 304} or status < 200
         self._keep = self._line.persists(self._body, reading=self._reading)
         if not self._bodiless and length < 0:
@@ -224,11 +229,12 @@ class Cycle:
                 line.transport.writelines(out)
                 out = []
                 await self._room()
+        last = not more and not self._trailing  # else the trailers end it
         if self._chunked:
-            out.append((b"\r\n" if data else b"") + (b"" if more else b"0\r\n\r\n"))
+            out.append((b"\r\n" if data else b"") + (b"0\r\n\r\n" if last else b""))
         if out:
             line.transport.writelines(out)
-        if more:
+        if not last:
             await self._room()
         else:
             self._done = True
@@ -240,3 +246,9 @@ class Cycle:
             await self._body.change()
             if self._body.lost:
                 raise ConnectionResetError("the client went away")
+
+
+def _field(name: bytes, value: bytes) -> bytes:
+    if b"\n" in name or b"\n" in value or b"\r" in name or b"\r" in value or b"\0" in value:
+        raise RuntimeError(f"a header of the answer holds a line end: {name.lower()!r}")
+    return b"%s: %s\r\n" % (name, value)
