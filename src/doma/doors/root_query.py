@@ -14,6 +14,7 @@ from doma.cache.store import CacheStore
 from doma.core.checksum import COMPUTABLE, canonical
 from doma.core.errors import BadRequest, Forbidden, LimitExceeded, NotFound, Unsupported
 from doma.doors.root_acts import acting, at_top
+from doma.doors.root_attributes import fattr
 from doma.doors.root_call import Call, Handler, Target
 from doma.doors.root_names import address, space_of
 from doma.doors.root_prepare import prepare, status
@@ -34,7 +35,7 @@ _FACTS = {
     "version": f"v{__version__}",
     "doma": __version__,
     "cms": "none|",
-    "fattr": "255 65536",
+    "fattr": "248 65536",
 }
 """What :func:`_config` answers for every site; an unknown key is its own answer."""
 _NO_SUCH_SUM = 3012
@@ -186,7 +187,12 @@ _CACHE: dict[bytes, Callable[[Call, Target], Awaitable[None]]] = {
     b"cached": _is_cached,
 }
 
-HANDLERS: dict[int, Handler] = {Code.QUERY: query, Code.SET: change, Code.PREPARE: prepare}
+HANDLERS: dict[int, Handler] = {
+    Code.QUERY: query,
+    Code.SET: change,
+    Code.PREPARE: prepare,
+    Code.FATTR: fattr,
+}
 
 
 def _text(text: str) -> bytes:
