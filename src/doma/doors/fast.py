@@ -7,35 +7,30 @@ before, a file whose bytes are in memory, no conditions. Whatever else is asked 
 Source: dataplane.md §3.5, §3.6 of the project's contracts.
 """
 
-import asyncio
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from time import perf_counter
 from typing import cast
 
 from doma.auth.model import Identity, Verb
 from doma.core import ranges
 from doma.core.errors import DomaError
-from doma.core.events import Event
-from doma.core.paths import covers, normalise
 from doma.doors.endpoint import Endpoint, Site
+from doma.doors.fast_ask import Asker, Unknown, offers
+from doma.doors.fast_change import Changes
+from doma.doors.fast_tally import Tally
 from doma.doors.intake import Count, FastSink, lines
-from doma.doors.landing import about, landed
 from doma.doors.reads import Asked, Reading
 from doma.doors.reply import content_type, validators
-from doma.doors.usage import Usage
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
-from doma.store.protocol import CanLand, CanPeek, CanRemove, Hot, Stat
+from doma.store.protocol import CanPeek, Hot, Stat
 
 PLACES = 4096
 """Request targets whose endpoint and path are kept worked out."""
-TRUST = 30.0
-"""Seconds for which a connection's last token needs no look at the verifier, unless its epoch changes."""
-
 _SLOW = frozenset(
     {
         b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
@@ -46,19 +41,8 @@ _SLOW = frozenset(
 """Fields that make a read a special case."""
 
 
-_PLAIN = frozenset(
-    {
-        b"host", b"authorization", b"user-agent", b"accept", b"accept-encoding", b"accept-language",
-        b"clientinfo", b"connection", b"content-length", b"content-type", b"keep-alive", b"te",
-    }
-)  # fmt: skip
-"""Fields of a plain PUT or DELETE; any other may be a condition."""
-
 FROM_FILE = 128 << 10
 """Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
-
-BATCH = 1.0
-"""Seconds after which reads are told at the latest."""
 
 
 class _Place:
@@ -104,14 +88,17 @@ class FastDoor:
         self._site = site
         self._clock = clock
         self._count = count
-        self._tally = _Tally(count, site.usage) if count is not None else None
+        self._ask = Asker(site, clock)
+        self._tally = Tally(count, site.usage) if count is not None else None
+        self._changes = Changes(site, self._ask, count)
         self._places: dict[bytes, _Place | None] = {}
 
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"PUT":
-            return None if _signed(request) else FastSink(self._site, request, self._count, self._land)
+            land = self._changes.land
+            return None if _signed(request) else FastSink(self._site, request, self._count, land)
         if request.method == b"DELETE":
-            return self._delete(request)
+            return self._changes.delete(request)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
             return None
         try:
@@ -126,60 +113,11 @@ class FastDoor:
             answer.again = partial(self._get, request, place)
         return answer
 
-    def _delete(self, request: Request) -> Answer | None:
-        """Delete a plain file without conditions, where the store can at once."""
-        if not _PLAIN.issuperset(request.fields):
-            return None
-        began = perf_counter()
-        try:
-            shown, endpoint, path = self._aim(request.target)
-            store, gate = endpoint.store, endpoint.gate
-            if not _offers(type(store), CanRemove) or not endpoint.writable:
-                return None
-            identity = self._identity(request)
-            if not gate.may(identity, Verb.MODIFY, path) or any(covers(path, area) for area in gate.areas):
-                return None
-            size = cast("CanRemove", store).remove(path)
-        except (_Unknown, DomaError):
-            return None
-        if size is None:
-            return None
-        name = endpoint.name
-        owner = f"{identity.issuer}#{identity.subject}" if identity is not None else ""
-        facts = {"endpoint": name, "is_dir": False, "bytes": size}
-        self._site.emit(Event("file.deleted", shown, facts, owner))
-        if self._count is not None:
-            self._count(name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
-        return Answer(status_line(204))
-
-    def _land(self, request: Request, data: Buffer) -> Answer | None:
-        """Publish a new file without conditions that came whole, where the store can at once."""
-        if not _PLAIN.issuperset(request.fields):
-            return None
-        began = perf_counter()
-        try:
-            shown, endpoint, path = self._aim(request.target)
-            store = endpoint.store
-            if not _offers(type(store), CanLand) or not endpoint.writable or path == "/":
-                return None
-            identity, gate = self._identity(request), endpoint.gate
-            if not (gate.may(identity, Verb.MODIFY, path) or gate.may(identity, Verb.CREATE, path)):
-                return None
-            stat = cast("CanLand", store).land(path, data)
-        except (_Unknown, DomaError):
-            return None
-        if stat is None:
-            return None
-        self._site.emit(landed(endpoint.name, shown, stat, identity))
-        if self._count is not None:
-            self._count(endpoint.name, "PUT", 201, stat.size, 0, perf_counter() - began, 1)
-        return Answer(b"%sContent-Length: 0\r\n%s" % (_CREATED, lines(about(stat))))
-
     def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:
         tally = self._tally
         began = perf_counter() if tally is not None else 0.0
         try:
-            identity = self._identity(request)
+            identity = self._ask.identity(request)
             place.endpoint.gate.decide(identity, Verb.READ, place.path)
             hot = place.peek(place.path)
             if hot is None:
@@ -192,7 +130,7 @@ class FastDoor:
                 spans: list[ranges.Span] | None = [(start, stop)]  # nearly every request
             else:
                 spans = ranges.parse(asked.decode("latin-1"), stat.size) if asked else None
-        except (_Unknown, DomaError):
+        except (Unknown, DomaError):
             return None
         reading = self._reading(request, place, identity, hot)
         answer = self._answer(place, hot, stat.size, spans, request.tls)
@@ -229,44 +167,14 @@ class FastDoor:
         except KeyError:
             pass
         place = None
-        with suppress(_Unknown):
-            _, endpoint, path = self._aim(target)
-            if _offers(type(endpoint.store), CanPeek):
+        with suppress(Unknown):
+            _, endpoint, path = self._ask.aim(target)
+            if offers(type(endpoint.store), CanPeek):
                 place = _Place(endpoint, path, cast("CanPeek", endpoint.store).peek)
         if len(self._places) >= PLACES:
             self._places.clear()
         self._places[target] = place
         return place
-
-    def _aim(self, target: bytes) -> tuple[str, Endpoint, str]:
-        """The path of a file as people know it, its endpoint, and the path there."""
-        if b"?" in target or target[-1:] == b"/" or not target.isascii():
-            raise _Unknown
-        shown = normalise(target.decode("ascii"))
-        endpoint, path = self._site.find(shown)
-        return shown, endpoint, path
-
-    def _identity(self, request: Request) -> Identity | None:
-        """Who asks, if that is known already."""
-        credential = request.fields.get(b"authorization")
-        if credential is None:
-            return None
-        verifier, memo, now = self._site.verifier, request.memo, self._clock()
-        last = memo.get("token")
-        if last is not None and last[0] == credential and last[1] == verifier.epoch and now < last[3]:
-            identity: Identity = last[2]
-        else:
-            scheme, _, token = credential.partition(b" ")
-            if scheme.lower() != b"bearer" or not token.isascii():
-                raise _Unknown
-            known = verifier.known(token.strip().decode("ascii"))
-            if known is None:
-                raise _Unknown
-            identity = known
-            memo["token"] = (credential, verifier.epoch, identity, now + TRUST)
-        if now >= identity.expires:
-            raise _Unknown
-        return identity
 
     def _answer(
         self, place: _Place, hot: Hot, whole: int, spans: list[ranges.Span] | None, tls: bool
@@ -325,62 +233,9 @@ def _signed(request: Request) -> bool:
     )
 
 
-@cache
-def _offers(kind: type, what: type) -> bool:
-    """Whether stores of a class do this, asked once: the question costs much of a small request."""
-    return issubclass(kind, what)
-
-
-class _Unknown(Exception):
-    """The fast side cannot say."""
-
-
 _ONE = re.compile(rb"bytes=([0-9]{1,18})-([0-9]{1,18})")
-_OK, _CREATED, _PARTIAL = status_line(200), status_line(201), status_line(206)
+_OK, _PARTIAL = status_line(200), status_line(206)
 _EMPTY = memoryview(b"")
-
-
-class _Tally:
-    """Adds up reads and tells them about once a second, since telling costs more than a read's own share."""
-
-    def __init__(self, count: Count, usage: Usage | None) -> None:
-        self.count = count
-        self._usage = usage
-        self._reads: dict[tuple[str, int, int], _Reads] = {}
-        self._armed = False
-
-    def read(self, endpoint: str, status: int, identity: Identity | None, sent: int, began: float) -> None:
-        """One answer; from the event loop."""
-        # The sums hold the identity, so its id cannot come to name another one before they are told.
-        key = endpoint, status, id(identity)
-        sums = self._reads.get(key)
-        if sums is None:
-            sums = self._reads[key] = _Reads(identity)
-        sums.number += 1
-        sums.sent += sent
-        sums.seconds += perf_counter() - began
-        if not self._armed:
-            self._armed = True
-            asyncio.get_running_loop().call_later(BATCH, self.tell)
-
-    def tell(self) -> None:
-        """Hand on what was added up."""
-        reads, self._reads, self._armed = self._reads, {}, False
-        for (endpoint, status, _), sums in reads.items():
-            self.count(endpoint, "GET", status, 0, sums.sent, sums.seconds, sums.number)
-            if self._usage is not None:
-                self._usage.read(endpoint, sums.identity, sums.sent, sums.number)
-
-
-class _Reads:
-    """Sums of equal reads."""
-
-    __slots__ = ("identity", "number", "seconds", "sent")
-
-    def __init__(self, identity: Identity | None) -> None:
-        self.identity = identity
-        self.number = self.sent = 0
-        self.seconds = 0.0
 
 
 class _Cold:

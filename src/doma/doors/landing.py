@@ -7,6 +7,7 @@ Source: rules W5, W6, W30, W40-W46 of the storage contract; §5 of the token con
 """
 
 import re
+from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -190,8 +191,12 @@ def landed(endpoint: str, shown: str, stat: Stat, who: Identity | None) -> Event
     facts: dict[str, Any] = {"endpoint": endpoint, "size": stat.size}
     if "adler32" in stat.checksums:
         facts["adler32"] = stat.checksums["adler32"]
-    owner = f"{who.issuer}#{who.subject}" if who is not None else ""
-    return Event("file.landed", shown, facts, owner)
+    return Event("file.landed", shown, facts, owner_of(who))
+
+
+def owner_of(who: Identity | None) -> str:
+    """Whom an event concerns."""
+    return f"{who.issuer}#{who.subject}" if who is not None else ""
 
 
 def about(stat: Stat) -> list[tuple[str, str]]:
@@ -202,6 +207,18 @@ def about(stat: Stat) -> list[tuple[str, str]]:
         ("Repr-Digest", repr_digest_header(stat.checksums)),
     ]
     return [(name, value) for name, value in headers if value]
+
+
+def described(stat: Stat) -> bytes:
+    """The same as lines of an answer's head."""
+    sums = stat.checksums
+    if len(sums) == 1 and (adler := sums.get("adler32")) is not None and len(adler) == 8:
+        # What nearly every file has, at a tenth of the cost.
+        coded = b2a_base64(bytes.fromhex(adler), newline=False).decode("ascii")
+        text = f'ETag: "{stat.version}"\r\nDigest: adler32={adler}\r\nRepr-Digest: adler=:{coded}:\r\n'
+    else:
+        text = "".join([f"{name}: {value}\r\n" for name, value in about(stat)])
+    return text.encode("latin-1")
 
 
 def _feeds(upload: Upload) -> TypeGuard[CanFeed]:

@@ -13,11 +13,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from doma.net.bridge import Cycle
-from doma.net.exchange import SMALL, Address, Answer, Request, Sink, text_answer
+from doma.net.exchange import SMALL, Address, Answer, Buffer, Request, Sink, text_answer
 from doma.net.hub import Hub
 from doma.net.inflow import Body, Inflow
 from doma.net.outflow import Outflow
 from doma.net.reading import Exchange, Flood, Reading
+from doma.net.repeat import HEAD
 
 QUEUE = 64
 """Parsed requests that may wait before reading stops …"""
@@ -65,6 +66,7 @@ class HttpProtocol(Reading):
         self.closing = True
         self._parser = self._request = None
         self._repeat.forget()
+        self._frame.forget()
         if self._outflow is not None:
             self._outflow.stop()
             self._outflow = None
@@ -95,7 +97,7 @@ class HttpProtocol(Reading):
         if self.closing:
             return
         if self.current is None and not self._queue and not self.blocked:
-            self._start(exchange)
+            self._start(exchange, self.hub.buffer[: min(self._alone, HEAD)])
             return
         self._queue.append(exchange)
         if len(self._queue) >= QUEUE:
@@ -122,7 +124,14 @@ class HttpProtocol(Reading):
             return False
         answer = self._repeat.answer(data)
         if answer is None:
-            return False
+            found, fast = self._frame.match(data), self.hub.fast
+            if found is None or fast is None:
+                return False
+            request, body = found
+            said = fast.head(request)
+            answer = said if isinstance(said, Answer) or said is None else said.now(body)
+            if answer is None:
+                return False
         self._answer(answer, True)
         return True
 
@@ -141,7 +150,8 @@ class HttpProtocol(Reading):
             elif self._incoming is None or not self._incoming.body.full:
                 self.go_on_reading()
 
-    def _start(self, exchange: Exchange) -> None:
+    def _start(self, exchange: Exchange, raw: Buffer = b"") -> None:
+        """Begin to work on a request, of which ``raw`` are the first bytes if they are still at hand."""
         if exchange.refusal is not None:
             self._answer(exchange.refusal, False)
             return
@@ -155,7 +165,8 @@ class HttpProtocol(Reading):
             if found is not None:
                 self.current = exchange
                 if 0 < request.length <= SMALL and not request.expect:
-                    self.loop.call_soon(self._take_in, exchange, found)  # the body may be here by then
+                    # the body may be here by then
+                    self.loop.call_soon(self._take_in, exchange, found, bytes(raw))
                 else:
                     self._inflow(exchange, found)
                 return
@@ -163,14 +174,15 @@ class HttpProtocol(Reading):
         exchange.worker = Cycle(self, exchange.body, request, self.hub.app)
         self.spawn(exchange.worker.run())
 
-    def _take_in(self, exchange: Exchange, sink: Sink) -> None:
-        """Answer a small upload at once if it is all here, else let it come."""
+    def _take_in(self, exchange: Exchange, sink: Sink, raw: bytes) -> None:
+        """Answer a small upload at once if it is all here, else let it come; ``raw`` is as for _start."""
         body = exchange.body
         answer = sink.now(body.look()) if body.complete else None
         if answer is None:
             self._inflow(exchange, sink)
         elif not body.lost:
             body.discard()
+            self._frame.learn(raw, exchange.request)
             self.answer_body(answer, body)
 
     def _inflow(self, exchange: Exchange, sink: Sink) -> None:

@@ -18,7 +18,7 @@ from doma.net.bridge import Cycle
 from doma.net.exchange import SMALL, Address, Answer, Buffer, Request, text_answer
 from doma.net.hub import Hub
 from doma.net.inflow import Body, Inflow
-from doma.net.repeat import Repeat
+from doma.net.repeat import Frame, Repeat
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ class Reading(asyncio.BufferedProtocol, ABC):
 
     __slots__ = (
         "_alone",
+        "_begun",
         "_fed",
+        "_frame",
         "_heads",
         "_incoming",
         "_parser",
@@ -92,11 +94,13 @@ class Reading(asyncio.BufferedProtocol, ABC):
         """Bytes of the head, or between chunks, before this read."""
         self._fed = 0
         self._alone = 0
-        """Bytes of the read buffer when they began with a request, else 0."""
+        """Bytes of the read buffer while its first request is read, from the first byte on, else 0."""
+        self._begun = False
+        """A request has begun in the bytes being read."""
         self._started = False
         self._reading = True
         self._parser: Any = None
-        self._repeat = Repeat()
+        self._repeat, self._frame = Repeat(), Frame()
         self._stamp = 0.0
         """When something last moved, on the loop's clock."""
 
@@ -116,7 +120,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
 
     @abstractmethod
     def answer_repeated(self, data: memoryview) -> bool:
-        """The same for what may be the last request with another range, unparsed."""
+        """The same for what may be the last request with another range or target, unparsed."""
 
     @abstractmethod
     def body_over(self) -> None:
@@ -162,6 +166,9 @@ class Reading(asyncio.BufferedProtocol, ABC):
     def on_message_begin(self) -> None:
         self._request = self.blank()
         self._started = True
+        if self._begun:
+            self._alone = 0
+        self._begun = True
 
     def on_url(self, part: bytes) -> None:
         assert self._request is not None
@@ -220,7 +227,9 @@ class Reading(asyncio.BufferedProtocol, ABC):
             return
         answer = self.answer_at_once(request)
         if answer is not None:
-            self._repeat.learn(self.hub.buffer[: self._alone], request, answer)
+            read = self.hub.buffer[: self._alone]
+            self._repeat.learn(read, request, answer)
+            self._frame.learn(read, request)
             return
         exchange = Exchange(request)
         exchange.body.complete = True
@@ -234,6 +243,7 @@ class Reading(asyncio.BufferedProtocol, ABC):
     def _feed(self, data: memoryview, *, alone: bool = False) -> None:
         self._fed = self._heads + len(data)
         self._alone = len(data) if alone and not self._started else 0
+        self._begun = False
         incoming = self._incoming
         try:
             self._parser.feed_data(data)

@@ -1,8 +1,9 @@
-"""A request that differs from the connection's last one in its range only is answered without a parser.
+"""A request that differs from the connection's last one in one place only is answered without a parser.
 
-Readers of columnar files send such requests by the thousand. The bytes before and after the range value are
-those of a request that was parsed, and the value holds nothing that could end a line, so a parser would find
-the same. Rights and expiry are decided by the door at every request all the same.
+Readers of columnar files send such requests by the thousand with another range each (:class:`Repeat`), jobs
+with many small files with another target and length (:class:`Frame`). The bytes around are those of a request
+that was parsed, and what differs holds nothing that could end a line, so a parser would find the same. Rights
+and expiry are decided by the door at every request all the same.
 
 Source: dataplane.md §2 (a parser's share of a request) of the project's contracts.
 """
@@ -10,11 +11,20 @@ Source: dataplane.md §2 (a parser's share of a request) of the project's contra
 import re
 from collections.abc import Callable
 
-from doma.net.exchange import Answer, Request
+from doma.net.exchange import Answer, Buffer, Request
 
 _RANGE_LINE = re.compile(rb"\r\nrange: *", re.IGNORECASE)
 _HARMLESS = b"bytes=0123456789, -"
 """What a range is written with; nothing of it ends a line."""
+
+HEAD = 16 << 10
+"""Bytes of a head that is remembered."""
+LARGEST = 64 << 10
+"""Bytes of a request with its body that are compared."""
+_LENGTH_LINE = re.compile(rb"\r\ncontent-length: *", re.IGNORECASE)
+_SPECIAL = {b"range", b"upgrade"}
+_TARGET = bytes(byte for byte in range(0x21, 0x7F) if byte not in b"#?")
+"""What a plain target is written with."""
 
 
 class Repeat:
@@ -62,3 +72,86 @@ class Repeat:
             return None
         value = raw[len(self._prefix) : len(raw) - len(self._suffix)]
         return None if value.translate(None, _HARMLESS) else again(value)
+
+
+class Frame:
+    """What surrounds target and length in the requests of a connection, from the second like one on."""
+
+    __slots__ = ("_after", "_before", "_begin", "_digits", "_method", "_request")
+
+    def __init__(self) -> None:
+        self._method = self._begin = self._before = self._after = self._digits = b""
+        self._request: Request | None = None
+
+    def learn(self, raw: Buffer, request: Request) -> None:
+        """Keep the frame of a request that was answered at once.
+
+        Args:
+            raw: Its first :data:`HEAD` bytes and no other request's; empty if they are not at hand.
+            request: As it was parsed.
+        """
+        seen, self._method = self._method, request.method
+        if seen != request.method or not request.keep_alive or request.version != "1.1" or request.repeats:
+            return
+        if request.chunked or request.expect or not _SPECIAL.isdisjoint(request.fields):
+            return
+        head, end, _ = bytes(raw[:HEAD]).partition(b"\r\n\r\n")
+        begin = request.method + b" "
+        if not end or not head.startswith(begin + request.target + b" HTTP/1.1\r\n"):
+            return
+        before, after, digits = head[len(begin) + len(request.target) :] + end, b"", b""
+        if request.length:
+            line = _LENGTH_LINE.findall(before)
+            digits = request.fields[b"content-length"]
+            if len(line) != 1:
+                return
+            before, _, after = before.partition(line[0])
+            if not after.startswith(digits + b"\r\n"):
+                return
+            before, after = before + line[0], after[len(digits) :]
+        self._begin, self._before, self._after, self._digits = begin + b"/", before, after, digits
+        self._request = request
+
+    def forget(self) -> None:
+        """The connection is gone."""
+        self._request = None
+
+    def match(self, data: memoryview) -> tuple[Request, bytes] | None:
+        """The request that these bytes are, and its body, if that is all they are and fits the frame.
+
+        The request is used again for the next match.
+        """
+        request = self._request
+        if request is None or len(data) > LARGEST:
+            return None
+        raw = bytes(data)
+        begin = self._begin
+        end = raw.find(b" ", len(begin))
+        if not (raw.startswith(begin) and raw.startswith(self._before, end)):
+            return None
+        target = raw[len(begin) - 1 : end]
+        if target.translate(None, _TARGET):
+            return None
+        at = end + len(self._before)
+        if self._after:
+            stop = raw.find(b"\r", at)
+            digits = raw[at:stop]
+            if not (digits.isdigit() and raw.startswith(self._after, stop)):
+                return None
+            at = stop + len(self._after)
+            if len(digits) > 6 or len(raw) - at != int(digits) or at == len(raw):
+                return None
+            if digits != self._digits:
+                request = self._resized(request, digits)
+        elif at != len(raw):
+            return None
+        request.target = target
+        return request, raw[at:]
+
+    def _resized(self, request: Request, digits: bytes) -> Request:
+        """The same request with a body of another length."""
+        name = b"content-length"
+        self._digits, request.length = digits, int(digits)
+        request.headers = [(field, digits if field == name else value) for field, value in request.headers]
+        request.fields = {**request.fields, name: digits}
+        return request

@@ -10,7 +10,8 @@ from doma.auth.verifier import Verifier
 from doma.core.config import Issuer
 from doma.core.errors import StorageUnavailable
 from doma.doors.endpoint import Endpoint, Site
-from doma.doors.fast import TRUST, FastDoor
+from doma.doors.fast import FastDoor
+from doma.doors.fast_ask import TRUST
 from doma.net.exchange import Answer, Request
 
 ISSUER = "https://issuer.example/doma"
