@@ -199,3 +199,33 @@ def test_a_killed_worker_comes_back_and_the_others_go_on(three: System) -> None:
     assert victim not in now
     three.put("/site/w/after", b"after")
     assert everyone(three, call(three, "GET", "/site/w/after")) == [(200, b"after")] * 24
+
+
+def test_c15_workers_serve_the_hits_of_the_cache_themselves_and_tell_of_them(three: System) -> None:
+    def hits() -> int:
+        return int(three.ask("GET", "/api/v1/cache/stats", three.admin()).json()["bytes"]["hit"])
+
+    data, token = os.urandom(200_000), three.token()
+    three.put("/site/w/hot.bin", data)
+    get = call(three, "GET", "/cache/w/hot.bin", token=token)
+    for _ in range(3):  # all workers come to know the token and the pages
+        assert everyone(three, get) == [(200, data)] * 24
+    before = hits()
+    os.kill(three.pid, signal.SIGSTOP)
+    try:
+        served = everyone(three, lambda connection: _in_time(connection, get))
+    finally:
+        os.kill(three.pid, signal.SIGCONT)
+    assert set(served) == {(200, data), None}  # the kernel gives some connections to the stopped process
+    deadline = time.monotonic() + 20
+    while (now := hits() - before) < len(data) * (24 - served.count(None)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert now >= len(data) * (24 - served.count(None))
+
+
+def _in_time(connection: http.client.HTTPSConnection, ask: Callable[..., tuple[int, bytes]]) -> Any:
+    connection.timeout = 1
+    try:
+        return ask(connection)
+    except OSError:
+        return None

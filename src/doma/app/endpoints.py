@@ -3,6 +3,7 @@
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from doma.app.home import Home
@@ -10,6 +11,7 @@ from doma.auth.gate import Gate
 from doma.auth.policy import gate_of
 from doma.cache.origins import Origins, guard_of
 from doma.cache.store import CacheStore
+from doma.cache.viewer import CacheView
 from doma.core import config
 from doma.core.errors import ConfigError
 from doma.core.events import Emit
@@ -43,7 +45,8 @@ RESERVED = frozenset(
 """First path components that belong to services."""
 
 SHAREABLE = ("file:", "tape+file:", "http:", "https:", "s3:", "root:", "roots:")
-"""Stores that keep nothing in a process: any number of processes may serve them."""
+"""Stores that keep nothing in a process: any number of processes may serve them. Of caches they serve what is
+surely current; see :mod:`doma.cache.viewer`."""
 
 
 def build_endpoints(
@@ -86,7 +89,7 @@ def build_endpoints(
     prefixes = {issuer.issuer: issuer.prefixes for issuer in issuers}
     built: dict[str, Endpoint] = {}
     for name, section in wanted.items():
-        if shared and not section.store.startswith(SHAREABLE):
+        if shared and not section.store.startswith((*SHAREABLE, "cache+")):
             continue
         if name in RESERVED | {settings.auth.vo} or not name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(
@@ -97,7 +100,10 @@ def build_endpoints(
                 name, _tape(name, section, db), gate_of(name, section, issuers), section.writable
             )
             continue
-        store = _store(name, section.store, home, settings, ca_file, emit, section)
+        if shared and section.store.startswith("cache+"):
+            store: Store = CacheView(home / "cache" / name, section.store.removeprefix("cache+"))
+        else:
+            store = _store(name, section.store, home, settings, ca_file, emit, section)
         built[name] = Endpoint(name, store, gate_of(name, section, issuers), section.writable)
     if data is not None:
         built["data"] = Endpoint(
@@ -113,6 +119,18 @@ def build_endpoints(
 def caches(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheStore]:
     """The caching stores among the endpoints."""
     return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheStore)}
+
+
+def views(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheView]:
+    """The caches of another process among the endpoints."""
+    return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheView)}
+
+
+def credit(endpoints: Mapping[str, Endpoint], viewed: Mapping[str, Any]) -> None:
+    """Count what a worker has served of our caches."""
+    for name, store in caches(endpoints).items():
+        if name in viewed:
+            store.credit(viewed[name]["hit"], viewed[name]["touched"])
 
 
 def forwarding(endpoints: Mapping[str, Endpoint]) -> str:

@@ -4,10 +4,12 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from doma import __version__
+from doma.app.endpoints import credit
 from doma.app.home import Home
 from doma.app.identity import ADMIN_SCOPES
 from doma.app.opened import open_site
@@ -67,6 +69,7 @@ class System:
                 services.metrics,
                 relay.wake,
                 listener.adopt_root,
+                partial(credit, opened.site.endpoints),
             )
             self._stack.push_async_callback(workers.stop)
             await workers.start()

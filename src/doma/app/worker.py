@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,21 @@ from typing import Any
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from doma.app.endpoints import views
 from doma.app.forward import Forward
 from doma.app.handover import Giver
 from doma.app.home import Home
 from doma.app.opened import open_site
 from doma.app.workers import REPORT
 from doma.auth.redact import Redactor
+from doma.cache.viewer import CacheView
 from doma.core.config import Config
 from doma.core.errors import DomaError
 from doma.core.paths import normalise
 from doma.doors import webdav
+from doma.doors.endpoint import Site
 from doma.doors.fast import FastDoor
+from doma.doors.landing import text_headers
 from doma.doors.s3 import is_signed
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
@@ -71,15 +76,22 @@ async def _run(order: dict[str, Any]) -> None:
         metrics = Metrics(process=False)
         forward = Forward(order["main"], order["secret"], opened.site.name)
         stack.push_async_callback(forward.close)
-        own = frozenset(opened.site.endpoints)
+        near = frozenset(opened.site.endpoints)
+        viewed = views(opened.site.endpoints)
+        own = near - frozenset(viewed)
         doors = counted(webdav.app(opened.site), metrics, endpoints=opened.site.endpoints)
 
         def count(name: str, method: str, status: int, got: int, sent: int, took: float, times: int) -> None:
             metrics.request("https", name, method, status, took, got, sent, times)
 
+        async def others(scope: Scope, receive: Receive, send: Send) -> None:
+            if viewed and _endpoint_of(scope["path"]) in viewed:
+                opened.background.spawn(_learn(opened.site, scope))
+            await forward(scope, receive, send)
+
         listener = Listener(
-            own_or_forwarded(doors, forward, own, frozenset(order["endpoints"]) - own),
-            fast=_Near(FastDoor(opened.site, count=count), own),
+            own_or_forwarded(doors, others, own, frozenset(order["endpoints"]) - own),
+            fast=_Near(FastDoor(opened.site, count=count), near),
             listen=config.listen,
             tls=opened.tls,
             root=Giver(order["root"]).give,
@@ -93,13 +105,13 @@ async def _run(order: dict[str, Any]) -> None:
             loop.call_soon_threadsafe(wrote.set)
 
         opened.db.after_commit.append(told)
-        opened.background.spawn(_tell(forward, metrics, order["number"], wrote))
+        opened.background.spawn(_tell(forward, metrics, order["number"], wrote, viewed))
         print("ready", flush=True)  # noqa: T201 - the main process waits for this line
         await stop.wait()
 
 
 class _Near:
-    """The quick side of the door, asked about our own endpoints only."""
+    """The quick side of the door, asked about our own endpoints and the caches that we look into."""
 
     def __init__(self, door: FastDoor, own: frozenset[str]) -> None:
         self._door, self._own = door, {name.encode() for name in own}
@@ -138,7 +150,16 @@ def _endpoint_of(address: str) -> str:
     return ""
 
 
-async def _tell(forward: Forward, metrics: Metrics, number: int, wrote: asyncio.Event) -> None:
+async def _learn(site: Site, scope: Scope) -> None:
+    """Verify the token of a request that goes to the main process: the next one can be judged here."""
+    headers = text_headers(scope["headers"])
+    with suppress(DomaError):
+        await site.identify(headers.get("authorization"), "")
+
+
+async def _tell(
+    forward: Forward, metrics: Metrics, number: int, wrote: asyncio.Event, viewed: Mapping[str, CacheView]
+) -> None:
     """Tell the main process our numbers, and at once when events were written."""
     while True:
         with suppress(TimeoutError):
@@ -146,6 +167,10 @@ async def _tell(forward: Forward, metrics: Metrics, number: int, wrote: asyncio.
                 await wrote.wait()
         events = wrote.is_set()
         wrote.clear()
+        seen = {name: view.report() for name, view in viewed.items()}
+        said = {"number": number, "numbers": metrics.give(), "events": events, "viewed": seen}
         with suppress(DomaError):
-            await forward.post(REPORT, {"number": number, "numbers": metrics.give(), "events": events})
+            await forward.post(REPORT, said)
+            for name, view in viewed.items():
+                view.reported(seen[name])
         await asyncio.sleep(0.05)

@@ -51,6 +51,7 @@ class Workers:
         metrics: Takes their numbers.
         wake: Called when a worker has written events.
         root: Serves a root:// connection that a worker has accepted.
+        viewed: Takes what a worker has served of caches that it only looks into, by endpoint.
     """
 
     def __init__(
@@ -61,9 +62,10 @@ class Workers:
         metrics: Metrics,
         wake: Callable[[], None],
         root: Callable[[socket.socket], None],
+        viewed: Callable[[dict[str, Any]], None],
     ) -> None:
         self._count, self._order, self._metrics, self._wake = count, order, metrics, wake
-        self._root = root
+        self._root, self._viewed = root, viewed
         self._secret = secrets.token_urlsafe(32)
         own = Starlette(routes=[Route(REPORT, self._report, methods=["POST"])])
 
@@ -133,6 +135,7 @@ class Workers:
     async def _report(self, request: Request) -> Response:
         said = await request.json()
         self._metrics.take(f"worker {said['number']}", said["numbers"])
+        self._viewed(said["viewed"])
         if said["events"]:
             self._wake()
         return Response(status_code=204)

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from doma.cache.extents import PAGE, Run, Stride, pages_of, without
 from doma.cache.fetch import Context, Fetcher
@@ -15,6 +16,7 @@ from doma.cache.freshness import patience
 from doma.cache.origins import caller
 from doma.cache.pages import PageFile
 from doma.cache.source import account
+from doma.cache.stats import Counters
 from doma.core.errors import (
     Forbidden,
     NotCached,
@@ -180,7 +182,7 @@ class CachedReader:
 
     def _hit(self, start: int, stop: int, ahead: int) -> None:
         """Bytes were delivered from memory."""
-        _count_hit(self._context, self.cached, self._pages, start, stop)
+        _count_hit(self._context.counters, self.cached, self._pages, start, stop)
         self._read_ahead(stop, ahead)
         self._fetcher.seen(start, stop)
 
@@ -201,7 +203,7 @@ class CachedReader:
             if bad:
                 self._fetcher.damaged(bad)
         if buffer is not None and not missing:
-            _count_hit(self._context, self.cached, self._pages, start, stop)
+            _count_hit(self._context.counters, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)
             return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
         self.require(start, stop)
@@ -252,7 +254,7 @@ class CachedReader:
         self.cached.miss += missed
         self.cached.bypass += bypassed
         less = missed + bypassed + direct
-        _count_hit(self._context, self.cached, self._pages, start, stop, less=less)
+        _count_hit(self._context.counters, self.cached, self._pages, start, stop, less=less)
         return out[start - base : stop - base]
 
     def _missed(self, flight: Flight, missing: list[Run], start: int, stop: int) -> int:
@@ -320,17 +322,30 @@ class PassReader:
         await self._inner.close()
 
 
+class Shown(Protocol):
+    """What is served of one version without waiting."""
+
+    stat: Stat
+    opens: int
+
+    @property
+    def pages(self) -> PageFile: ...
+
+    def seen(self, start: int, stop: int) -> None:
+        """Somebody reads these bytes."""
+
+
 class HotObject:
     """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
 
-    __slots__ = ("_context", "_fetcher", "_from", "_pages", "_seen", "_stat", "_to", "cached")
+    __slots__ = ("_counters", "_fetcher", "_from", "_pages", "_seen", "_stat", "_to", "cached")
 
-    def __init__(self, fetcher: Fetcher, seen: Seen, context: Context) -> None:
+    def __init__(self, fetcher: "Shown", seen: Seen, counters: Counters) -> None:
         self._fetcher = fetcher
         self._pages = fetcher.pages
         self._stat = fetcher.stat
         self._seen = seen
-        self._context = context
+        self._counters = counters
         self._from = self._to = 0
         self.cached: Cached | None = None
         """Where a door adds up what it took, if it does."""
@@ -378,7 +393,7 @@ class HotObject:
         if stop > self._to:
             if self.cached is not None and not self.cached.held:
                 self.cached.held, self.cached.accesses = self._pages.held, self._fetcher.opens
-            _count_hit(self._context, self.cached, self._pages, self._to, stop)
+            _count_hit(self._counters, self.cached, self._pages, self._to, stop)
             self._fetcher.seen(self._to, stop)
             self._to = stop
 
@@ -397,13 +412,13 @@ async def in_time(path: str, seconds: float) -> AsyncIterator[None]:
 
 
 def _count_hit(
-    context: Context, cached: Cached | None, pages: PageFile, start: int, stop: int, less: int = 0
+    counters: Counters, cached: Cached | None, pages: PageFile, start: int, stop: int, less: int = 0
 ) -> None:
     """Count delivered bytes, less those that were counted otherwise, as hit or as fetched ahead."""
     here = stop - start - less
     ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE)
-    context.counters.prefetched += ahead
-    context.counters.hit += here - ahead
+    counters.prefetched += ahead
+    counters.hit += here - ahead
     if cached is not None:
         cached.hit += here
 

@@ -162,7 +162,7 @@ class CacheStore:
         if entry is None or not entry.fresh(now) or not granted(place, entry, now):
             return None
         entry.accessed = now
-        return HotObject(entry.fetcher, self._seen(entry, validated=False), self._context)
+        return HotObject(entry.fetcher, self._seen(entry, validated=False), self._counters)
 
     async def checksum(self, path: str, algorithm: str) -> str:
         """The checksum of the version that the cache serves: from its record, its pages, or the origin."""
@@ -194,6 +194,21 @@ class CacheStore:
             memory=self._context.budget.limit,
             open_objects=self.catalogue.open_objects,
         )
+
+    def credit(self, hit: int, touched: Mapping[str, float]) -> None:
+        """Count what another process served from this folder (:class:`doma.cache.viewer.CacheView`).
+
+        Args:
+            hit: Bytes.
+            touched: Keys of objects to when they were read last, Unix seconds.
+        """
+        self._counters.hit += hit
+        for key, instant in touched.items():
+            entry = self.catalogue.get(key)
+            if entry is not None:
+                entry.accessed = max(entry.accessed, instant)
+            elif self._shelf.accessed(key) > 0:  # else it is gone, or first in line for the purge
+                self._shelf.touch(key, instant)
 
     def place(self, path: str) -> Place:
         """Where a path of the cache lives. Raises Forbidden for an origin that is not allowed."""
