@@ -60,7 +60,7 @@ class Layouts:
     def __init__(self, root: Path, helper: Helper | None = None, least: int = LEAST) -> None:
         self._root = root
         self._folder = root / "layouts"
-        self._least = least
+        self.least = least
         self._known: deque[weakref.ref[Watch]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._swept = False
@@ -69,7 +69,7 @@ class Layouts:
     def foresee(self, fetcher: Fetcher) -> "Watch | None":
         """What foresees the reads of one version; None if it is not worth the trouble."""
         record = fetcher.record
-        if record.size < self._least:
+        if record.size < self.least:
             return None
         return Watch(self, fetcher.pages, f"{record.key}-{record.generation}", fetcher.place.shown)
 

@@ -63,8 +63,13 @@ class Helper:
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting = 0
         self._closed = False
-        self.started = 0
-        """Processes started."""
+        self.asked = 0
+        """Files looked at so far."""
+
+    @property
+    def pid(self) -> int:
+        """The process; 0: none runs."""
+        return self._process.pid if self._process is not None else 0
 
     async def layout(self, name: str, size: int, read: Read) -> Layout:
         """The layout of a file.
@@ -88,6 +93,7 @@ class Helper:
             return waiting.result(self._seconds + 5)
 
         self._waiting += 1
+        self.asked += 1
         try:
             return await loop.run_in_executor(self._thread, self._ask, name, size, fetch)
         finally:
@@ -162,11 +168,10 @@ class Helper:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**keep, "PYTHONPATH": _SOURCES, "OMP_NUM_THREADS": "1"},
+                env={**keep, "PYTHONPATH": _SOURCES, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
                 bufsize=0,
                 start_new_session=True,
             )
-            self.started += 1
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)  # a hung helper must not hang the thread
             if self._closed:

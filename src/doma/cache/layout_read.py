@@ -123,18 +123,18 @@ def _parquet(source: Metadata) -> Layout:
 def _root(source: Metadata) -> Layout:
     import uproot
 
-    directory = uproot.open(source.file(), object_cache=None, array_cache=None)
-    kinds = directory.classnames(recursive=True, cycle=False)
     found = _Extents()
     waits: list[Span] = []
-    for name, kind in [pair for pair in kinds.items() if pair[1] in _TREES + _RNTUPLES][:_MOST_TREES]:
-        try:
-            if kind in _TREES:
-                _tree(found, name, directory[name])
-            else:
-                _ntuple(found, name, directory[name])
-        except Absent as e:
-            waits += e.spans
+    with uproot.open(source.file(), object_cache=None, array_cache=None) as directory:
+        kinds = directory.classnames(recursive=True, cycle=False)
+        for name, kind in [pair for pair in kinds.items() if pair[1] in _TREES + _RNTUPLES][:_MOST_TREES]:
+            try:
+                if kind in _TREES:
+                    _tree(found, name, directory[name])
+                else:
+                    _ntuple(found, name, directory[name])
+            except Absent as e:
+                waits += e.spans
     if not found.parts:
         if waits:
             raise Absent(*waits)
