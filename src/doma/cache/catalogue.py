@@ -254,14 +254,19 @@ class Catalogue:
         await asyncio.to_thread(self.shelf.drop, record.key, record.generation)
         return record.path, used
 
-    async def revoke(self, key: str) -> None:
-        """End everybody's reading of an object: their next read fails, new opens fetch it again."""
+    async def revoke(self, key: str) -> int:
+        """End everybody's reading of an object: their next read fails, new opens fetch it again.
+
+        Gives the bytes freed; 0: nobody had it open lately, it is still here.
+        """
         entry = self._entries.get(key)
-        if entry is not None:
-            entry.fetcher.broken = True
-            await entry.fetcher.close()
-            entry.fetcher.pages.revoke()
-            await self.take(key)
+        if entry is None:
+            return 0
+        entry.fetcher.broken = True
+        await entry.fetcher.close()
+        entry.fetcher.pages.revoke()
+        taken = await self.take(key)
+        return taken[1] if taken else 0
 
     def let_go(self, entry: Entry) -> None:
         """Keep an object in memory no longer that was brought there for a moment only."""

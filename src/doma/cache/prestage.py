@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from doma.cache.columns import Layouts
@@ -132,6 +133,7 @@ class Prestager:
             job = Staging(path)
             self._jobs.add(job)
             job.task = asyncio.create_task(self._run(job, columns, tree))
+            job.task.add_done_callback(partial(self._ended, job))
             out.append(job)
         return out
 
@@ -158,15 +160,16 @@ class Prestager:
             job.now = Progress(path, "success", job.now.size, job.now.size)
         except DomaError as e:
             job.now = Progress(path, "failure", job.now.offset, job.now.size, e)
-        except BaseException as e:
-            gone = ServiceUnavailable(f"{path}: was given up before it was here; ask again")
-            job.now = Progress(path, "failure", job.now.offset, job.now.size, gone)
-            if not isinstance(e, asyncio.CancelledError):
-                log.exception("%s: prestage failed", path)
-            raise
-        finally:
-            self._jobs.discard(job)
-            job.over.set()
+
+    def _ended(self, job: Staging, task: asyncio.Task[None]) -> None:
+        now = job.now
+        if now.status not in {"success", "failure"}:  # cancelled, perhaps before it began; or a fault of ours
+            if not task.cancelled():
+                log.error("%s: prestage failed", now.path, exc_info=task.exception())
+            gone = ServiceUnavailable(f"{now.path}: was given up before it was here; ask again")
+            job.now = Progress(now.path, "failure", now.offset, now.size, gone)
+        self._jobs.discard(job)
+        job.over.set()
 
 
 async def _bring(fetcher: Fetcher, spans: Iterable[Span]) -> AsyncIterator[Span]:

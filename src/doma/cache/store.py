@@ -251,13 +251,20 @@ class CacheStore:
     async def prestage(
         self, path: str, columns: Sequence[str] | None = None, tree: str | None = None
     ) -> Staging:
-        """Begin to bring a file, or columns of it, with the caller's token; see :class:`Staging`.
+        """Begin to bring a file, or columns of it, with the caller's token; see :class:`Prestager`."""
+        return (await self.prestage_all([path], columns, tree))[0]
+
+    async def prestage_all(
+        self, paths: Sequence[str], columns: Sequence[str] | None = None, tree: str | None = None
+    ) -> Sequence[Staging]:
+        """The same for many files: all are queued or none.
 
         Raises:
             TooManyRequests: the queue is full.
         """
-        self._origins.place(path)
-        return self.prestager.begin([path], columns, tree)[0]
+        for path in paths:
+            self._origins.place(path)
+        return self.prestager.begin(paths, columns, tree)
 
     async def pin(self, path: str, owner: str, lifetime: float | None = None) -> Pin:
         """Keep a file, also one that is not here yet, for a time; see :class:`Pins` for the quota.

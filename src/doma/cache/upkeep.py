@@ -131,10 +131,8 @@ class Upkeep:
             raise NotFound(f"{path}: nothing of it is in the cache", path=path)
         pinned = await asyncio.to_thread(self._catalogue.keeper.index.pinned, self._clock())
         free = [row for row in rows if force or row.key not in pinned]
-        if force:
-            for row in free:
-                await self._catalogue.revoke(row.key)
-        idle = [row for row in free if not self._busy(row.key)]
+        ended = [await self._catalogue.revoke(row.key) for row in free] if force else [0] * len(free)
+        idle = [row for row, used in zip(free, ended, strict=True) if not used and not self._busy(row.key)]
         if immediate:
             victims = [Victim(row.path, row.used, row.accessed, "command", row.key) for row in idle]
             gone = await self._catalogue.remove_all(victims)
@@ -142,6 +140,7 @@ class Upkeep:
         else:
             await self._first_in_line([row.key for row in idle])
             objects, amount = len(idle), sum(row.used for row in idle)
+        objects, amount = objects + sum(used > 0 for used in ended), amount + sum(ended)
         return Evicted(path, objects, amount, len(free) - objects, len(rows) - len(free), immediate)
 
     async def verify(self, path: str) -> Scrubbed:
@@ -168,8 +167,10 @@ class Upkeep:
             await asyncio.sleep(min(seconds, _AGE))
 
     async def _evict_one(self, path: str, key: str, *, immediate: bool, force: bool) -> Evicted:
+        if force and (used := await self._catalogue.revoke(key)):
+            return Evicted(path, 1, used, 0, 0, immediate=True)
         if force:
-            await self._catalogue.revoke(key)
+            pass
         elif self._busy(key):
             raise Conflict(f"{path}: is being read; evict it later, or with force", path=path)
         elif await asyncio.to_thread(self._catalogue.keeper.index.is_pinned, key, self._clock()):
