@@ -1,4 +1,4 @@
-"""DELETE of files over real sockets: the quick road does what the whole one does, and leaves it the rest."""
+"""Small changes over real sockets: the quick road does what the whole one does, and leaves it the rest."""
 
 import asyncio
 
@@ -81,3 +81,47 @@ def test_what_is_refused_stays(served, sign, token, target, headers, scope, stat
 def test_a_directory_is_left_to_the_whole_door(served, token):
     assert served.ask("DELETE", "/site/d", token=token).status == 204
     assert served.ask("GET", "/site/d/f", token=token).status == 404
+
+
+def test_a_head_counts_with_its_own_token_only(served, token, tools):
+    """Requests for one target come at once, with two tokens: what is remembered of them is not mixed up."""
+    weak = "x" * len(token)
+    good = tools.request("PUT", "/site/mixed", body=b"12345", token=token)
+    bad = tools.request("PUT", "/site/mixed", body=b"12345", token=weak)
+    for pair in ((good, bad), (bad, good), (good, good, bad), (bad, bad, good)):
+        for _ in range(2):
+            served.send(b"".join(pair))
+            said = [served.answer("PUT").status for _ in pair]
+            assert [status == 401 for status in said] == [one is bad for one in pair]
+        for one in (*pair, *pair):
+            served.send(one)
+            assert (served.answer("PUT").status == 401) == (one is bad)
+
+
+def test_small_files_come_one_after_the_other_and_stay_what_they_are(served, token):
+    names = [f"/site/many/{number}" for number in range(12)]
+    for turn in range(2):
+        for number, name in enumerate(names):
+            body = bytes([turn, number]) * (number + 1 + turn)
+            assert served.ask("PUT", name, body=body, token=token).status == (204 if turn else 201)
+        for number, name in enumerate(names):
+            assert served.ask("GET", name, token=token).body == bytes([turn, number]) * (number + 1 + turn)
+    for name in names:
+        assert served.ask("DELETE", name, token=token).status == 204
+        assert served.ask("GET", name, token=token).status == 404
+
+
+def test_tokens_in_one_packet_keep_their_rights(served, token, sign, tools):
+    """What is remembered of a head is never joined to another one's token."""
+    narrow = sign(scope="storage.read:/d/f")
+    assert served.ask("PUT", "/site/d/secret", body=b"hidden", token=token).status == 201
+    for who in (narrow, token, narrow, token):  # both tokens are known, the file is hot
+        assert served.ask("GET", "/site/d/f", token=who).status == 200
+    pair = [tools.request("GET", "/site/d/f", token=who) for who in (narrow, token)]
+    for _ in range(3):
+        served.send(b"".join(pair))
+        assert [served.answer().status for _ in pair] == [200, 200]
+    assert served.ask("GET", "/site/d/secret", token=token).status == 200
+    served.send(b"".join(pair))
+    assert [served.answer().status for _ in pair] == [200, 200]
+    assert served.ask("GET", "/site/d/secret", token=narrow).status == 403
