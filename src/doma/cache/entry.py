@@ -7,6 +7,7 @@ from collections import OrderedDict
 
 from doma.cache.fetch import Fetcher
 from doma.cache.freshness import Directives, fresh_until, parse
+from doma.cache.hot import Seen
 from doma.cache.record import Record
 
 _GRANTS = 1024
@@ -23,6 +24,7 @@ class Entry:
         "fetcher",
         "fresh_until",
         "grants",
+        "hit",
         "noted",
         "readers",
         "record",
@@ -45,6 +47,8 @@ class Entry:
         """The origin contradicted it: validate before the next open."""
         self.grants: OrderedDict[str, float] = OrderedDict()
         """Callers that the origin has let read it, and until when that is believed."""
+        self.hit: tuple[int, Seen | None, bytes] = (-1, None, b"")
+        """What is said of a hit in this second, and how it stands in an answer's head."""
         self.used = 0
         self.noted = record.validated
         """The last validation that the record on disk knows of."""
@@ -58,10 +62,12 @@ class Entry:
             self.said, record.validated, record.age, record.lifetime, record.key
         )
         self.stale = self.suspect = False
+        self.hit = (-1, None, b"")
 
     def excuse(self, until: float) -> None:
         """Serve it stale until then, without another question to the unreachable origin."""
         self.stale, self.fresh_until = True, until
+        self.hit = (-1, None, b"")
 
     def grant(self, caller: str, until: float) -> None:
         """Believe until then that the origin lets this caller read it."""

@@ -6,17 +6,14 @@ Source: cache contract §3 (never promise what is not delivered), F8, F9, F13, C
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Protocol
 
 from doma.cache.extents import PAGE, Run, Stride, pages_of, without
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import AHEAD_SHARE, Flight
 from doma.cache.freshness import patience
+from doma.cache.hot import Seen, count_hit
 from doma.cache.origins import caller
-from doma.cache.pages import PageFile
 from doma.cache.source import account
-from doma.cache.stats import Counters
 from doma.core.errors import (
     Forbidden,
     NotCached,
@@ -26,46 +23,10 @@ from doma.core.errors import (
     Unauthenticated,
 )
 from doma.monitor.opens import Cached
-from doma.store.protocol import PIECE, Buffer, Reader, Stat
+from doma.store.protocol import Buffer, Reader, Stat
 
 _TURNS = 16
 """How often a read looks again before it goes straight to the origin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What an answer may say about freshness at the moment of the open."""
-
-    age: float
-    left: float
-    """Seconds of freshness left; negative when served stale."""
-    stale: bool
-    validated: bool
-    """Whether the origin was asked for this open."""
-
-    def headers(self, present: str) -> dict[str, str]:
-        """``Age``, ``Cache-Status`` (RFC 9211), ``X-Cache``; with ``Warning`` when stale.
-
-        Args:
-            present: ``HIT``, ``MISS``, ``PARTIAL`` or ``BYPASS``.
-        """
-        how = {
-            "HIT": "hit",
-            "MISS": "fwd=miss; stored",
-            "PARTIAL": "fwd=partial; stored",
-            "BYPASS": "fwd=bypass",
-        }[present]
-        out = {"Age": str(max(0, int(self.age))), "X-Cache": present}
-        status = ["doma", how]
-        if present != "BYPASS":
-            status.append(f"ttl={int(self.left)}")
-        if self.stale:
-            status.append("detail=origin-unreachable")
-            out["Warning"] = '111 doma "Revalidation Failed"'
-        elif self.validated:
-            status.append("detail=validated")
-        out["Cache-Status"] = "; ".join(status)
-        return out
 
 
 class CachedReader:
@@ -182,7 +143,7 @@ class CachedReader:
 
     def _hit(self, start: int, stop: int, ahead: int) -> None:
         """Bytes were delivered from memory."""
-        _count_hit(self._context.counters, self.cached, self._pages, start, stop)
+        count_hit(self._context.counters, self.cached, self._pages, start, stop)
         self._read_ahead(stop, ahead)
         self._fetcher.seen(start, stop)
 
@@ -203,7 +164,7 @@ class CachedReader:
             if bad:
                 self._fetcher.damaged(bad)
         if buffer is not None and not missing:
-            _count_hit(self._context.counters, self.cached, self._pages, start, stop)
+            count_hit(self._context.counters, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)
             return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
         self.require(start, stop)
@@ -254,7 +215,7 @@ class CachedReader:
         self.cached.miss += missed
         self.cached.bypass += bypassed
         less = missed + bypassed + direct
-        _count_hit(self._context.counters, self.cached, self._pages, start, stop, less=less)
+        count_hit(self._context.counters, self.cached, self._pages, start, stop, less=less)
         return out[start - base : stop - base]
 
     def _missed(self, flight: Flight, missing: list[Run], start: int, stop: int) -> int:
@@ -322,82 +283,6 @@ class PassReader:
         await self._inner.close()
 
 
-class Shown(Protocol):
-    """What is served of one version without waiting."""
-
-    stat: Stat
-    opens: int
-
-    @property
-    def pages(self) -> PageFile: ...
-
-    def seen(self, start: int, stop: int) -> None:
-        """Somebody reads these bytes."""
-
-
-class HotObject:
-    """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
-
-    __slots__ = ("_counters", "_fetcher", "_from", "_pages", "_seen", "_stat", "_to", "cached")
-
-    def __init__(self, fetcher: "Shown", seen: Seen, counters: Counters) -> None:
-        self._fetcher = fetcher
-        self._pages = fetcher.pages
-        self._stat = fetcher.stat
-        self._seen = seen
-        self._counters = counters
-        self._from = self._to = 0
-        self.cached: Cached | None = None
-        """Where a door adds up what it took, if it does."""
-
-    @property
-    def stat(self) -> Stat:
-        return self._stat
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Answer headers of a hit."""
-        return self._seen.headers("HIT")
-
-    def view(self, start: int, stop: int) -> memoryview | None:
-        # A door may ask for the span of many small ranges at once; what it then takes of it is not known, so
-        # long spans are refused here and its ranges are counted one by one.
-        if not 0 <= start <= stop <= self._stat.size or stop - start > PIECE:
-            return None
-        view = self._pages.view(start, stop)
-        if view is not None:
-            self._count(start, stop)
-        return view
-
-    def fileno(self, start: int, stop: int) -> int | None:
-        if not 0 <= start <= stop <= self._stat.size:
-            return None
-        found = self._pages.fileno(start, stop)
-        if found is not None:
-            self._count(start, stop)
-        return found
-
-    def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
-        """As :meth:`CachedReader.interleaved`."""
-        if not 0 <= start <= stop <= self._stat.size:
-            return None
-        wire = self._pages.interleaved(start, stop, data)
-        if wire is not None and data is None:
-            self._count(start, stop)
-        return wire
-
-    def _count(self, start: int, stop: int) -> None:
-        """Count each byte of one answer once, though a door asks again after a short write."""
-        if not self._from <= start <= self._to:
-            self._from, self._to = start, start
-        if stop > self._to:
-            if self.cached is not None and not self.cached.held:
-                self.cached.held, self.cached.accesses = self._pages.held, self._fetcher.opens
-            _count_hit(self._counters, self.cached, self._pages, self._to, stop)
-            self._fetcher.seen(self._to, stop)
-            self._to = stop
-
-
 @asynccontextmanager
 async def in_time(path: str, seconds: float) -> AsyncIterator[None]:
     """End what takes longer than the client waits (O5). Raises TimedOut."""
@@ -409,18 +294,6 @@ async def in_time(path: str, seconds: float) -> AsyncIterator[None]:
             f"{path}: the origin gave nothing within the {seconds:g} s that the client waits; try later",
             path=path,
         ) from e
-
-
-def _count_hit(
-    counters: Counters, cached: Cached | None, pages: PageFile, start: int, stop: int, less: int = 0
-) -> None:
-    """Count delivered bytes, less those that were counted otherwise, as hit or as fetched ahead."""
-    here = stop - start - less
-    ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE)
-    counters.prefetched += ahead
-    counters.hit += here - ahead
-    if cached is not None:
-        cached.hit += here
 
 
 class _Again(Exception):

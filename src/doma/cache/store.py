@@ -24,12 +24,13 @@ from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import Budget
 from doma.cache.freshness import Control, control, patience
 from doma.cache.index import Pin
+from doma.cache.hot import HotObject, Seen
 from doma.cache.lanes import Lanes
 from doma.cache.origins import Origins, Place
 from doma.cache.pins import Pins
 from doma.cache.prestage import Prestager, Staging
 from doma.cache.purge import Victim
-from doma.cache.reader import CachedReader, HotObject, PassReader, Seen, in_time
+from doma.cache.reader import CachedReader, PassReader, in_time
 from doma.cache.scrub import check_whole, digest
 from doma.cache.scrubber import Scrubber
 from doma.cache.shelf import Shelf
@@ -162,7 +163,12 @@ class CacheStore:
         if entry is None or not entry.fresh(now) or not granted(place, entry, now):
             return None
         entry.accessed = now
-        return HotObject(entry.fetcher, self._seen(entry, validated=False), self._counters)
+        second, seen, lines = entry.hit
+        if seen is None or second != int(now):
+            seen = self._seen(entry, validated=False)
+            lines = seen.lines()
+            entry.hit = int(now), seen, lines
+        return HotObject(entry.fetcher, seen, self._counters, lines)
 
     async def checksum(self, path: str, algorithm: str) -> str:
         """The checksum of the version that the cache serves: from its record, its pages, or the origin."""

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 from doma.cache.extents import PAGE, pages_of
 from doma.cache.freshness import Control, control, fresh_until, parse
+from doma.cache.hot import HotObject, Seen
 from doma.cache.origins import Origins
 from doma.cache.pages import _ONES, _TICK, PageFile
-from doma.cache.reader import HotObject, Seen
 from doma.cache.record import LARGEST, Record, decode
 from doma.cache.stats import Counters
 from doma.core.errors import DomaError, OriginFailed, ServiceUnavailable
@@ -81,7 +81,7 @@ class SharedPages(PageFile):
 class Viewed:
     """One version of one object as it was found on disk."""
 
-    __slots__ = ("fresh_until", "opens", "pages", "record", "stamp", "stat")
+    __slots__ = ("_lines", "fresh_until", "opens", "pages", "record", "stamp", "stat")
 
     def __init__(self, record: Record, pages: SharedPages, shown: str, stamp: tuple[int, int]) -> None:
         self.record, self.pages, self.stamp = record, pages, stamp
@@ -90,6 +90,13 @@ class Viewed:
             parse(record.cache_control), record.validated, record.age, record.lifetime, record.key
         )
         self.opens = 0
+        self._lines = -1, b""
+
+    def lines(self, seen: Seen) -> bytes:
+        """The header lines of a hit, worked out once a second."""
+        if self._lines[0] != int(seen.age):
+            self._lines = int(seen.age), seen.lines()
+        return self._lines[1]
 
     def seen(self, start: int, stop: int) -> None:
         """Nothing is fetched ahead from here."""
@@ -101,7 +108,7 @@ class ViewedObject(HotObject):
     __slots__ = ("_shared",)
 
     def __init__(self, viewed: Viewed, seen: Seen, counters: Counters) -> None:
-        super().__init__(viewed, seen, counters)
+        super().__init__(viewed, seen, counters, viewed.lines(seen))
         self._shared = viewed.pages
 
     def view(self, start: int, stop: int) -> memoryview | None:

@@ -1,0 +1,146 @@
+"""What is here, checked and in memory: handed out without waiting, with what is said of its freshness.
+
+Source: cache contract §3, §9 (bytes are counted once), §10; RFC 9211.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from doma.cache.extents import PAGE, pages_of
+from doma.cache.pages import PageFile
+from doma.cache.stats import Counters
+from doma.monitor.opens import Cached
+from doma.store.protocol import PIECE, Buffer, Stat
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an answer may say about freshness at the moment of the open."""
+
+    age: float
+    left: float
+    """Seconds of freshness left; negative when served stale."""
+    stale: bool
+    validated: bool
+    """Whether the origin was asked for this open."""
+
+    def headers(self, present: str) -> dict[str, str]:
+        """``Age``, ``Cache-Status`` (RFC 9211), ``X-Cache``; with ``Warning`` when stale.
+
+        Args:
+            present: ``HIT``, ``MISS``, ``PARTIAL`` or ``BYPASS``.
+        """
+        how = {
+            "HIT": "hit",
+            "MISS": "fwd=miss; stored",
+            "PARTIAL": "fwd=partial; stored",
+            "BYPASS": "fwd=bypass",
+        }[present]
+        out = {"Age": str(max(0, int(self.age))), "X-Cache": present}
+        status = ["doma", how]
+        if present != "BYPASS":
+            status.append(f"ttl={int(self.left)}")
+        if self.stale:
+            status.append("detail=origin-unreachable")
+            out["Warning"] = '111 doma "Revalidation Failed"'
+        elif self.validated:
+            status.append("detail=validated")
+        out["Cache-Status"] = "; ".join(status)
+        return out
+
+    def lines(self) -> bytes:
+        """The headers of a hit as on the wire."""
+        return "".join(f"{name}: {value}\r\n" for name, value in self.headers("HIT").items()).encode(
+            "latin-1"
+        )
+
+
+class Shown(Protocol):
+    """What is served of one version without waiting."""
+
+    stat: Stat
+    opens: int
+
+    @property
+    def pages(self) -> PageFile: ...
+
+    def seen(self, start: int, stop: int) -> None:
+        """Somebody reads these bytes."""
+
+
+class HotObject:
+    """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
+
+    __slots__ = ("_counters", "_fetcher", "_from", "_pages", "_seen", "_stat", "_to", "cached", "lines")
+
+    def __init__(self, fetcher: Shown, seen: Seen, counters: Counters, lines: bytes) -> None:
+        self._fetcher = fetcher
+        self._pages = fetcher.pages
+        self._stat = fetcher.stat
+        self._seen = seen
+        self._counters = counters
+        self._from = self._to = 0
+        self.lines = lines
+        """:attr:`headers` as on the wire."""
+        self.cached: Cached | None = None
+        """Where a door adds up what it took, if it does."""
+
+    @property
+    def stat(self) -> Stat:
+        return self._stat
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Answer headers of a hit."""
+        return self._seen.headers("HIT")
+
+    def view(self, start: int, stop: int) -> memoryview | None:
+        # A door may ask for the span of many small ranges at once; what it then takes of it is not known, so
+        # long spans are refused here and its ranges are counted one by one.
+        if not 0 <= start <= stop <= self._stat.size or stop - start > PIECE:
+            return None
+        view = self._pages.view(start, stop)
+        if view is not None:
+            self._count(start, stop)
+        return view
+
+    def fileno(self, start: int, stop: int) -> int | None:
+        if not 0 <= start <= stop <= self._stat.size:
+            return None
+        found = self._pages.fileno(start, stop)
+        if found is not None:
+            self._count(start, stop)
+        return found
+
+    def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
+        """As :meth:`CachedReader.interleaved`."""
+        if not 0 <= start <= stop <= self._stat.size:
+            return None
+        wire = self._pages.interleaved(start, stop, data)
+        if wire is not None and data is None:
+            self._count(start, stop)
+        return wire
+
+    def _count(self, start: int, stop: int) -> None:
+        """Count each byte of one answer once, though a door asks again after a short write."""
+        if not self._from <= start <= self._to:
+            self._from, self._to = start, start
+        if stop > self._to:
+            if self.cached is not None and not self.cached.held:
+                self.cached.held, self.cached.accesses = self._pages.held, self._fetcher.opens
+            count_hit(self._counters, self.cached, self._pages, self._to, stop)
+            self._fetcher.seen(self._to, stop)
+            self._to = stop
+
+
+def count_hit(
+    counters: Counters, cached: Cached | None, pages: PageFile, start: int, stop: int, less: int = 0
+) -> None:
+    """Count delivered bytes, less those that were counted otherwise, as hit or as fetched ahead."""
+    here = stop - start - less
+    ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE)
+    counters.prefetched += ahead
+    counters.hit += here - ahead
+    if cached is not None:
+        cached.hit += here
