@@ -17,6 +17,7 @@ from doma.core.errors import (
     Forbidden,
     NotFound,
     StorageFull,
+    TooManyRequests,
     Unsupported,
     WrongSize,
 )
@@ -79,6 +80,20 @@ async def test_what_runs_too_far_ahead_is_refused(client, monkeypatch):
     await refused(client.write(handle, 8000, bytes(900)), Unsupported, 3013)
     await refused(client.close(handle), Unsupported, 3013)
     await refused(client.ask(Code.STAT, b"/site/f"), NotFound, 3011)
+
+
+async def test_what_waits_of_all_files_together_is_bounded_and_given_back(client, monkeypatch):
+    monkeypatch.setattr(root_writing, "ROOM", 1000)
+    one, two = await client.open("/site/one"), await client.open("/site/two")
+    await client.write(one, 10, bytes(900))
+    await refused(client.write(two, 200, bytes(200)), TooManyRequests, 3024)
+    await client.write(two, 0, bytes(200))
+    await client.session.files.pop(one).drop()
+    await client.write(two, 400, bytes(200))
+    await client.write(two, 200, bytes(200))
+    await client.close(two)
+    assert await client.get("/site/two") == bytes(600)
+    assert root_writing._Room.used == 0
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, 5), (4, 5), (9, 1)])

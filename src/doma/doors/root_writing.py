@@ -10,7 +10,14 @@ import asyncio
 import time
 from contextlib import suppress
 
-from doma.core.errors import ChecksumMismatch, DomaError, PreconditionFailed, Unsupported, WrongSize
+from doma.core.errors import (
+    ChecksumMismatch,
+    DomaError,
+    PreconditionFailed,
+    TooManyRequests,
+    Unsupported,
+    WrongSize,
+)
 from doma.doors.landing import Landing
 from doma.doors.root_call import Session, Target
 from doma.monitor.opens import Observer, Opened
@@ -21,8 +28,16 @@ AHEAD = 64 << 20
 """Bytes of one file that may wait for those before them: eight requests of xrdcp."""
 MOST_AHEAD = 4096
 """Pieces of them."""
+ROOM = 256 << 20
+"""Bytes of all files together that may wait so."""
 LARGEST = 1 << 62
 """Bytes of a file."""
+
+
+class _Room:
+    """What waits in this process."""
+
+    used = 0
 
 
 class Writing:
@@ -49,6 +64,8 @@ class Writing:
         self._exclusive = exclusive
         self._at = 0
         self._ahead: dict[int, memoryview] = {}
+        self._held = 0
+        """Their bytes."""
         self._bad: dict[int, int] = {}
         """Offset and length of damaged pages that have not come again."""
         self._turn = asyncio.Lock()
@@ -75,9 +92,14 @@ class Writing:
 
         Raises:
             BadRequest, WrongSize, Unsupported, StorageFull: the upload is over.
+            TooManyRequests: too much waits elsewhere; nothing was taken, send it again.
         """
         async with self._turn:
             self._must_be_sound()
+            if offset > self._at and _Room.used + len(data) > ROOM:
+                raise TooManyRequests(
+                    f"{self.target.shown}: too many writes come out of order", retry_after=1
+                )
             try:
                 self._check(offset, len(data))
                 await self._take(offset, memoryview(data), bad or [])
@@ -147,6 +169,7 @@ class Writing:
 
     async def _end(self) -> None:
         self._ahead.clear()
+        self._keep(-self._held)
         await self._landing.abort("given up")
 
     def _check(self, offset: int, length: int) -> None:
@@ -168,10 +191,11 @@ class Writing:
             at = where + length
         self._hold(at, data[at - offset :])
         while (due := self._ahead.pop(self._at, None)) is not None:
+            self._keep(-len(due))
             await self._append(due)
         self._bad = {where: length for where, length in self._bad.items() if where >= self._at}
         waiting = len(self._ahead) + len(self._bad)
-        if waiting > MOST_AHEAD or sum(map(len, self._ahead.values())) > AHEAD:
+        if waiting > MOST_AHEAD or self._held > AHEAD:
             raise Unsupported(
                 f"{self.target.shown}: bytes from {self._at} on are missing while later ones come;"
                 " write from the first byte to the last"
@@ -187,6 +211,11 @@ class Writing:
                 " make it locally, then copy it"
             )
         self._ahead[offset] = data
+        self._keep(len(data))
+
+    def _keep(self, more: int) -> None:
+        self._held += more
+        _Room.used += more
 
     async def _append(self, data: memoryview) -> None:
         for start in range(0, len(data), PIECE):
