@@ -23,8 +23,8 @@ from doma.cache.entry import Entry
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import Budget
 from doma.cache.freshness import Control, control, patience
-from doma.cache.index import Pin
 from doma.cache.hot import HotObject, Seen
+from doma.cache.index import Pin
 from doma.cache.lanes import Lanes
 from doma.cache.origins import Origins, Place
 from doma.cache.pins import Pins
