@@ -21,6 +21,7 @@ from doma.net.xroot_frames import (
     Status,
 )
 from doma.net.xroot_pages import corrections, interleaved
+from tests.e2e.root.conftest import Told
 
 NEW = Open.NEW | Open.UPDATE | Open.MKPATH | Open.RETSTAT
 CHUNK = 8 << 20
@@ -182,6 +183,26 @@ async def test_a_narrow_token_in_the_path_wins_over_the_session(server, wire, to
     assert (code, narrow in text) == (3010, False)
     body = P_OPEN.pack(0o644, Open.DELETE, 0)
     assert (await wire.refused(Code.OPEN, body, f"/own/mine/a?authz={narrow}".encode()))[0] == 3010
+
+
+async def test_the_monitoring_is_told_how_each_upload_ended(serve, token):
+    told = Told()
+    async with serve(observer=told) as server:
+        one = await server.dial(cgi=f"authz=Bearer%20{token()}".encode())
+        for name, size in (("good", 3), ("short", 4), ("lost", 3)):
+            handle = await start(one, f"/own/{name}?oss.asize={size}")
+            await one.ask(Code.WRITE, P_WRITE.pack(handle, 0, 0), b"123")
+            if name != "lost":
+                await one.ask(Code.CLOSE, P_HANDLE.pack(handle))
+        await one.close()
+        assert await settled(lambda: len(told.over) == 3)
+    assert [file.path for file in told.open] == ["/own/good", "/own/short", "/own/lost"]
+    assert [(file.outcome, forced, file.writes.total) for file, forced in told.over] == [
+        ("complete", False, 3),
+        ("error:wrong-size", False, 3),
+        ("partial", True, 3),
+    ]
+    assert all(file.writing and file.client.subject == "ada" for file in told.open)
 
 
 async def test_names_are_made_moved_and_removed(server, wire):
