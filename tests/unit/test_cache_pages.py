@@ -86,6 +86,7 @@ async def test_pages_that_left_memory_are_checked_before_they_are_served_again(t
     os.close(file)
     if pages.view(0, SIZE) is not None:
         pytest.skip("this file system keeps its pages in memory")
+    assert pages.views([(0, 10), (PAGE, 2 * PAGE)]) is None
     assert pages.fileno(0, PAGE) is None
     _, missing, bad = await pages.load((4, 6))
     assert (missing, bad) == ([], [])
@@ -94,6 +95,38 @@ async def test_pages_that_left_memory_are_checked_before_they_are_served_again(t
     assert pages.view(6 * PAGE, 7 * PAGE) is None
     await settle(pages)
     assert pages.view(0, SIZE) == content
+
+
+async def test_several_views_are_those_of_each(pages, content):
+    spans = [(0, 10), (5 * PAGE + 1, 7 * PAGE), (SIZE - 1, SIZE)]
+    assert pages.views(spans) == [content[start:stop] for start, stop in spans]
+    pages.forget(6)
+    assert pages.views(spans) is None
+    await settle_present(pages)
+    assert pages.views(spans[:1]) == [content[:10]]
+    assert pages.views(spans) is None
+
+
+async def settle_present(pages):
+    await asyncio.sleep(0.03)
+    await pages.load((0, pages.count))
+
+
+async def test_pages_of_a_long_file_are_looked_at_across_the_units_that_the_kernel_is_asked_in(tmp_path):
+    size = (34 << 20) + 5
+    pages = PageFile(tmp_path / "long", size)
+    data = random.Random(4).randbytes(1 << 20)
+    for at in (0, 16 << 20, 15 << 20, 33 << 20):
+        await pages.save(at // PAGE, data)
+    await asyncio.sleep(0.03)
+    for at in (15 << 20, 16 << 20, 33 << 20):
+        await pages.load((at // PAGE, (at + (1 << 20)) // PAGE))
+    edge = 16 << 20
+    assert pages.view(edge - 10, edge + 10) == data[-10:] + data[:10]
+    assert pages.view(edge - (1 << 20), edge + (1 << 20)) == data + data
+    assert pages.view(34 << 20, size) is None
+    assert pages.view(size - 5 - 7, size - 5) == data[-7:]
+    assert pages.view(0, 10) is None
 
 
 async def test_what_a_foreign_hand_wrote_is_noticed_though_it_is_in_memory(pages, tmp_path, content):

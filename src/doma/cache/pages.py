@@ -17,6 +17,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ class PageFile:
         self._ahead_left = 0
         self._map: Mapped | None = None
         self._seen = 0
+        self._settled = False
+        """The change time is older than a clock tick: a write by another hand would show."""
         self._trusted_since = time.monotonic_ns()
         self._settle()
 
@@ -128,6 +131,16 @@ class PageFile:
         if not self._sure(start, stop):
             return None
         return self._map.content[start:stop] if self._map is not None else memoryview(b"")
+
+    def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
+        """:meth:`view` of several spans, none empty, at the cost of one; None unless all can be had."""
+        if not spans or not self._sure(*spans[0]) or self._map is None:
+            return None
+        gap, resident, content = self._checked.find, self._map.resident, self._map.content
+        for start, stop in spans[1:]:
+            if gap(0, start // PAGE, -(-stop // PAGE)) >= 0 or not resident(start, stop):
+                return None
+        return [content[start:stop] for start, stop in spans]
 
     def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
         """``[start, stop)`` as a pgread of root:// carries it: each page behind its stored CRC32C (C13).
@@ -242,8 +255,12 @@ class PageFile:
         first, last = start // PAGE, -(-stop // PAGE)
         if self._checked.find(0, first, last) >= 0:
             return False
-        if not self._unchanged() or time.time_ns() - self._seen <= _TICK:
+        if not self._unchanged():
             return False
+        if not self._settled:
+            if time.time_ns() - self._seen <= _TICK:
+                return False
+            self._settled = True
         if self._map is None:
             try:
                 self._map = Mapped(self._fd, self.size)
@@ -260,12 +277,13 @@ class PageFile:
         now = time.monotonic_ns()
         if stamp == self._seen and now - self._trusted_since < _TRUST:
             return True
+        self._settled = False
         self._seen, self._trusted_since = stamp, now
         self._checked = bytearray(self.count)
         return False
 
     def _settle(self) -> None:
-        self._seen = os.fstat(self._fd).st_ctime_ns
+        self._seen, self._settled = os.fstat(self._fd).st_ctime_ns, False
 
     def _read(self, buffer: bytearray, offset: int) -> None:
         view, at = memoryview(buffer), 0
