@@ -20,7 +20,7 @@ from doma.cache.layout_read import read_layout
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
-from doma.core.errors import BadQuery, CorruptFile, UnknownColumn
+from doma.core.errors import BadQuery, CorruptFile, ServiceUnavailable, UnknownColumn
 from doma.store.memory import MemoryStore
 
 COLUMNS, CLUSTERS, ROWS = 12, 6, 3000
@@ -460,7 +460,7 @@ async def test_a_hostile_file_is_read_as_any_other_and_looked_at_once(caches, ma
 
 
 async def test_a_file_that_takes_too_long_is_given_up():
-    slow = Helper(seconds=3)
+    slow = Helper(seconds=1)
     data = tree()
     try:
         await asked(slow, data)
@@ -470,3 +470,18 @@ async def test_a_file_that_takes_too_long_is_given_up():
         assert len((await asked(slow, data)).starts) == COLUMNS * CLUSTERS
     finally:
         await slow.close()
+
+
+async def test_where_no_helper_can_be_had_the_file_is_not_blamed(caches, made):
+    data, layout = made["tree"]
+    await caches.put("/f", data)
+    dead = Helper()
+    await dead.close()
+    caches._helper = dead
+    cache = caches()
+    await read(cache, [*layout.metadata, *(span for k in range(4) for span in column(layout, "c00", k))])
+    fetcher = cache.catalogue.get(cache.place("/f").key).fetcher
+    with pytest.raises(ServiceUnavailable, match="try later"):
+        await cache.layouts.columns_ranges(fetcher, ["c00"])
+    await caches.stop(cache)
+    assert not caches.kept()

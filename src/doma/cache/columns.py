@@ -28,7 +28,7 @@ from doma.cache.foresight import Sight
 from doma.cache.layout import LARGEST, Layout, Span, compose, decode, encode, joined
 from doma.cache.layout_helper import Helper, Lacking
 from doma.cache.pages import PageFile
-from doma.core.errors import BadQuery, CorruptFile, DomaError, LimitExceeded, UnknownColumn
+from doma.core.errors import BadQuery, CorruptFile, DomaError, ServiceUnavailable, UnknownColumn
 from doma.store.protocol import PIECE
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Layouts:
         Raises:
             UnknownColumn: a glob fits no column; the text has the nearest.
             BadQuery: the file is neither ROOT nor Parquet, or its columns cannot be told.
+            ServiceUnavailable: too many files wait for that.
         """
         record = fetcher.record
         name, shown = f"{record.key}-{record.generation}", fetcher.place.shown
@@ -229,7 +230,7 @@ class Watch:
             await asyncio.to_thread(self._layouts.save, self._name, layout)
         except Lacking as e:
             self._waits = e.spans[:_WAITS]
-        except LimitExceeded:
+        except ServiceUnavailable:
             self._not_before = asyncio.get_running_loop().time() + _PAUSE
         except CorruptFile as e:
             log.info("cache: %s", e.message)

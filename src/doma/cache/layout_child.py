@@ -1,7 +1,7 @@
 """The helper process: works out layouts, fed by the cache with bytes that it already has.
 
 It has no network, no file and no secret of its own; a hostile file can take this process down and nothing
-else. It ends when its standard input does, when it was idle for a minute, or when one file takes too long.
+else. It ends when its standard input does, when it was idle for a minute, or when one file takes too much.
 
 Frames, both ways: 4 bytes of length, then JSON. In: ``{"size"}``. Out: ``{"read": [start, stop]}``, answered
 with raw bytes behind one byte ``+``, or ``-`` alone for what is not here; at the end ``{"layout": bytes}``
@@ -36,8 +36,8 @@ def write_frame(out: BinaryIO, data: bytes) -> None:
 class _Source:
     """The file as the cache gives it."""
 
-    def __init__(self, size: int, to_cache: BinaryIO, from_cache: BinaryIO, seconds: int) -> None:
-        self.size, self._seconds = size, seconds
+    def __init__(self, size: int, to_cache: BinaryIO, from_cache: BinaryIO) -> None:
+        self.size = size
         self.used: list[Span] = []
         self._to, self._from = to_cache, from_cache
 
@@ -49,9 +49,7 @@ class _Source:
         if start >= stop:
             return b""
         write_frame(self._to, json.dumps({"read": [start, stop]}).encode())
-        signal.alarm(0)  # the cache may have to fetch it
         answer = _frame(self._from)
-        signal.alarm(self._seconds)
         if answer[:1] != b"+":
             raise Absent((start, stop))
         self.used.append((start, stop))
@@ -90,7 +88,7 @@ def main(memory: int, seconds: int) -> None:
 
     Args:
         memory: Bytes by which the address space may grow.
-        seconds: A file that takes longer ends the process.
+        seconds: A file that takes more processor time ends the process.
     """
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # a print of some library must not break the frames
@@ -102,14 +100,15 @@ def main(memory: int, seconds: int) -> None:
     now = _space()
     resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    write_frame(out, b'{"ready": 1}')
     while select.select([source], [], [], IDLE)[0]:
         try:
             order = json.loads(_frame(source))
         except EOFError:
             return
-        signal.alarm(seconds)
-        _work(_Source(order["size"], out, source, seconds), out)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        _work(_Source(order["size"], out, source), out)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         if _space() - now > memory // 4:
             return  # what broken files left behind is not to be the next one's fault
 

@@ -21,15 +21,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from doma.cache.layout import LARGEST, Layout, Span, decode
-from doma.core.errors import CorruptFile, DomaError, LimitExceeded
+from doma.core.errors import CorruptFile, DomaError, ServiceUnavailable
 from doma.store.protocol import Buffer
 
 log = logging.getLogger(__name__)
 
 MEMORY = 1 << 30
 """Bytes by which the helper's address space may grow."""
-SECONDS = 30
-"""The most that one file may take."""
+SECONDS = 20
+"""Processor time that one file may take …"""
+PATIENCE = 4
+"""… and so many times that by the clock, on a busy machine."""
+START = 60.0
+"""Seconds that the helper's imports may take."""
 QUEUE = 32
 """Files that wait for the helper; others are not looked at."""
 _TALK = 256 << 20
@@ -54,7 +58,7 @@ class Helper:
 
     Args:
         memory: Bytes by which its address space may grow.
-        seconds: The most that one file may take.
+        seconds: Processor time that one file may take.
     """
 
     def __init__(self, memory: int = MEMORY, seconds: int = SECONDS) -> None:
@@ -82,15 +86,15 @@ class Helper:
         Raises:
             Lacking: more bytes are needed.
             CorruptFile: its columns cannot be found; or it took too long, too much, or the helper died of it.
-            LimitExceeded: too many files wait.
+            ServiceUnavailable: too many files wait, or no helper can be had.
         """
         if self._waiting >= QUEUE or self._closed:
-            raise LimitExceeded(f"{name}: {QUEUE} files wait for their layout already; try later")
+            raise ServiceUnavailable(f"{name}: {QUEUE} files wait for their layout already; try later")
         loop = asyncio.get_running_loop()
 
         def fetch(start: int, stop: int) -> Buffer | None:
-            waiting = asyncio.run_coroutine_threadsafe(_within(read(start, stop), self._seconds), loop)
-            return waiting.result(self._seconds + 5)
+            waiting = asyncio.run_coroutine_threadsafe(_within(read(start, stop), START), loop)
+            return waiting.result(START + 5)
 
         self._waiting += 1
         self.asked += 1
@@ -110,16 +114,19 @@ class Helper:
 
     def _ask(self, name: str, size: int, fetch: Callable[[int, int], Buffer | None]) -> Layout:
         for turn in range(2):
-            process = self._running()
             try:
-                return self._talk(name, size, fetch, process)
+                return self._talk(name, size, fetch, self._running())
             except Lacking:
                 raise
             except _Silent as e:
                 self._end()
-                # An idle helper may have left at this very moment: that says nothing about the file.
-                if turn or e.heard or self._closed:
+                if e.heard and not self._closed:
                     raise CorruptFile(f"{name}: {e}; nothing of it is fetched ahead") from e
+                # An idle helper may have left at this very moment: that says nothing about the file.
+                if turn or self._closed:
+                    raise ServiceUnavailable(f"{name}: no helper for layouts ({e}); try later") from e
+            except OSError as e:
+                raise ServiceUnavailable(f"{name}: no helper for layouts ({e}); try later") from e
             except DomaError:
                 raise
             except (ValueError, KeyError, TypeError) as e:
@@ -136,8 +143,8 @@ class Helper:
     ) -> Layout:
         assert process.stdin is not None
         assert process.stdout is not None
-        until, budget, heard = time.monotonic() + self._seconds, _TALK, False
-        line = _Line(process.stdout, process.stdin, until)
+        budget, heard = _TALK, False
+        line = _Line(process.stdout, process.stdin, time.monotonic() + PATIENCE * self._seconds)
         line.send(json.dumps({"size": size}).encode(), heard=False)
         while True:
             said: dict[str, Any] = json.loads(line.hear(1 << 16, heard=heard))
@@ -172,10 +179,13 @@ class Helper:
                 bufsize=0,
                 start_new_session=True,
             )
-            assert self._process.stdin is not None
-            os.set_blocking(self._process.stdin.fileno(), False)  # a hung helper must not hang the thread
             if self._closed:
                 self._process.kill()
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            os.set_blocking(self._process.stdin.fileno(), False)  # a hung helper must not hang the thread
+            line = _Line(self._process.stdout, self._process.stdin, time.monotonic() + START)
+            line.hear(100, heard=False)
         return self._process
 
     def _end(self) -> None:
