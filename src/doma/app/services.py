@@ -169,6 +169,8 @@ class Services:
         for endpoint in self.opened.site.endpoints.values():
             if isinstance(endpoint.store, TapeStore):
                 endpoint.store.start()
+        for cache in caches(self.opened.site.endpoints).values():
+            self.opened.background.spawn(cache.tend())
         self.opened.background.spawn(s3.sweep_forever(self.s3_door, self.config.s3.upload_lifetime))
         return self
 
@@ -206,6 +208,14 @@ class Services:
             root.include_router(
                 router(cache, self.opened.verifier, self.opened.site.endpoints[name].gate), prefix=prefix
             )
+            cache.catalogue.vo = self._vo
+        self.metrics.watch(
+            "doma_cache_evicted_bytes_total",
+            "Disk bytes that caches freed, by reason.",
+            lambda: {(name, why): n for name, c in found.items() for why, n in c.stats().evicted.items()},
+            kind="counter",
+            labels=("endpoint", "reason"),
+        )
         stream = self.opened.stream
         self.metrics.watch(
             "doma_cache_delivered_bytes_total",
@@ -230,6 +240,10 @@ class Services:
                 kind="counter" if metric.endswith("_total") else "gauge",
                 labels=("endpoint",),
             )
+
+    def _vo(self, token: str) -> str:
+        known = self.opened.verifier.known(token) if token else None
+        return known.vo if known is not None else ""
 
     def _s3(self, root: Any) -> None:
         section, opened = self.config.s3, self.opened
