@@ -43,6 +43,7 @@ WINDOW = 4 << 20
 """Bytes that are read for one connection and not yet with its transport."""
 UNSENT = 1 << 20
 """Bytes with the transport above which nothing more is given to it."""
+FEW = 3
 IDLE = 3600.0
 """Seconds after which a silent session is closed; clients keep theirs for 20 minutes."""
 LINGER = 2.0
@@ -346,8 +347,11 @@ class RootConnection(asyncio.BufferedProtocol):
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Hand buffers, which stay unchanged, to the transport."""
-        if not self.closing:
-            self.transport.writelines(buffers)
+        if self.closing:
+            return
+        if self.tls and len(buffers) > FEW:
+            buffers = [b"".join(buffers)]  # over TLS each buffer is a record of its own
+        self.transport.writelines(buffers)
 
     async def room(self) -> None:
         """Wait until the transport takes more."""

@@ -42,7 +42,7 @@ from doma.net.xroot_frames import (
     Status,
     segments,
 )
-from doma.net.xroot_pages import FINAL, PAGE, PARTIAL, interleaved, page_lead
+from doma.net.xroot_pages import FINAL, PAGE, PARTIAL, framed, page_lead, paged
 from doma.store.protocol import PIECE, Buffer, CanPeek, Reader
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ PART = 1 << 20
 MOST_SEGMENT = 2097136
 """Bytes of one element of a readv (``readv_ior_max``)."""
 MOST_SEGMENTS = 1024
+MOST_ASKED = MOST_SEGMENTS * SEGMENT.size
 MOST_VECTOR = 2 << 30
 GROUP = 2 << 20
 """Bytes of a readv that are answered in one part, unless one element has more."""
@@ -63,7 +64,7 @@ class ReadFile:
     """One version of one file, open for reading."""
 
     __slots__ = ("_verifier", "epoch", "expires", "hot", "observer", "opened", "pages", "reader", "size",
-                 "stat", "target", "told", "view")  # fmt: skip
+                 "stat", "stored", "target", "told", "view")  # fmt: skip
 
     def __init__(self, target: Target, reader: Reader, session: Session, verifier: Verifier) -> None:
         self.target, self.reader, self.stat = target, reader, reader.stat
@@ -78,6 +79,8 @@ class ReadFile:
         )  # fmt: skip
         self.told = (0, 0)
         """Reads and bytes that the door has been told of."""
+        self.stored: Callable[[int, int, Buffer], Buffer] | None = getattr(reader, "interleaved", None)
+        """Gives bytes that were read with their stored checksums."""
         self.hot: Any = None
         self.view: Callable[[int, int], memoryview | None] = _nothing
         self.pages: Callable[[int, int], memoryview | None] = _nothing
@@ -90,6 +93,21 @@ class ReadFile:
         if hot is not None and hot.stat.version == self.stat.version:
             self.hot, self.view = hot, hot.view
             self.pages = getattr(hot, "interleaved", _nothing)
+            if hasattr(hot, "cached"):
+                hot.cached = self.opened.cached
+
+    def views(self, spans: list[tuple[int, int]]) -> list[memoryview] | None:
+        """Several ranges, if all are at hand."""
+        many = getattr(self.hot, "views", None)
+        if many is not None:
+            return cast("list[memoryview] | None", many(spans))
+        found: list[memoryview] = []
+        for start, stop in spans:
+            view = self.view(start, stop)
+            if view is None:
+                return None
+            found.append(view)
+        return found
 
     def good(self) -> bool:
         """Whether the token with which it was opened still counts, as far as can be said at once."""
@@ -118,14 +136,13 @@ class ReadFile:
             whole[at - start : end - start] = await self.read(at, end)
         return whole
 
-    async def read_pages(self, start: int, stop: int) -> Buffer:
+    async def read_pages(self, start: int, stop: int) -> list[Buffer]:
         """The same, at most :data:`PART` of them, each page behind its checksum: the stored one, if any."""
         ready = self.pages(start, stop)
         if ready is not None:
-            return ready
+            return [ready]
         data = await self.read(start, stop)
-        stored = getattr(self.reader, "interleaved", None)
-        return interleaved(start, data) if stored is None else cast("Buffer", stored(start, stop, data))
+        return paged(start, data) if self.stored is None else [self.stored(start, stop, data)]
 
     def first(self) -> None:
         """Note when the first bytes went out."""
@@ -236,12 +253,14 @@ def _pages_now(
     if out is None or out.blocked or start >= stop:
         return False
     pages = file.pages(start, stop)
-    if pages is None:
-        view = file.view(start, stop)
-        if view is None or hasattr(file.reader, "interleaved"):
+    if pages is not None:
+        parts: list[Buffer] = [pages]
+    else:
+        view = file.view(start, stop) if file.stored is None else None
+        if view is None:
             return False
-        pages = memoryview(interleaved(start, view))
-    out.write((page_lead(stream, Code.PGREAD, FINAL, start, len(pages)), pages))
+        parts = paged(start, view)
+    out.write((page_lead(stream, Code.PGREAD, FINAL, start, framed(start, stop - start)), *parts))
     file.opened.reads.add(stop - start)
     connection.door.touch(file)
     return True
@@ -250,29 +269,32 @@ def _pages_now(
 def _readv_now(
     connection: "RootConnection", session: Session, stream: int, body: bytes, data: memoryview
 ) -> bool:
+    """Of one file, as nearly all are."""
     out = connection if not body[15] else session.streams.get(body[15])
-    if out is None or out.blocked or len(data) % SEGMENT.size or len(data) > MOST_SEGMENTS * SEGMENT.size:
+    if out is None or out.blocked or len(data) % SEGMENT.size or not 0 < len(data) <= MOST_ASKED:
         return False
-    vector, total, known, file = bytes(data), 0, b"", None
-    parts: list[Buffer] = [b""]
-    for at, (handle, length, start) in enumerate(SEGMENT.iter_unpack(vector)):
-        if handle != known:
-            known, file = handle, session.files.get(handle)
-            if type(file) is not ReadFile or not file.good():
-                return False
-        assert isinstance(file, ReadFile)
+    vector = bytes(data)
+    asked = list(SEGMENT.iter_unpack(vector))
+    handle = asked[0][0]
+    file = session.files.get(handle)
+    if type(file) is not ReadFile or not file.good():
+        return False
+    size, spans, total = file.size, [], 0
+    for other, length, start in asked:
+        if other != handle or start < 0 or length <= 0 or start + length > size:
+            return False
+        spans.append((start, start + length))
         total += length
-        if start < 0 or length <= 0 or start + length > file.size or total > GROUP:
-            return False
-        view = file.view(start, start + length)
-        if view is None:
-            return False
-        parts += (vector[at * SEGMENT.size : (at + 1) * SEGMENT.size], view)
-    if not total:
+    views = file.views(spans) if total <= GROUP else None
+    if views is None:
         return False
-    parts[0] = ANSWER.pack(stream, 0, total + len(vector))
+    parts: list[Buffer] = [ANSWER.pack(stream, 0, total + len(vector))]
+    for at, view in zip(range(0, len(vector), SEGMENT.size), views, strict=True):
+        parts += (vector[at : at + SEGMENT.size], view)
     out.write(parts)
-    _count_vector(connection, session, SEGMENT.iter_unpack(vector))
+    file.opened.segments.extend([length for _, length, _ in asked])
+    file.opened.readvs.add(total)
+    connection.door.touch(file)
     return True
 
 
@@ -303,7 +325,7 @@ async def _in_parts(connection: "RootConnection", call: Call, *, pages: bool) ->
         raise BadRequest(f"{file.target.path}: read of {length} bytes at {start}; send numbers above 0")
     stop = min(start + length, file.size)
     if start >= stop:
-        out.write([_head(call, start, 0, last=True, pages=pages)])
+        out.write([_head(call, start, start, last=True, pages=pages)])
         return
     file.opened.reads.add(stop - start)
     if stop - start <= PART:
@@ -324,23 +346,24 @@ async def _part(
     size = stop - start
     await out.window.take(size)
     try:
-        data = await (file.read_pages if pages else file.read)(start, stop)
+        parts = await file.read_pages(start, stop) if pages else [await file.read(start, stop)]
         await out.room()
-        out.write([_head(call, start, len(data), last=last, pages=pages), data])
+        out.write([_head(call, start, stop, last=last, pages=pages), *parts])
     finally:
         out.window.give(size)
 
 
-def _head(call: Call, start: int, size: int, *, last: bool, pages: bool) -> bytes:
+def _head(call: Call, start: int, stop: int, *, last: bool, pages: bool) -> bytes:
     if pages:
-        return page_lead(call.stream, Code.PGREAD, FINAL if last else PARTIAL, start, size)
-    return ANSWER.pack(call.stream, Status.OK if last else Status.OKSOFAR, size)
+        kind = FINAL if last else PARTIAL
+        return page_lead(call.stream, Code.PGREAD, kind, start, framed(start, stop - start))
+    return ANSWER.pack(call.stream, Status.OK if last else Status.OKSOFAR, stop - start)
 
 
 async def _readv(connection: "RootConnection", call: Call) -> None:
     (path_id,) = P_READV.unpack(call.body)
     out = _stream(connection, call.session, path_id)
-    if len(call.data) > MOST_SEGMENTS * SEGMENT.size:
+    if len(call.data) > MOST_ASKED:
         raise refusal(TOO_LONG, f"readv: at most {MOST_SEGMENTS} elements are taken; send several requests")
     asked = segments(bytes(call.data), MOST_SEGMENTS)
     if sum(length for _, length, _ in asked) + len(call.data) > MOST_VECTOR:

@@ -6,8 +6,10 @@ One record for each file opened over root://, and one for each client and object
 Source: cache contract §10; monitoring contract §3 and §5.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+from operator import mul
 from typing import Protocol
 
 
@@ -32,6 +34,14 @@ class Sizes:
             self.least = size
         if size > self.most:
             self.most = size
+
+    def extend(self, sizes: Sequence[int]) -> None:
+        """Count several operations, at least one."""
+        self.count += len(sizes)
+        self.total += sum(sizes)
+        self.squares += float(sum(map(mul, sizes, sizes)))
+        self.least = min(self.least, *sizes)
+        self.most = max(self.most, *sizes)
 
 
 @dataclass(slots=True)

@@ -83,14 +83,18 @@ def interleaved(offset: int, data: Buffer) -> bytes:
         offset: Of the first byte in the file.
         data: Its bytes.
     """
-    view = memoryview(data)
+    return b"".join(paged(offset, data))
+
+
+def paged(offset: int, data: Buffer) -> list[Buffer]:
+    """The same without a copy: checksum, page, checksum, page …, for a write that gathers."""
+    view, pack = memoryview(data), CRC.pack
     parts: list[Buffer] = []
-    at = 0
-    while at < len(view):
-        page = view[at : at + PAGE - (offset + at) % PAGE]
-        parts += (CRC.pack(crc32c(page)), page)
-        at += len(page)
-    return b"".join(parts)
+    first = PAGE - offset % PAGE
+    for at in (0, *range(first, len(view), PAGE)) if len(view) else ():
+        page = view[at : at + PAGE] if at else view[:first]
+        parts += (pack(crc32c(page)), page)
+    return parts
 
 
 class PageTarget:
