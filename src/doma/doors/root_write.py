@@ -7,7 +7,7 @@ in place.
 Source: §2, §6 and §7 of the project's root:// contract; rules W40-W46 of the storage contract.
 """
 
-from doma.auth.model import Verb, bearer
+from doma.auth.model import Verb
 from doma.core.checksum import canonical, digest_header, parse_checksum
 from doma.core.errors import (
     BadRequest,
@@ -169,8 +169,6 @@ def _writing(call: Call, handle: bytes) -> Writing:
     file = call.file(handle)
     if not isinstance(file, Writing):
         raise refusal(BAD_ARGUMENT, f"{file.target.shown}: is open for reading; open it for writing")
-    who, token = file.target.identity, file.target.token
-    bearer.set(token if who is not None and not who.only else None)
     return file
 
 

@@ -8,8 +8,10 @@ Source: §7 of the project's root:// contract; rules W42-W46 of the storage cont
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
+from doma.auth.model import bearer
 from doma.core.errors import (
     ChecksumMismatch,
     DomaError,
@@ -94,7 +96,7 @@ class Writing:
             BadRequest, WrongSize, Unsupported, StorageFull: the upload is over.
             TooManyRequests: too much waits elsewhere; nothing was taken, send it again.
         """
-        async with self._turn:
+        async with self._in_turn():
             self._must_be_sound()
             if offset > self._at and _Room.used + len(data) > ROOM:
                 raise TooManyRequests(
@@ -113,7 +115,7 @@ class Writing:
         Raises:
             Unsupported: it is not, and the upload is over.
         """
-        async with self._turn:
+        async with self._in_turn():
             self._must_be_sound()
             if size is not None and (size != self._at or self._ahead):
                 error = Unsupported(
@@ -128,7 +130,7 @@ class Writing:
         Raises:
             DomaError: nothing was published, and nothing is left.
         """
-        async with self._turn:
+        async with self._in_turn():
             try:
                 self._must_be_sound()
                 self._check_whole()
@@ -148,10 +150,18 @@ class Writing:
 
     async def drop(self) -> None:
         """Leave no trace."""
-        async with self._turn:
+        async with self._in_turn():
             with suppress(DomaError):
                 await self._end()
             self._tell_closed(forced=True)
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        """One act at a time, in the name of whoever opened the file: an origin takes the caller's token."""
+        async with self._turn:
+            who = self.target.identity
+            bearer.set(self.target.token if who is not None and not who.only else None)
+            yield
 
     def _tell_closed(self, *, forced: bool) -> None:
         self.opened.outcome = self.opened.outcome or "partial"
