@@ -1,0 +1,157 @@
+"""Clients that read columns through the cache: what that costs the origin, in bytes and requests."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+import uproot
+import uvloop
+from joserfc.jwk import ECKey
+
+from doma.auth.gate import Gate
+from doma.auth.keys import KeySet
+from doma.auth.verifier import Verifier
+from doma.cache.columns import chosen
+from doma.cache.layout import decode
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core.config import Cache, Issuer, Listen
+from doma.doors.endpoint import Endpoint, Site
+from doma.doors.fast import FastDoor
+from doma.doors.webdav import app
+from doma.net.listener import Listener
+from doma.store.file import FileStore
+from doma.store.http import HttpStore
+
+ISSUER, AUDIENCE = "https://issuer.example/columns", "https://se.example"
+COLUMNS, CLUSTERS, ROWS = 150, 10, 4000
+WANTED = ["x003", "x004", "x120", "x121", "x147"]
+
+
+class Server:
+    """A site, and two caches of it: ``keen`` fetches columns ahead, ``plain`` does not."""
+
+    def __init__(self, home):
+        self._home, self._ready = home, threading.Event()
+        self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+        self.asked = {"keen": [], "plain": []}
+
+    async def _main(self):
+        verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self._keys.jwks()})
+        gate = Gate({ISSUER: ["/"]})
+        endpoints = {"site": Endpoint("site", FileStore(self._home / "site"), gate)}
+        site = Site(verifier, endpoints)
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        listen = Listen(address="127.0.0.1:0", drain=5)
+        listener = Listener(app(site), fast=FastDoor(site), listen=listen, tls=None)
+        host, port = await listener.start()
+        self.base, self.caches = f"http://{host}:{port}", {}
+        for name, asked in self.asked.items():
+            origin = Counting(asked, f"{self.base}/site")
+            config = Cache(foresight=name == "keen")
+            cache = CacheStore(self._home / name, Origins(origin, name="site"), config)
+            self.caches[name], endpoints[name] = cache, Endpoint(name, cache, gate, writable=False)
+        self._ready.set()
+        await self._end.wait()
+        await listener.stop()
+        for endpoint in endpoints.values():
+            await endpoint.store.close()
+
+    def headers(self):
+        now = int(time.time())
+        claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
+        token = self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": "storage.read:/"}, "ES256")
+        return {"Authorization": f"Bearer {token}"}
+
+    def layout(self, size):
+        """What the keen cache has learned of the one file."""
+        while not (kept := [p for p in (self._home / "keen/layouts").glob("*/*") if not p.suffix]):
+            time.sleep(0.01)
+        return decode(kept[0].read_bytes(), size)
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+class Counting(HttpStore):
+    def __init__(self, asked, *arguments):
+        super().__init__(*arguments)
+        self._asked = asked
+
+    async def open(self, path):
+        return Line(self._asked, await super().open(path))
+
+
+class Line:
+    def __init__(self, asked, inner):
+        self._asked, self._inner = asked, inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    async def read(self, start, stop):
+        self._asked.append((start, stop))
+        return await self._inner.read(start, stop)
+
+
+def rows(cluster):
+    rng = np.random.default_rng(cluster)
+    return {f"x{n:03d}": rng.random(ROWS) for n in range(COLUMNS)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    (home / "site").mkdir()
+    with uproot.recreate(home / "site" / "wide.root", compression=None) as file:
+        tree = file.mktree("Events", dict.fromkeys(rows(0), "f8"), initial_basket_capacity=CLUSTERS)
+        for cluster in range(CLUSTERS):
+            tree.extend(rows(cluster))
+    with Server(home) as server:
+        server.size = (home / "site" / "wide.root").stat().st_size
+        yield server
+
+
+def analyse(server, name):
+    """Sum five columns cluster by cluster; a pause after the second: it takes a second to learn a layout."""
+    total = np.zeros(len(WANTED))
+    with uproot.open(f"{server.base}/{name}/wide.root", headers=server.headers()) as file:
+        tree = file["Events"]
+        for cluster in range(CLUSTERS):
+            if cluster == 2 and name == "keen":
+                server.layout(server.size)
+            part = tree.arrays(
+                WANTED, entry_start=cluster * ROWS, entry_stop=(cluster + 1) * ROWS, library="np"
+            )
+            total += [part[column].sum() for column in WANTED]
+    return total
+
+
+def test_five_columns_of_many_cost_the_origin_little_more_than_their_bytes(server):
+    expected = sum(np.array([rows(k)[c].sum() for c in WANTED]) for k in range(CLUSTERS))
+    sums = {name: analyse(server, name) for name in ("plain", "keen")}
+    layout = server.layout(server.size)
+    columns = layout.ranges(chosen(layout.names, WANTED, "Events", "/wide.root"))
+    wanted = sum(b - a for a, b in columns)
+    metadata = sum(b - a for a, b in layout.metadata)
+    for name, asked in server.asked.items():
+        assert np.allclose(sums[name], expected, rtol=1e-12)
+        assert sum(b - a for a, b in asked) <= 1.3 * wanted + metadata
+        stray = [(a, b) for a, b in asked if not any(a < stop and start < b for start, stop in columns)]
+        assert all(any(a < stop and start < b for start, stop in layout.metadata) for a, b in stray)
+    keen, plain = (server.caches[name].stats().bytes for name in ("keen", "plain"))
+    assert keen["prefetched"] >= 0.5 * wanted
+    assert keen["prefetched"] >= 0.8 * keen["prefetch"]
+    assert (plain["prefetch"], plain["prefetched"]) == (0, 0)
+    # Each byte once, asked for or not: foresight changes when, not what.
+    assert keen["origin"] <= plain["origin"] * 1.05
