@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from doma.cache.connections import Connections, heard
@@ -133,6 +134,7 @@ class Fetcher:
             if flight in self._flights:
                 self._flights.remove(flight)
             flight.task.cancel()
+        self._settle(flight)
 
     async def direct(self, start: int, stop: int) -> Buffer:
         """Bytes straight from the origin, for one caller, kept nowhere (O10)."""
@@ -207,6 +209,13 @@ class Fetcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @staticmethod
+    def _settle(flight: Flight) -> None:
+        """Return a flight's memory once it has ended and nobody holds its bytes."""
+        if flight.wanted <= 0 and flight.task.done() and flight.give_back is not None:
+            flight.give_back()
+            flight.give_back = None
+
     def _dispatch(self) -> None:
         queue, self._queue = self._queue, []
         waiting = [(runs, answer) for runs, answer in queue if not answer.done()]
@@ -241,15 +250,16 @@ class Fetcher:
         if not self._context.budget.take(origin, length, ahead=not asked):
             return None
         flight = Flight(run, caller(), asked, urgent=bool(asked))
+        flight.give_back = partial(self._context.budget.give, origin, length, ahead=not asked)
         # The task copies the caller's context and with it the token that the origin sees.
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.append(flight)
 
         def landed(task: asyncio.Task[Buffer]) -> None:
-            self._context.budget.give(origin, length, ahead=not asked)
             if flight in self._flights:
                 self._flights.remove(flight)
             heard(task)
+            self._settle(flight)
 
         flight.task.add_done_callback(landed)
         return flight

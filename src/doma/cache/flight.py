@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from doma.cache.extents import Run
+from doma.cache.extents import PAGE, Run
 from doma.cache.lanes import Turn
 from doma.store.protocol import Buffer
 
@@ -17,8 +17,8 @@ ORIGIN_SHARE = 0.5
 class Budget:
     """Bytes that running fetches may hold in memory.
 
-    One origin gets at most the half and what is read ahead at most a quarter: one that stalls leaves the others
-    enough for fetches and for read-ahead (O2).
+    One origin gets at most the half and what is read ahead at most a quarter: one that stalls leaves the
+    others enough for fetches and for read-ahead (O2).
     """
 
     def __init__(self, limit: int) -> None:
@@ -50,7 +50,7 @@ class Budget:
 class Flight:
     """Pages on their way; ``task`` gives their bytes."""
 
-    __slots__ = ("by", "claims", "kept", "landing", "run", "task", "turn", "wanted")
+    __slots__ = ("by", "claims", "give_back", "kept", "landing", "run", "task", "turn", "wanted")
 
     def __init__(self, run: Run, by: str, asked: Iterable[Run], *, urgent: bool) -> None:
         self.run = run
@@ -61,6 +61,8 @@ class Flight:
         """Whether its bytes are on disk now."""
         self.landing = False
         """The bytes are here and only have to be written: no use in stopping any more."""
+        self.give_back: Callable[[], None] | None = None
+        """Returns its memory."""
         self.task: asyncio.Task[Buffer]
         # A page that somebody asked for is claimed as a miss once; all later readers of it had a hit.
         self.claims = bytearray(b"\1" * (run[1] - run[0]))
@@ -68,6 +70,13 @@ class Flight:
             a, b = max(first, run[0]) - run[0], min(last, run[1]) - run[0]
             if a < b:
                 self.claims[a:b] = bytes(b - a)
+
+    def view(self, start: int, stop: int) -> memoryview | None:
+        """The bytes ``[start, stop)`` if they have come and lie all in here."""
+        base = self.run[0] * PAGE
+        if start < base or stop > self.run[1] * PAGE or not self.task.done() or self.task.cancelled():
+            return None
+        return None if self.task.exception() else memoryview(self.task.result())[start - base : stop - base]
 
     def unasked(self) -> list[Run]:
         """The runs that nobody has asked for yet."""

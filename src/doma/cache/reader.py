@@ -27,6 +27,8 @@ from doma.store.protocol import Buffer, Reader, Stat
 
 _TURNS = 16
 """How often a read looks again before it goes straight to the origin."""
+_KEEP = 1.0
+"""Seconds for which a reader that does not read keeps what was fetched ahead of it in memory."""
 
 
 class CachedReader:
@@ -59,6 +61,8 @@ class CachedReader:
         self._stride = Stride()
         self._ahead: list[Flight] = []
         self._ahead_to = 0
+        self._reads = self._rested = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._end = self._stat.size
         self._limit = int(context.budget.limit * AHEAD_SHARE)
         self._patience = patience.get()
@@ -117,10 +121,20 @@ class CachedReader:
                 f"{self._stat.path}: bytes {start}-{stop} are outside 0-{self._stat.size}",
                 size=self._stat.size,
             )
+        self._reads += 1
         ahead = self._stride.ahead(start, stop, self._limit)
         if (view := self._pages.view(start, stop)) is not None:
             self._hit(start, stop, ahead)
             return view
+        for flight in self._ahead:  # what came a moment ago need not come from the disk again
+            if (view := flight.view(start, stop)) is not None:
+                if flight.kept:
+                    self._hit(start, stop, ahead)
+                else:
+                    self._context.counters.bypass += stop - start
+                    self.cached.bypass += stop - start
+                    self._read_ahead(stop, ahead)
+                return view
         account.set(self.cached)  # what is fetched for this read is fetched on its account
         async with in_time(self._stat.path, self._patience):
             data = await self._fetched(start, stop, ahead)
@@ -232,9 +246,7 @@ class CachedReader:
         if not window or self._only:
             self._let_go()
             return
-        for flight in [f for f in self._ahead if f.task.done()]:
-            self._ahead.remove(flight)
-            self._fetcher.release(flight)
+        self._drop([f for f in self._ahead if f.task.done() and f.run[1] * PAGE <= stop])
         # By halves of the window: one that slides with every read would become a request per read.
         if stop + window // 2 <= self._ahead_to:
             return
@@ -243,12 +255,29 @@ class CachedReader:
         if first < last:
             self._ahead += self._fetcher.ahead((first, last))
             self._ahead_to = end
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(_KEEP, self._rest)
+
+    def _rest(self) -> None:
+        """A reader that has paused holds no bytes in memory."""
+        self._timer = None
+        if self._reads == self._rested:
+            self._drop([f for f in self._ahead if f.task.done()])
+        self._rested = self._reads
+        if self._ahead:
+            self._timer = asyncio.get_running_loop().call_later(_KEEP, self._rest)
+
+    def _drop(self, flights: list[Flight]) -> None:
+        for flight in flights:
+            self._ahead.remove(flight)
+            self._fetcher.release(flight)
 
     def _let_go(self) -> None:
-        for flight in self._ahead:
-            self._fetcher.release(flight)
-        self._ahead.clear()
+        self._drop(list(self._ahead))
         self._ahead_to = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
 
 class PassReader:
