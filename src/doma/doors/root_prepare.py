@@ -7,6 +7,7 @@ Source: §9 of the project's root:// contract (prepare, query 2); rules W81-W93 
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from struct import Struct
 from typing import Any
 from urllib.parse import unquote
@@ -16,7 +17,7 @@ from sqlalchemy import Row
 
 from doma.auth.model import Identity, Verb
 from doma.cache.store import CacheStore
-from doma.core.errors import DomaError, LimitExceeded, NotFound, Unauthenticated, Unsupported
+from doma.core.errors import DomaError, Forbidden, LimitExceeded, NotFound, Unauthenticated, Unsupported
 from doma.core.paths import encode
 from doma.doors.root_acts import acting
 from doma.doors.root_call import Call, Target
@@ -51,19 +52,42 @@ async def status(call: Call) -> bytes:
     """What has become of some files, in the form of CTA and EOS: JSON."""
     ident, *paths = _lines(call)
     name = ident.decode("utf-8", "replace")[:40]
+    who = (await call.target(paths[0])).identity if paths else call.session.identity
     rows: dict[str, Row[Any]] = {}
     created = ""
-    who = call.session.identity
-    if paths:
-        who = (await call.target(paths[0])).identity
     if call.site.stages is not None and who is not None:
-        try:
+        with suppress(NotFound):
             created = str(int((await call.site.stages.find(name, who.issuer)).created))
-            rows = {unquote(file.path): file async for file in _files(call.site.stages, name)}
-        except NotFound:
-            created = ""
-    told = [await _state(call, raw, rows, created) for raw in paths or map(str.encode, list(rows)[:MOST])]
+            rows = await _rows(call.site.stages, name, {_plain(raw) for raw in paths})
+    asked = paths or [path.encode() for path in rows if _may_poll(call, who, path)]
+    told = [await _state(call, raw, rows, created) for raw in asked]
     return json.dumps({"request_id": name, "responses": told}).encode() + b"\0"
+
+
+async def _rows(stages: StageRequests, ident: str, paths: set[str]) -> dict[str, Row[Any]]:
+    """The files of a request by path: some of them, or of all the first :data:`MOST`."""
+    found: dict[str, Row[Any]] = {}
+    async for file in _files(stages, ident):
+        path = unquote(file.path)
+        if not paths or path in paths:
+            found[path] = file
+        if len(found) == (len(paths) or MOST):
+            break
+    return found
+
+
+def _plain(raw: bytes) -> str:
+    return "/" + "/".join(
+        part for part in raw.partition(b"?")[0].decode("utf-8", "replace").split("/") if part
+    )
+
+
+def _may_poll(call: Call, who: Identity | None, path: str) -> bool:
+    try:
+        endpoint, inner = call.site.find(path)
+    except NotFound:
+        return False
+    return endpoint.gate.may(who, Verb.POLL, inner)
 
 
 async def _stage(call: Call, targets: list[Target]) -> str:
@@ -130,6 +154,8 @@ async def _state(call: Call, raw: bytes, rows: dict[str, Row[Any]], created: str
             disk = (held := store.held(target.path)) is not None and held.complete
     except DomaError as e:
         error = e.message
+        if isinstance(e, Forbidden | Unauthenticated):
+            rows = {}
     row = rows.get(path)
     if row is not None and row.error is not None and row.state in {Stage.FAILED, Stage.CANCELLED}:
         error = row.error
