@@ -181,6 +181,10 @@ class PageTarget:
 def separated(offset: int, data: Buffer) -> tuple[memoryview, list[tuple[int, int]]]:
     """The bytes of interleaved pages, and offset and length of those with a wrong checksum; for a server.
 
+    Args:
+        offset: Of the first byte in the file.
+        data: The pages; where they can be written to, their bytes are moved together in place.
+
     Raises:
         BadRequest: the last page has no data.
 
@@ -188,13 +192,14 @@ def separated(offset: int, data: Buffer) -> tuple[memoryview, list[tuple[int, in
     >>> bytes(found), bad
     (b'0123456789', [])
     """
-    into = memoryview(bytearray(len(data)))
+    source = memoryview(data)
+    into = memoryview(bytearray(len(data))) if source.readonly else source
     target = PageTarget(into, offset)
     try:
         target.begin(offset, len(data))
     except OriginFailed as e:
         raise BadRequest(f"pgwrite: {e.message}") from e
-    target.feed(memoryview(data))
+    target.feed(source)
     return into[: target.got], target.bad
 
 
