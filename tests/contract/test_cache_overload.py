@@ -305,3 +305,23 @@ async def test_the_caches_own_questions_cost_one_fetch_and_are_no_misses(scene):
     await reader.close()
     stats = cache.stats().bytes
     assert (stats["miss"], stats["prefetched"], stats["origin"]) == (0, 4096, 53_248)
+
+
+async def test_many_spans_of_one_answer_are_had_together_or_not_at_all_and_counted_once(scene):
+    good, _, make = scene
+    data = blob(2 * MIB)
+    await put(good, "/f", data)
+    cache = make()
+    reader = await cache.open("/f")
+    await reader.read(0, MIB)
+    await asyncio.sleep(0.03)
+    await reader.read(0, MIB)
+    await reader.close()
+    before = cache.stats().bytes["hit"]
+    hot = cache.peek("/f")
+    spans = [(900_000, 916_000), (5, 16_000), (5, 6)]
+    assert [bytes(v) for v in hot.views(spans)] == [data[a:b] for a, b in spans]
+    assert cache.stats().bytes["hit"] - before == sum(b - a for a, b in spans)
+    for lacking in ([(0, 10), (MIB + 5, MIB + 9)], [(0, 10), (20, 10)], [(-5, 10)], [(0, 2 * MIB + 1)], []):
+        assert hot.views(lacking) is None
+    assert cache.stats().bytes["hit"] - before == sum(b - a for a, b in spans)

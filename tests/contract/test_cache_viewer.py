@@ -73,6 +73,7 @@ async def test_what_the_owner_fetched_is_a_hit_for_the_other_process_and_told_to
     assert scene.see("/f", 2 * MIB + 77, len(DATA)) == DATA[2 * MIB + 77 :]
     hot = scene.view.peek("/f")
     assert hot.headers["X-Cache"] == "HIT"
+    assert hot.lines == b"".join(f"{n}: {v}\r\n".encode() for n, v in hot.headers.items())
     assert hot.stat == scene.cache.peek("/f").stat
     descriptor = hot.fileno(MIB, 2 * MIB)
     assert os.pread(descriptor, MIB, MIB) == DATA[MIB : 2 * MIB]

@@ -11,7 +11,7 @@ Source: cache contract C15, C1, F7, F9.
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,6 +113,14 @@ class ViewedObject(HotObject):
 
     def view(self, start: int, stop: int) -> memoryview | None:
         return super().view(start, stop) if self._ready(start, stop) else None
+
+    def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
+        ready = all(
+            0 <= start < stop <= self._stat.size
+            and (self._shared.ready(start, stop) or self._shared.warm(start, stop))
+            for start, stop in spans
+        )
+        return super().views(spans) if ready else None
 
     def fileno(self, start: int, stop: int) -> int | None:
         return super().fileno(start, stop) if self._ready(start, stop) else None
