@@ -137,7 +137,8 @@ class HotObject:
         total = ahead = 0
         for start, stop in spans:
             total += stop - start
-            ahead += self._pages.take_ahead(pages_of(start, stop))
+            if self._pages.ahead_left:
+                ahead += self._pages.take_ahead(pages_of(start, stop))
             self._fetcher.seen(start, stop)
         ahead = min(total, ahead * PAGE)
         self._counters.prefetched += ahead
@@ -162,7 +163,7 @@ def count_hit(
 ) -> None:
     """Count delivered bytes, less those that were counted otherwise, as hit or as fetched ahead."""
     here = stop - start - less
-    ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE)
+    ahead = min(here, pages.take_ahead(pages_of(start, stop)) * PAGE) if pages.ahead_left else 0
     counters.prefetched += ahead
     counters.hit += here - ahead
     if cached is not None:

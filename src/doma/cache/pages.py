@@ -73,7 +73,8 @@ class PageFile:
         self._present = bytearray(os.pread(self._fd, self.count, self._present_at).translate(_ONES))
         self._checked = bytearray(self.count)
         self._ahead = bytearray(self.count)
-        self._ahead_left = 0
+        self.ahead_left = 0
+        """Pages that were fetched ahead and not read yet."""
         self._map: Mapped | None = None
         self._seen = 0
         self._settled = False
@@ -116,14 +117,14 @@ class PageFile:
     def mark_ahead(self, run: Run) -> None:
         """Note that the pages of a run were fetched before anybody asked for them."""
         self._ahead[run[0] : run[1]] = b"\1" * (run[1] - run[0])
-        self._ahead_left = self._ahead.count(1)
+        self.ahead_left = self._ahead.count(1)
 
     def take_ahead(self, run: Run) -> int:
         """How many pages of a run are read for the first time after they were fetched ahead."""
-        if not self._ahead_left or not (found := self._ahead.count(1, *run)):
+        if not self.ahead_left or not (found := self._ahead.count(1, *run)):
             return 0
         self._ahead[run[0] : run[1]] = bytes(run[1] - run[0])
-        self._ahead_left -= found
+        self.ahead_left -= found
         return found
 
     def view(self, start: int, stop: int) -> memoryview | None:
