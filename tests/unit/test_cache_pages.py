@@ -97,6 +97,16 @@ async def test_pages_that_left_memory_are_checked_before_they_are_served_again(t
     assert pages.view(0, SIZE) == content
 
 
+async def test_pages_that_a_client_doubts_are_checked_again(pages, content):
+    pages.doubt(PAGE + 1, 2 * PAGE + 1)
+    assert pages.view(PAGE, 2 * PAGE) is None
+    assert pages.view(2 * PAGE, 2 * PAGE + 1) is None
+    assert pages.view(0, PAGE) == content[:PAGE]
+    await pages.load((1, 3))
+    assert pages.view(0, SIZE) == content
+    assert pages.count == 41
+
+
 async def test_several_views_are_those_of_each(pages, content):
     spans = [(0, 10), (5 * PAGE + 1, 7 * PAGE), (SIZE - 1, SIZE)]
     assert pages.views(spans) == [content[start:stop] for start, stop in spans]

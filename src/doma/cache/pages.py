@@ -241,6 +241,13 @@ class PageFile:
             sums[at - first] = crc32c(content[(at - first) * PAGE : (at - first + 1) * PAGE])
         return sums.view(np.uint8).reshape(-1, 4)
 
+    def doubt(self, start: int, stop: int) -> None:
+        """Have the pages of ``[start, stop)`` read from the disk and checked at their next use."""
+        first, last = start // PAGE, -(-stop // PAGE)
+        self._checked[first:last] = bytes(last - first)
+        with suppress(OSError):  # what was not written yet stays in memory, and is checked there
+            os.posix_fadvise(self._fd, first * PAGE, (last - first) * PAGE, os.POSIX_FADV_DONTNEED)
+
     def revoke(self) -> None:
         """Give out nothing more: every page is a missing one, here and on disk."""
         self._present = bytearray(self.count)
