@@ -203,11 +203,12 @@ class Services:
 
         found = caches(self.opened.site.endpoints)
         for name, cache in found.items():
-            # the first answers at the plain address that clients know, each further one below its name
-            prefix = "" if name == next(iter(found)) else f"/api/v1/endpoints/{name}"
-            root.include_router(
-                router(cache, self.opened.verifier, self.opened.site.endpoints[name].gate), prefix=prefix
-            )
+            routes = router(cache, self.opened.verifier, self.opened.site.endpoints[name].gate)
+            # the first answers also at the plain address that clients know
+            first = name == next(iter(found))
+            if first:
+                root.include_router(routes)
+            root.include_router(routes, prefix=f"/api/v1/endpoints/{name}", include_in_schema=not first)
             cache.catalogue.vo = self._vo
         self.metrics.watch(
             "doma_cache_evicted_bytes_total",

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from doma.cli import client_command
+from doma.cli import cache_command, client_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Moves, caches, scans, transforms and delivers event data for High-Energy Physics.",
 )
 
+app.add_typer(cache_command.cache, name="cache")
 app.add_typer(client_command.client, name="client")
 app.add_typer(client_command.user, name="user")
 app.add_typer(client_command.keys, name="keys")
