@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from doma.auth.model import Verb, bearer
 from doma.auth.verifier import Verifier
-from doma.cache.freshness import Control, control
+from doma.cache.freshness import Control, control, patience
 from doma.core.errors import BadRequest, Conflict, DomaError, Unauthenticated
 from doma.doors import root_stat
 from doma.doors.root_call import Call, Session, Target
@@ -57,6 +57,8 @@ MOST_ASKED = MOST_SEGMENTS * SEGMENT.size
 MOST_VECTOR = 2 << 30
 GROUP = 2 << 20
 """Bytes of a readv that are answered in one part, unless one element has more."""
+PATIENCE = 50.0
+"""Seconds that an origin may take: clients give up a stream on which nothing came for 60."""
 WRITING = Open.DELETE | Open.NEW | Open.UPDATE | Open.APPEND | Open.WRITE_ONLY
 
 
@@ -144,6 +146,12 @@ class ReadFile:
         data = await self.read(start, stop)
         return paged(start, data) if self.stored is None else [self.stored(start, stop, data)]
 
+    def doubt(self, start: int, stop: int) -> None:
+        """The client got damaged pages: compare them with their checksums again before they are sent."""
+        doubt = getattr(self.reader, "doubt", None)
+        if doubt is not None:
+            doubt(start, stop)
+
     def first(self) -> None:
         """Note when the first bytes went out."""
         if not self.opened.first_byte:
@@ -184,6 +192,7 @@ async def open_file(call: Call) -> bytes:
         return await root_write.open(call)
     target = await call.target()
     target.endpoint.gate.decide(target.identity, Verb.READ, target.path)
+    patience.set(PATIENCE)
     if options & Open.REFRESH:
         control.set(Control.REFRESH)
     try:
@@ -192,6 +201,7 @@ async def open_file(call: Call) -> bytes:
         if (await target.endpoint.store.stat(target.path)).is_dir:
             raise refusal(IS_DIRECTORY, f"{target.path}: is a directory; list it instead") from e
         raise
+    control.set(Control.NORMAL)
     file = ReadFile(target, reader, call.session, call.site.verifier)
     try:
         handle = call.session.put(file)
@@ -328,6 +338,8 @@ async def _in_parts(connection: "RootConnection", call: Call, *, pages: bool) ->
         out.write([_head(call, start, start, last=True, pages=pages)])
         return
     file.opened.reads.add(stop - start)
+    if pages and len(call.data) > 1 and call.data[1] & RETRY:
+        file.doubt(start, stop)
     if stop - start <= PART:
         await _part(out, call, file, start, stop, last=True, pages=pages)
     else:
