@@ -27,7 +27,7 @@ from doma.doors.intake import Count, FastSink, lines
 from doma.doors.reads import Asked, Reading
 from doma.doors.reply import content_type, validators
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
-from doma.store.protocol import CanPeek, Hot, Stat
+from doma.store.protocol import CanPeek, CanWarm, Hot, Stat
 
 PLACES = 4096
 """Request targets whose endpoint and path are kept worked out."""
@@ -48,12 +48,14 @@ FROM_FILE = 128 << 10
 class _Place:
     """A request target: where it points, and what was found there last."""
 
-    __slots__ = ("cached", "cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat")
+    __slots__ = ("cached", "cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat", "warm")
 
-    def __init__(self, endpoint: Endpoint, path: str, peek: Callable[[str], Hot | None]) -> None:
+    def __init__(self, endpoint: Endpoint, path: str) -> None:
+        store = endpoint.store
         self.endpoint = endpoint
         self.path = path
-        self.peek = peek
+        self.peek = cast("CanPeek", store).peek
+        self.warm = cast("CanWarm", store).warm if offers(type(store), CanWarm) else None
         self.kind = content_type(path).encode()
         self.stat: Stat | None = None
         self.fixed = b""
@@ -65,7 +67,9 @@ class _Place:
 
     def see(self, hot: Hot) -> None:
         """Work out what holds for all answers of one version."""
-        self.stat = hot.stat
+        known, self.stat = self.stat, hot.stat
+        if known == self.stat:
+            return  # opened once more
         self.fixed = lines(validators(hot.stat))
         self.dynamic = hasattr(hot, "headers")
         self.cached = hasattr(hot, "cached")
@@ -119,7 +123,7 @@ class FastDoor:
         try:
             identity = self._ask.identity(request)
             place.endpoint.gate.decide(identity, Verb.READ, place.path)
-            hot = place.peek(place.path)
+            hot = place.peek(place.path) or (place.warm(place.path) if place.warm is not None else None)
             if hot is None:
                 return None
             stat = hot.stat
@@ -170,7 +174,7 @@ class FastDoor:
         with suppress(Unknown):
             _, endpoint, path = self._ask.aim(target)
             if offers(type(endpoint.store), CanPeek):
-                place = _Place(endpoint, path, cast("CanPeek", endpoint.store).peek)
+                place = _Place(endpoint, path)
         if len(self._places) >= PLACES:
             self._places.clear()
         self._places[target] = place

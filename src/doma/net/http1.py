@@ -24,6 +24,8 @@ QUEUE = 64
 """Parsed requests that may wait before reading stops …"""
 FLOOD = 4096
 """… and beyond which the connection is cut, since one read may hold many."""
+RECORD = 8 << 10
+"""Bytes of a body that share a TLS record with their head."""
 DRAIN = 64 << 10
 """Bytes of a refused body that are read away to keep the connection."""
 
@@ -234,8 +236,11 @@ class HttpProtocol(Reading):
         if answer.span is None:
             parts = answer.parts
             if len(parts) <= 1 or not self.tls:
-                # Over TLS each buffer is a record of its own: one for the whole head.
-                self.transport.writelines((answer.head + tail, *parts))
+                # Over TLS each buffer is a record of its own: one for the head, or for all that is small.
+                if parts and self.tls and len(parts[0]) <= RECORD:
+                    self.transport.write(b"".join((answer.head, tail, parts[0])))
+                else:
+                    self.transport.writelines((answer.head + tail, *parts))
                 if not keep:
                     self.close_softly()
                 return

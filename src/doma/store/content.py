@@ -11,9 +11,12 @@ Files put there by others may change or shrink at any moment; touching a map of 
 Source: dataplane.md §3.5-3.7, T4-T9, T27 of the project's contracts.
 """
 
+import math
 import mmap
 import os
 import time
+from functools import cache
+from pathlib import Path
 
 from doma.core.errors import PreconditionFailed, StorageUnavailable
 from doma.store.oserrors import translated
@@ -23,6 +26,8 @@ SHIFT = 16
 BLOCK = 1 << SHIFT
 INLINE = 4
 """Cold blocks that are tried at once on the loop: some 4 µs each."""
+COPIED = 16 << 10
+"""Files of up to this many bytes are read into memory of ours: a map of them costs more."""
 SAMPLED = 64
 """Blocks that are probed by one byte before ``sendfile``: some 1 µs each."""
 STAYS_WARM = 300.0
@@ -34,6 +39,20 @@ LOOK = 0.1
 _NOWAIT = getattr(os, "RWF_NOWAIT", None)
 _SINK = bytearray(BLOCK)  # What is read only to warm a block lands here; nobody looks at it.
 _EMPTY = memoryview(b"")
+
+
+@cache
+def in_memory(device: int) -> bool:
+    """Whether a file system (``st_dev``) is in memory: its files need no ``RWF_NOWAIT``, which it refuses."""
+    try:
+        with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="replace") as mounts:
+            for mount in mounts:
+                before, _, after = mount.partition(" - ")
+                if before.split(" ")[2] == f"{os.major(device)}:{os.minor(device)}":
+                    return after.startswith(("tmpfs ", "ramfs "))
+    except OSError:  # not Linux, or no /proc
+        pass
+    return False
 
 
 class Content:
@@ -183,11 +202,12 @@ class Content:
 
     def _warm_now(self, first: int, last: int) -> bool:
         """Warm the blocks if the page cache has them; False leaves that to a thread."""
-        if _NOWAIT is None or last - first > INLINE:
+        flags = 0 if in_memory(self.found.st_dev) else _NOWAIT
+        if flags is None or last - first > INLINE:
             return False
         try:
             for block in range(first, last):
-                self._warm(block, _NOWAIT)
+                self._warm(block, flags)
         except OSError:
             return False
         return self._cold.find(1, first, last) < 0
@@ -197,17 +217,22 @@ class Content:
             return
         start = block << SHIFT
         size = min(BLOCK, self.found.st_size - start)
-        if os.preadv(self.fd, [memoryview(_SINK)[:size]], start, flags) == size:
+        small = self.found.st_size <= COPIED
+        target = memoryview(bytearray(size) if small else _SINK)[:size]
+        if os.preadv(self.fd, [target], start, flags) == size:
             self._cold[block] = self._far[block] = 0
+            if small:
+                self._map, self._since = target.toreadonly(), math.inf
 
     def _sample(self, first: int, last: int) -> bool:
-        if _NOWAIT is None or last - first > SAMPLED:
+        flags = 0 if in_memory(self.found.st_dev) else _NOWAIT
+        if flags is None or last - first > SAMPLED:
             return False
         one, far = memoryview(_SINK)[:1], self._far
         try:
             for block in range(first, last):
                 if far[block]:
-                    if os.preadv(self.fd, [one], block << SHIFT, _NOWAIT) != 1:
+                    if os.preadv(self.fd, [one], block << SHIFT, flags) != 1:
                         return False
                     far[block] = 0
         except OSError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from doma.core.checksum import Hasher, hasher
-from doma.core.errors import Conflict, Refused
+from doma.core.errors import Conflict, DomaError, Refused
 from doma.core.events import Emit, Event
 from doma.core.paths import checked
 from doma.store.content import Content
@@ -118,13 +118,23 @@ class FileStore:
 
     def peek(self, path: str) -> Content | None:
         content = self._hot.get(path)
-        if content is None:
-            return None
-        if not content.is_at(self._prefix + path):
+        if content is not None:
+            if content.is_at(self._prefix + path):
+                self._hot.move_to_end(path)
+                return content
             del self._hot[path]
+        return None
+
+    def warm(self, path: str) -> Content | None:
+        if not self._quick:
             return None
-        self._hot.move_to_end(path)
-        return content
+        try:
+            # Only names with a leading dot can mean anything but themselves.
+            if "/." in path and checked(path) != path:
+                return None
+            return self._keep(path, self._now(path, partial(self._folder.open, path)))
+        except DomaError:
+            return None  # the whole road says it in full
 
     async def checksum(self, path: str, algorithm: str) -> str:
         path = checked(path)
@@ -269,10 +279,14 @@ class FileStore:
     async def _content(self, path: str) -> Content:
         content = self.peek(path)
         if content is None:
-            content = await self._run(path, self._folder.open, path)
-            self._hot[path] = content
-            if len(self._hot) > HOT:
-                self._hot.popitem(last=False)
+            begin = partial(self._folder.open, path)
+            content = self._keep(path, await self._run(path, self._timed, begin))
+        return content
+
+    def _keep(self, path: str, content: Content) -> Content:
+        self._hot[path] = content
+        if len(self._hot) > HOT:
+            self._hot.popitem(last=False)
         return content
 
     async def _soon(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -191,6 +191,14 @@ class CanPeek(Protocol):
 
 
 @runtime_checkable
+class CanWarm(CanPeek, Protocol):
+    """A store that can open files synchronously, in microseconds."""
+
+    def warm(self, path: str) -> Hot | None:
+        """Open the current version for :meth:`peek`; None: nothing was done, ``Store.open`` tells why."""
+
+
+@runtime_checkable
 class CanRemove(Protocol):
     """A store that can delete a file synchronously, in microseconds."""
 

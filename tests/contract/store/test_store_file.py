@@ -5,12 +5,14 @@ import os
 import resource
 import stat as modes
 import zlib
+from pathlib import Path
 
 import pytest
 
 from doma.core.errors import ConfigError, DomaError, NotFound, PreconditionFailed, Refused, StorageFull
+from doma.store import content
 from doma.store.file import FileStore
-from doma.store.protocol import CanFeed, CanPeek, CanSpace
+from doma.store.protocol import CanFeed, CanPeek, CanSpace, CanWarm
 
 DATA = os.urandom(300_000)
 
@@ -319,3 +321,30 @@ async def test_events_tell_what_changed(tmp_path):
         ("file.deleted", "/g"),
     ]
     assert events[0].data["version"] == stat.version
+
+
+@pytest.mark.parametrize("size", [1, 4096, content.COPIED, content.COPIED + 1, 70_000])
+async def test_a_file_can_be_opened_at_once_and_its_bytes_stay(store, size):
+    data = os.urandom(size)
+    await put(store, "/d/f", data)
+    assert isinstance(store, CanWarm)
+    assert store.peek("/d/f") is None
+    hot = store.warm("/d/f")
+    assert store.peek("/d/f") is hot
+    await warm(store, "/d/f")
+    view = hot.view(0, size)
+    assert view == data
+    assert view.readonly
+    assert hot.view(size - 1, size) == data[-1:]
+    await put(store, "/d/f", b"other")
+    assert view == data
+    for nothing in ("/d", "/no", "/d/f/g", "/.doma/new", "/d/../d/f"):
+        assert store.warm(nothing) is None
+
+
+def test_only_file_systems_in_memory_are_taken_for_such():
+    shared = Path("/dev/shm")
+    if shared.is_mount():
+        assert content.in_memory(shared.stat().st_dev)
+    assert not content.in_memory(Path("/proc").stat().st_dev)
+    assert not content.in_memory(0xFFFFF)
