@@ -242,7 +242,7 @@ class PageFile:
         return sums.view(np.uint8).reshape(-1, 4)
 
     def doubt(self, start: int, stop: int) -> None:
-        """Have the pages of ``[start, stop)`` read from the disk and checked at their next use."""
+        """Have the pages of ``[start, stop)`` checked at their next use, from the disk where it can be."""
         first, last = start // PAGE, -(-stop // PAGE)
         self._checked[first:last] = bytes(last - first)
         with suppress(OSError):  # what was not written yet stays in memory, and is checked there
