@@ -325,3 +325,36 @@ async def test_many_spans_of_one_answer_are_had_together_or_not_at_all_and_count
     for lacking in ([(0, 10), (MIB + 5, MIB + 9)], [(0, 10), (20, 10)], [(-5, 10)], [(0, 2 * MIB + 1)], []):
         assert hot.views(lacking) is None
     assert cache.stats().bytes["hit"] - before == sum(b - a for a, b in spans)
+
+
+async def test_what_is_foreseen_while_the_last_flights_are_under_way_is_fetched_too(scene):
+    good, _, make = scene
+    await put(good, "/f", blob(8 * MIB))
+    fetchers = []
+    cache = make(lambda fetcher: fetchers.append(fetcher))
+    reader = await cache.open("/f")
+    good.gate.clear()
+    fetchers[0].prefetch([(n * MIB, n * MIB + 1000) for n in range(6)])
+    await until(lambda: good.running == 4)
+    fetchers[0].prefetch([(n * MIB, n * MIB + 1000) for n in range(6, 8)])
+    good.gate.set()
+    await until(lambda: len(good.reads) == 8)
+    await reader.close()
+
+
+async def test_a_hot_object_that_serves_many_answers_counts_each_of_them(scene):
+    good, _, make = scene
+    await put(good, "/f", blob(MIB))
+    cache = make()
+    await get(cache, "/f")
+    await asyncio.sleep(0.03)
+    await get(cache, "/f")
+    before = cache.stats().bytes["hit"]
+    hot = cache.peek("/f")
+    for _ in range(3):
+        assert hot.view(0, 1000) is not None
+    assert cache.stats().bytes["hit"] - before == 1000
+    hot.single = False
+    for _ in range(3):
+        hot.view(0, 1000)
+    assert cache.stats().bytes["hit"] - before == 4000

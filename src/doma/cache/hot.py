@@ -72,7 +72,18 @@ class Shown(Protocol):
 class HotObject:
     """A :class:`doma.store.protocol.Hot`: what is here, checked and in memory, without waiting."""
 
-    __slots__ = ("_counters", "_fetcher", "_from", "_pages", "_seen", "_stat", "_to", "cached", "lines")
+    __slots__ = (
+        "_counters",
+        "_fetcher",
+        "_from",
+        "_pages",
+        "_seen",
+        "_stat",
+        "_to",
+        "cached",
+        "lines",
+        "single",
+    )
 
     def __init__(self, fetcher: Shown, seen: Seen, counters: Counters, lines: bytes) -> None:
         self._fetcher = fetcher
@@ -83,6 +94,8 @@ class HotObject:
         self._from = self._to = 0
         self.lines = lines
         """:attr:`headers` as on the wire."""
+        self.single = True
+        """It serves one answer: bytes that are asked for again, after a short write, are counted once."""
         self.cached: Cached | None = None
         """Where a door adds up what it took, if it does."""
 
@@ -148,7 +161,7 @@ class HotObject:
 
     def _count(self, start: int, stop: int) -> None:
         """Count each byte of one answer once, though a door asks again after a short write."""
-        if not self._from <= start <= self._to:
+        if not (self.single and self._from <= start <= self._to):
             self._from, self._to = start, start
         if stop > self._to:
             if self.cached is not None and not self.cached.held:

@@ -52,18 +52,18 @@ class Prefetcher:
             await asyncio.gather(self._pump, return_exceptions=True)
 
     async def _work(self) -> None:
-        loop, held = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        held: list[Flight] = []
         try:
-            while self._runs and loop.time() - self._read < FORGET:
-                held += self._ahead(self._runs.popleft())
-                if len(held) >= AT_ONCE:
+            while held or self._runs:
+                if loop.time() - self._read >= FORGET:
+                    self._runs.clear()
+                while self._runs and len(held) < AT_ONCE:
+                    held += self._ahead(self._runs.popleft())
+                if held:
                     await asyncio.wait([f.task for f in held], return_when=asyncio.FIRST_COMPLETED)
                     held = self._finished(held)
-            while held:
-                await asyncio.wait([f.task for f in held], return_when=asyncio.FIRST_COMPLETED)
-                held = self._finished(held)
         finally:
-            self._runs.clear()
             for flight in held:
                 self._release(flight)
 

@@ -148,6 +148,10 @@ class CachedReader:
             self._hit(start, stop, self._stride.ahead(start, stop, self._limit))
         return wire
 
+    def doubt(self, start: int, stop: int) -> None:
+        """As :meth:`doma.cache.pages.PageFile.doubt`: the client says that these bytes arrived damaged."""
+        self._pages.doubt(start, stop)
+
     async def close(self) -> None:
         self._let_go()
         if self._closed is not None:
