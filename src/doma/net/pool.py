@@ -17,6 +17,9 @@ BUFFER = 256 << 10
 FRESH = 3.0
 """Seconds of disuse after which a connection is not trusted with a request that must not be repeated."""
 
+TRIES = 2
+"""Times that one address is connected to: a busy XRootD 5.5 resets now and then what it has just accepted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -136,25 +139,31 @@ class Pool:
             raise Forbidden(f"{origin}: its address is not allowed here; the operator can allow it")
         problem: OSError | None = None
         for address in good:
-            try:
-                _, connection = await loop.create_connection(
-                    lambda: Connection(str(origin), self._buffer, self._limits.idle),
-                    address,
-                    origin.port,
-                    ssl=self._context() if origin.scheme == "https" else None,
-                    server_hostname=origin.host if origin.scheme == "https" else None,
-                )
-            except tls.SSLError:
-                raise
-            except OSError as e:
-                problem = e
-                continue
-            self._all[connection] = origin
-            connection.closed.add_done_callback(partial(self._forget, connection))
-            self._watch()
-            return connection
+            for _ in range(TRIES):
+                try:
+                    return await self._open(origin, address)
+                except ConnectionResetError as e:
+                    problem = e
+                except tls.SSLError:
+                    raise
+                except OSError as e:
+                    problem = e
+                    break
         assert problem is not None
         raise problem
+
+    async def _open(self, origin: Origin, address: str) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(str(origin), self._buffer, self._limits.idle),
+            address,
+            origin.port,
+            ssl=self._context() if origin.scheme == "https" else None,
+            server_hostname=origin.host if origin.scheme == "https" else None,
+        )
+        self._all[connection] = origin
+        connection.closed.add_done_callback(partial(self._forget, connection))
+        self._watch()
+        return connection
 
     def _context(self) -> tls.SSLContext:
         if self._ssl is None:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
+import struct
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -464,6 +466,39 @@ async def test_tls_is_verified_and_ranges_arrive(tmp_path):
         async with client() as http:
             with pytest.raises(StorageUnavailable, match="not trusted"):
                 await http.request("GET", url)
+
+
+@pytest.mark.parametrize("drops", [1, 3])
+async def test_a_server_that_drops_one_connection_before_anything_was_asked_gets_another(tmp_path, drops):
+    served = certificate(tmp_path, "localhost")
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    met = 0
+
+    def serve():
+        nonlocal met
+        while met < 2:
+            sock, _ = listener.accept()
+            met += 1
+            if met <= drops:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.close()  # by a reset, as a busy XRootD does
+                continue
+            with served.wrap_socket(sock, server_side=True) as line:
+                line.recv(65536)
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://localhost:{listener.getsockname()[1]}/f"
+        listener.settimeout(20)
+        async with client(ssl=trusting) as http, asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.to_thread(serve))
+            if drops == 1:
+                async with await http.request("POST", url, {}, b"x") as answer:
+                    assert await answer.read() == b"ok"
+            else:
+                with pytest.raises(StorageUnavailable, match="cannot be connected"):
+                    await http.request("GET", url)
+    assert met == 2
 
 
 async def test_https_never_redirects_to_http(tmp_path):
