@@ -10,7 +10,7 @@ Source: dataplane.md §3.5, §3.6 of the project's contracts.
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
@@ -48,7 +48,7 @@ FROM_FILE = 128 << 10
 class _Place:
     """A request target: where it points, and what was found there last."""
 
-    __slots__ = ("cached", "cold", "dynamic", "endpoint", "fixed", "kind", "path", "peek", "stat", "warm")
+    __slots__ = ("cached", "cold", "endpoint", "fixed", "kind", "path", "peek", "stat", "warm")
 
     def __init__(self, endpoint: Endpoint, path: str) -> None:
         store = endpoint.store
@@ -59,10 +59,8 @@ class _Place:
         self.kind = content_type(path).encode()
         self.stat: Stat | None = None
         self.fixed = b""
-        self.dynamic = False
-        """The store has header lines of its own for each answer."""
         self.cached = False
-        """It is read through a cache, which counts where the bytes come from."""
+        """It is read through a cache, which has lines of its own and counts where the bytes come from."""
         self.cold: Callable[[int, int], Awaitable[Buffer]]
 
     def see(self, hot: Hot) -> None:
@@ -71,7 +69,6 @@ class _Place:
         if known == self.stat:
             return  # opened once more
         self.fixed = lines(validators(hot.stat))
-        self.dynamic = hasattr(hot, "headers")
         self.cached = hasattr(hot, "cached")
         self.cold = _Cold(self, hot.stat.version).read
 
@@ -184,9 +181,8 @@ class FastDoor:
         self, place: _Place, hot: Hot, whole: int, spans: list[ranges.Span] | None, tls: bool
     ) -> Answer | None:
         fixed = place.fixed
-        if place.dynamic:
-            headers: Mapping[str, str] = hot.headers  # type: ignore[attr-defined] # such a store's own
-            fixed += lines(list(headers.items()))
+        if place.cached:
+            fixed += hot.lines  # type: ignore[attr-defined] # such a store's own
         if spans is None:
             start, stop = 0, whole
             head = b"%sContent-Type: %s\r\nContent-Length: %d\r\n%s" % (_OK, place.kind, stop, fixed)
@@ -212,20 +208,31 @@ class FastDoor:
     def _multipart(self, place: _Place, hot: Hot, spans: list[ranges.Span], fixed: bytes) -> Answer | None:
         mark = secrets.token_hex(16)
         frames, tail, total = ranges.parts(spans, hot.stat.size, place.kind.decode(), mark)
-        low = min(start for start, _ in spans)
-        # One question for all between the first and the last byte is cheapest, if the answer is yes.
-        whole = hot.view(low, max(stop for _, stop in spans))
+        views = _views(place, hot, spans)
+        if views is None:
+            return None
         parts: list[Buffer] = []
-        for frame, (start, stop) in zip(frames, spans, strict=True):
-            data = hot.view(start, stop) if whole is None else whole[start - low : stop - low]
-            if data is None:
-                return None
-            parts += (frame, data)
+        for frame, view in zip(frames, views, strict=True):
+            parts += (frame, view)
         parts.append(tail)
         head = b"%sContent-Type: multipart/byteranges; boundary=%s\r\nContent-Length: %d\r\n%s" % (
             _PARTIAL, mark.encode(), total, fixed,
         )  # fmt: skip
         return Answer(head, parts, size=total)
+
+
+def _views(place: _Place, hot: Hot, spans: list[ranges.Span]) -> list[memoryview] | None:
+    """The bytes of many ranges."""
+    if place.cached:
+        of_all: list[memoryview] | None = hot.views(spans)  # type: ignore[attr-defined] # such a store's own
+        return of_all
+    low = min(start for start, _ in spans)
+    # One question for all between the first and the last byte is cheapest, if the answer is yes.
+    whole = hot.view(low, max(stop for _, stop in spans))
+    if whole is not None:
+        return [whole[start - low : stop - low] for start, stop in spans]
+    found = [hot.view(start, stop) for start, stop in spans]
+    return None if None in found else cast("list[memoryview]", found)
 
 
 def _signed(request: Request) -> bool:
