@@ -48,10 +48,6 @@ class SharedPages(PageFile):
         path.stat()  # else the owner's file would be made
         super().__init__(path, size)
 
-    def ready(self, start: int, stop: int) -> bool:
-        """Whether :meth:`view` and :meth:`fileno` give these bytes."""
-        return self._sure(start, stop)
-
     def warm(self, start: int, stop: int) -> bool:
         """Check the pages of ``[start, stop)`` if they are here and in memory; whether they fit."""
         first, last = pages_of(start, stop)
@@ -112,29 +108,29 @@ class ViewedObject(HotObject):
         self._shared = viewed.pages
 
     def view(self, start: int, stop: int) -> memoryview | None:
-        return super().view(start, stop) if self._ready(start, stop) else None
+        if not self._may(start, stop):
+            return None
+        view = super().view(start, stop)
+        return super().view(start, stop) if view is None and self._shared.warm(start, stop) else view
 
     def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
-        ready = all(
-            0 <= start < stop <= self._stat.size
-            and (self._shared.ready(start, stop) or self._shared.warm(start, stop))
-            for start, stop in spans
-        )
-        return super().views(spans) if ready else None
+        views = super().views(spans)
+        if views is None and all(0 <= start < stop <= self._stat.size for start, stop in spans):
+            warm = all(stop - start <= PIECE and self._shared.warm(start, stop) for start, stop in spans)
+            views = super().views(spans) if warm else None
+        return views
 
     def fileno(self, start: int, stop: int) -> int | None:
-        return super().fileno(start, stop) if self._ready(start, stop) else None
+        if not self._may(start, stop):
+            return None
+        found = super().fileno(start, stop)
+        return super().fileno(start, stop) if found is None and self._shared.warm(start, stop) else found
 
-    def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
-        return super().interleaved(start, stop, data) if self._ready(start, stop) else None
-
-    def _ready(self, start: int, stop: int) -> bool:
+    def _may(self, start: int, stop: int) -> bool:
+        """Whether to look: not for the first piece of a long answer that lacks something further on."""
         if not 0 <= start <= stop <= self._stat.size or stop - start > PIECE:
             return False
-        # The first piece of a long answer: what lacks further on could not be had any more.
-        if stop < self._stat.size and stop % SMALL == 0 and not self._shared.complete:
-            return False
-        return self._shared.ready(start, stop) or self._shared.warm(start, stop)
+        return stop == self._stat.size or bool(stop % SMALL) or self._shared.complete
 
 
 class ViewReader:
