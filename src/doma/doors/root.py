@@ -11,13 +11,14 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 from doma.core.errors import DomaError, Unsupported
-from doma.doors import root_names, root_query, root_read, root_session, root_write
+from doma.doors import root_file, root_names, root_query, root_session, root_write
 from doma.doors.endpoint import Site
 from doma.doors.root_call import Call, Handler, Session
 from doma.doors.root_connection import RootConnection
-from doma.doors.root_read import ReadFile
+from doma.doors.root_file import ReadFile
 from doma.monitor.opens import Observer
 from doma.net.exchange import Address
 from doma.net.hub import Hub
@@ -62,8 +63,8 @@ class RootDoor:
             **root_names.HANDLERS,
             **root_query.HANDLERS,
             **root_write.HANDLERS,
-            Code.OPEN: root_read.open_file,
-            Code.CLOSE: root_read.close_file,
+            Code.OPEN: root_file.open_file,
+            Code.CLOSE: root_file.close_file,
             Code.PING: _ping,
             Code.ENDSESS: self._end_session,
         }
@@ -120,8 +121,9 @@ class RootDoor:
 
     # What is told.
 
-    def touch(self, file: ReadFile) -> None:
+    def touch(self, file: ReadFile, began: float) -> None:
         """Bytes of a file were sent: told within :data:`TELL` seconds, with others of their kind."""
+        file.seconds += perf_counter() - began
         if file not in self._touched:
             if not self._touched:
                 asyncio.get_running_loop().call_later(TELL, self.tell)
@@ -136,14 +138,14 @@ class RootDoor:
             number = opened.reads.count + opened.readvs.count
             size = opened.reads.total + opened.readvs.total
             times, sent = number - file.told[0], size - file.told[1]
-            file.told = number, size
+            seconds, file.seconds, file.told = file.seconds, 0.0, (number, size)
             if self._count is not None:
-                self._count("root", target.endpoint.name, "GET", 200, 0.0, 0, sent, times)
+                self._count("root", target.endpoint.name, "GET", 200, seconds, 0, sent, times)
             if self.site.usage is not None:
                 self.site.usage.read(target.endpoint.name, target.identity, sent, times)
 
     def told(self, call: Call, error: DomaError | None, seconds: float) -> None:
-        """Count a request that was no read."""
+        """Count a request that was no read, or failed."""
         if self._count is not None:
             name = call.targets[-1].endpoint.name if call.targets else ""
             status = 200 if error is None else error.http
@@ -162,6 +164,9 @@ _NOT_OFFERED = frozenset({Code.GPFILE, Code.CHKPOINT, Code.WRITEV, Code.CLONE, C
 _METHODS: dict[int, str] = {
     Code.OPEN: "HEAD",
     Code.STAT: "HEAD",
+    Code.READ: "GET",
+    Code.READV: "GET",
+    Code.PGREAD: "GET",
     Code.DIRLIST: "PROPFIND",
     Code.WRITE: "PUT",
     Code.PGWRITE: "PUT",

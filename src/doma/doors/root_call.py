@@ -7,7 +7,7 @@ but the last of which go out as ``oksofar``. What it raises is answered as an er
 Source: §2-§9 of the project's root:// contract.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 from time import time
@@ -16,17 +16,22 @@ from urllib.parse import parse_qsl
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, bearer
-from doma.core.errors import BadRequest, Unauthenticated
+from doma.core.errors import BadRequest, DomaError, TooManyRequests, Unauthenticated
 from doma.core.paths import checked
 from doma.doors.endpoint import Endpoint, Site
 from doma.monitor.opens import Client, Observer
-from doma.net.xroot_errors import FILE_NOT_OPEN, NO_MEMORY, refusal
+from doma.net.xroot_errors import FILE_NOT_OPEN, NO_MEMORY, code_of, refusal
+from doma.net.xroot_frames import Status, with_text
 from doma.store.protocol import Buffer, Stat
 
 MOST_PATH = 16 << 10
 """Bytes of a path with its CGI."""
 MOST_FILES = 4096
 """Open files of one session."""
+MOST_SAID = 2000
+"""Characters of an error's text."""
+_OVER_HTTP = "send it as 'Authorization: Bearer ...'"
+_OVER_ROOT = "set BEARER_TOKEN_FILE and use roots://, or append ?authz=Bearer%20..."
 _HANDLE = Struct(">I")
 
 
@@ -198,3 +203,21 @@ def split(raw: bytes) -> tuple[str, dict[str, str], str]:
         part for part in words.replace("?", "&").split("&") if part.partition("=")[0] in _SECRET
     )
     return checked(text), public, secret
+
+
+def said(error: DomaError, targets: Sequence[Target]) -> tuple[int, bytes]:
+    """Status and body with which an error is answered.
+
+    Args:
+        error: Its path gets the name of its endpoint in front, as its client knows it.
+        targets: What the request was about.
+    """
+    text = error.message.replace(_OVER_HTTP, _OVER_ROOT)
+    for target in targets:
+        if text.startswith(f"{target.path}:"):
+            text = f"/{target.endpoint.name}{text}"
+            break
+    text = text.encode("utf-8", "replace").decode()[:MOST_SAID]
+    if isinstance(error, TooManyRequests):
+        return Status.WAIT, with_text(max(1, min(60, int(error.retry_after or 5))), text)
+    return Status.ERROR, with_text(code_of(error), text)

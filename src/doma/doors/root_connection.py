@@ -1,9 +1,8 @@
 """One connection of the root:// door: requests in, answers out, and what a client may make us hold.
 
-Requests are cut out of the receive buffer; a hot read is answered there and then
-(:func:`doma.doors.root_read.at_once`), everything else by a task of its own, so that a slow one delays no
-other. What a connection holds is bounded: :data:`CALLS` requests, two large writes, and a :class:`Window` of
-bytes read but not sent yet.
+Requests are cut out of the receive buffer. A hot read is answered there and then, everything else by a task
+of its own, so that a slow one delays no other. What a connection holds is bounded: :data:`CALLS` requests,
+two large writes, and a window of bytes that were read and not sent yet.
 
 Source: §1, §2, §11 of the project's root:// contract.
 """
@@ -11,18 +10,18 @@ Source: §1, §2, §11 of the project's root:// contract.
 import asyncio
 import logging
 import ssl
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
-from doma.core.errors import DomaError, ServiceUnavailable, TooManyRequests
+from doma.core.errors import DomaError, ServiceUnavailable
 from doma.doors import root_read
-from doma.doors.root_call import Call, Framed, Session
+from doma.doors.root_call import Call, Framed, Session, said
+from doma.doors.root_window import Window
 from doma.net.exchange import Address
 from doma.net.hub import Hub
-from doma.net.xroot_errors import BAD_REQUEST, FILE_NOT_OPEN, TOO_LONG, code_of, refusal
-from doma.net.xroot_frames import ANSWER, GREETING, HELLO, REQUEST, VERSION, Code, Status, with_text
+from doma.net.xroot_errors import BAD_REQUEST, FILE_NOT_OPEN, TOO_LONG, refusal
+from doma.net.xroot_frames import ANSWER, GREETING, HELLO, REQUEST, VERSION, Code, Status
 from doma.store.protocol import Buffer
 
 if TYPE_CHECKING:
@@ -44,6 +43,7 @@ WINDOW = 4 << 20
 UNSENT = 1 << 20
 """Bytes with the transport above which nothing more is given to it."""
 FEW = 3
+"""Buffers that are written over TLS without being joined: each is a record of its own there."""
 IDLE = 3600.0
 """Seconds after which a silent session is closed; clients keep theirs for 20 minutes."""
 LINGER = 2.0
@@ -52,46 +52,7 @@ HANDSHAKE = 10.0
 _SETTING_UP = frozenset({Code.PROTOCOL, Code.LOGIN, Code.AUTH, Code.BIND})
 _WRITES = frozenset({Code.WRITE, Code.PGWRITE})
 _BY_HANDLE = frozenset({Code.CLOSE, Code.READ, Code.SYNC, Code.READV, Code.PGREAD, *_WRITES})
-_OVER_HTTP = "send it as 'Authorization: Bearer ...'"
-_OVER_ROOT = "set BEARER_TOKEN_FILE and use roots://, or append ?authz=Bearer%20..."
 _WELCOME = HELLO.pack(0, 8, VERSION, 1, 0)[:16]
-
-
-class Window:
-    """So many bytes may be held at once; who wants more waits, in order."""
-
-    __slots__ = ("_free", "_limit", "_waiting")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = self._free = limit
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def take(self, size: int) -> None:
-        """Wait until ``size`` bytes, at most the whole window, may be held."""
-        size = min(size, self._limit)
-        if not self._waiting and size <= self._free:
-            self._free -= size
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give(size)
-            raise
-
-    def give(self, size: int) -> None:
-        """Say that they are gone."""
-        self._free += min(size, self._limit)
-        while self._waiting:
-            size, turn = self._waiting[0]
-            if not turn.done():
-                if size > self._free:
-                    return
-                self._free -= size
-                turn.set_result(None)
-            self._waiting.popleft()
 
 
 class RootConnection(asyncio.BufferedProtocol):
@@ -323,17 +284,16 @@ class RootConnection(asyncio.BufferedProtocol):
                     self.release()
         if error is not None:
             self.refuse(call.stream, error, call)
-        if call.code not in root_read.ANSWERS:
+        if error is not None or call.code not in root_read.ANSWERS:
             self.door.told(call, error, perf_counter() - began)
 
     async def _say(self, call: Call, made: "bytes | AsyncIterator[bytes]") -> None:
         """Send what a handler made."""
         if isinstance(made, Framed):
             self.write([made])
-        elif isinstance(made, bytes):
-            self.write([ANSWER.pack(call.stream, Status.OK, len(made)), made])
-        else:
-            last = b""
+            return
+        last = made if isinstance(made, bytes) else b""
+        if not isinstance(made, bytes):
             first = True
             async for part in made:
                 if not first:
@@ -343,14 +303,14 @@ class RootConnection(asyncio.BufferedProtocol):
                 if self.closing:
                     return
             await self.room()
-            self.write([ANSWER.pack(call.stream, Status.OK, len(last)), last])
+        self.write([ANSWER.pack(call.stream, Status.OK, len(last)), last])
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Hand buffers, which stay unchanged, to the transport."""
         if self.closing:
             return
         if self.tls and len(buffers) > FEW:
-            buffers = [b"".join(buffers)]  # over TLS each buffer is a record of its own
+            buffers = [b"".join(buffers)]
         self.transport.writelines(buffers)
 
     async def room(self) -> None:
@@ -364,16 +324,7 @@ class RootConnection(asyncio.BufferedProtocol):
 
     def refuse(self, stream: int, error: DomaError, call: Call | None = None) -> None:
         """Answer an error: what is wrong with what, and the remedy."""
-        for target in call.targets if call is not None else ():
-            if error.message.startswith(f"{target.path}:"):
-                error.message = f"/{target.endpoint.name}{error.message}"
-                break
-        if isinstance(error, TooManyRequests):
-            status, number = Status.WAIT, max(1, min(60, int(error.retry_after or 5)))
-        else:
-            status, number = Status.ERROR, code_of(error)
-        text = error.message.replace(_OVER_HTTP, _OVER_ROOT).encode("utf-8", "replace").decode()[:2000]
-        body = with_text(number, text)
+        status, body = said(error, call.targets if call is not None else ())
         self.write([ANSWER.pack(stream, status, len(body)) + body])
 
     def end(self, stream: int, error: DomaError) -> None:

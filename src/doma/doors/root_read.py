@@ -1,49 +1,32 @@
-"""Reading over root://: open, read, readv, pgread, close.
+"""Reading over root://: read, readv, pgread.
 
 What is hot, checked and allowed is answered inside the receive callback (:data:`AT_ONCE`); everything else
-in parts, each read when there is room for it. A file handle is one version of a file: what began on it ends
-on it or fails. A token is looked at again at every request.
+in parts, each read when there is room for it.
 
-Source: §6 and §7 of the project's root:// contract; cases F12 and C13 of the cache contract.
+Source: §6 and §7 of the project's root:// contract.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from math import inf
-from time import time
-from typing import TYPE_CHECKING, Any, cast
+from time import perf_counter
+from typing import TYPE_CHECKING, cast
 
-from doma.auth.model import Verb, bearer
-from doma.auth.verifier import Verifier
-from doma.cache.freshness import Control, control, patience
-from doma.core.errors import BadRequest, Conflict, DomaError, Unauthenticated
-from doma.doors import root_stat
-from doma.doors.root_call import Call, Session, Target
-from doma.monitor.opens import Opened
-from doma.net.xroot_errors import (
-    BAD_ARGUMENT,
-    IO_ERROR,
-    IS_DIRECTORY,
-    NO_MEMORY,
-    TOO_LONG,
-    refusal,
-)
+from doma.core.errors import BadRequest
+from doma.doors.root_call import Call, Session
+from doma.doors.root_file import ReadFile
+from doma.net.xroot_errors import BAD_ARGUMENT, IO_ERROR, NO_MEMORY, TOO_LONG, refusal
 from doma.net.xroot_frames import (
     ANSWER,
-    P_HANDLE,
-    P_OPEN,
     P_READ,
     P_READV,
     RETRY,
     SEGMENT,
     Code,
-    Open,
     Status,
     segments,
 )
 from doma.net.xroot_pages import FINAL, PAGE, PARTIAL, framed, page_lead, paged
-from doma.store.protocol import PIECE, Buffer, CanPeek, Reader
+from doma.store.protocol import Buffer
 
 if TYPE_CHECKING:
     from doma.doors.root_connection import RootConnection
@@ -57,172 +40,6 @@ MOST_ASKED = MOST_SEGMENTS * SEGMENT.size
 MOST_VECTOR = 2 << 30
 GROUP = 2 << 20
 """Bytes of a readv that are answered in one part, unless one element has more."""
-PATIENCE = 50.0
-"""Seconds that an origin may take: clients give up a stream on which nothing came for 60."""
-WRITING = Open.DELETE | Open.NEW | Open.UPDATE | Open.APPEND | Open.WRITE_ONLY
-
-
-class ReadFile:
-    """One version of one file, open for reading."""
-
-    __slots__ = ("_verifier", "epoch", "expires", "hot", "observer", "opened", "pages", "reader", "size",
-                 "stat", "stored", "target", "told", "view")  # fmt: skip
-
-    def __init__(self, target: Target, reader: Reader, session: Session, verifier: Verifier) -> None:
-        self.target, self.reader, self.stat = target, reader, reader.stat
-        self.size = reader.stat.size
-        self.observer = session.observer
-        self._verifier = verifier
-        self.expires = target.identity.expires if target.identity is not None else inf
-        self.epoch = verifier.epoch
-        self.opened = Opened(
-            session.client(target.identity), target.shown, self.size, writing=False, since=time(),
-            cached=getattr(reader, "cached", None),
-        )  # fmt: skip
-        self.told = (0, 0)
-        """Reads and bytes that the door has been told of."""
-        self.stored: Callable[[int, int, Buffer], Buffer] | None = getattr(reader, "interleaved", None)
-        """Gives bytes that were read with their stored checksums."""
-        self.hot: Any = None
-        self.view: Callable[[int, int], memoryview | None] = _nothing
-        self.pages: Callable[[int, int], memoryview | None] = _nothing
-        self.warm()
-
-    def warm(self) -> None:
-        """Look whether the store has this version at hand."""
-        store = self.target.endpoint.store
-        hot = store.peek(self.target.path) if isinstance(store, CanPeek) else None
-        if hot is not None and hot.stat.version == self.stat.version:
-            self.hot, self.view = hot, hot.view
-            self.pages = getattr(hot, "interleaved", _nothing)
-            if hasattr(hot, "cached"):
-                hot.cached = self.opened.cached
-
-    def views(self, spans: list[tuple[int, int]]) -> list[memoryview] | None:
-        """Several ranges, if all are at hand."""
-        many = getattr(self.hot, "views", None)
-        if many is not None:
-            return cast("list[memoryview] | None", many(spans))
-        found: list[memoryview] = []
-        for start, stop in spans:
-            view = self.view(start, stop)
-            if view is None:
-                return None
-            found.append(view)
-        return found
-
-    def good(self) -> bool:
-        """Whether the token with which it was opened still counts, as far as can be said at once."""
-        return time() < self.expires and self.epoch == self._verifier.epoch
-
-    async def permit(self) -> None:
-        """Raise Unauthenticated or InvalidToken if it no longer counts."""
-        identity = self.target.identity
-        if time() >= self.expires:
-            raise Unauthenticated(
-                f"{self.target.shown}: the token of {identity} has expired; open the file with a new one"
-            )
-        if self.epoch != self._verifier.epoch and identity is not None:
-            await self._verifier.verify(self.target.token, macaroons=True)
-        self.epoch = self._verifier.epoch
-        bearer.set(self.target.token if identity is not None and not identity.only else None)
-
-    async def read(self, start: int, stop: int) -> Buffer:
-        """The bytes ``[start, stop)``, which the file has."""
-        if stop - start <= PIECE:
-            view = self.view(start, stop)
-            return await self.reader.read(start, stop) if view is None else view
-        whole = bytearray(stop - start)
-        for at in range(start, stop, PIECE):
-            end = min(at + PIECE, stop)
-            whole[at - start : end - start] = await self.read(at, end)
-        return whole
-
-    async def read_pages(self, start: int, stop: int) -> list[Buffer]:
-        """The same, at most :data:`PART` of them, each page behind its checksum: the stored one, if any."""
-        ready = self.pages(start, stop)
-        if ready is not None:
-            return [ready]
-        data = await self.read(start, stop)
-        return paged(start, data) if self.stored is None else [self.stored(start, stop, data)]
-
-    def doubt(self, start: int, stop: int) -> None:
-        """The client got damaged pages: compare them with their checksums again before they are sent."""
-        doubt = getattr(self.reader, "doubt", None)
-        if doubt is not None:
-            doubt(start, stop)
-
-    def first(self) -> None:
-        """Note when the first bytes went out."""
-        if not self.opened.first_byte:
-            self.opened.first_byte = max(1e-6, time() - self.opened.since)
-
-    async def close(self) -> None:
-        await self._end(forced=False)
-
-    async def drop(self) -> None:
-        with suppress(DomaError):
-            await self._end(forced=True)
-
-    async def _end(self, *, forced: bool) -> None:
-        opened = self.opened
-        if not opened.outcome:
-            whole = opened.reads.total + opened.readvs.total >= self.size
-            opened.outcome = "complete" if whole else "partial"
-        self.hot, self.view, self.pages = None, _nothing, _nothing
-        if self.observer is not None:
-            self.observer.closed(opened, forced=forced)
-        await self.reader.close()
-
-
-def _nothing(start: int, stop: int) -> memoryview | None:
-    return None
-
-
-# Open and close.
-
-
-async def open_file(call: Call) -> bytes:
-    """Answer an open: for writing in :mod:`doma.doors.root_write`."""
-    _, asked, _ = P_OPEN.unpack(call.body)
-    options = Open(asked)
-    if options & WRITING:
-        from doma.doors import root_write
-
-        return await root_write.open(call)
-    target = await call.target()
-    target.endpoint.gate.decide(target.identity, Verb.READ, target.path)
-    patience.set(PATIENCE)
-    if options & Open.REFRESH:
-        control.set(Control.REFRESH)
-    try:
-        reader = await target.endpoint.store.open(target.path)
-    except Conflict as e:
-        if (await target.endpoint.store.stat(target.path)).is_dir:
-            raise refusal(IS_DIRECTORY, f"{target.path}: is a directory; list it instead") from e
-        raise
-    control.set(Control.NORMAL)
-    file = ReadFile(target, reader, call.session, call.site.verifier)
-    try:
-        handle = call.session.put(file)
-    except DomaError:
-        await reader.close()
-        raise
-    if call.session.observer is not None:
-        call.session.observer.opened(file.opened)
-    if not options & Open.RETSTAT:
-        return handle
-    return handle + bytes(8) + (await root_stat.line_of(target, reader.stat)).encode() + b"\0"
-
-
-async def close_file(call: Call) -> bytes:
-    """Answer a close; the handle is gone even if it fails."""
-    (handle,) = P_HANDLE.unpack(call.body)
-    file = call.file(handle)
-    del call.session.files[handle]
-    await file.close()
-    return b""
-
 
 # At once, inside the receive callback. False: the slow side answers, and knows all cases.
 
@@ -230,6 +47,7 @@ async def close_file(call: Call) -> bytes:
 def _read_now(
     connection: "RootConnection", session: Session, stream: int, body: bytes, data: memoryview
 ) -> bool:
+    began = perf_counter()
     handle, start, length = P_READ.unpack(body)
     file = session.files.get(handle)
     if type(file) is not ReadFile or not file.good() or start < 0:
@@ -245,13 +63,14 @@ def _read_now(
         return False
     out.write((ANSWER.pack(stream, 0, stop - start), view))
     file.opened.reads.add(stop - start)
-    connection.door.touch(file)
+    connection.door.touch(file, began)
     return True
 
 
 def _pages_now(
     connection: "RootConnection", session: Session, stream: int, body: bytes, data: memoryview
 ) -> bool:
+    began = perf_counter()
     handle, start, length = P_READ.unpack(body)
     file = session.files.get(handle)
     if type(file) is not ReadFile or not file.good() or start < 0 or length > PART:
@@ -272,7 +91,7 @@ def _pages_now(
         parts = paged(start, view)
     out.write((page_lead(stream, Code.PGREAD, FINAL, start, framed(start, stop - start)), *parts))
     file.opened.reads.add(stop - start)
-    connection.door.touch(file)
+    connection.door.touch(file, began)
     return True
 
 
@@ -280,6 +99,7 @@ def _readv_now(
     connection: "RootConnection", session: Session, stream: int, body: bytes, data: memoryview
 ) -> bool:
     """Of one file, as nearly all are."""
+    began = perf_counter()
     out = connection if not body[15] else session.streams.get(body[15])
     if out is None or out.blocked or len(data) % SEGMENT.size or not 0 < len(data) <= MOST_ASKED:
         return False
@@ -304,7 +124,7 @@ def _readv_now(
     out.write(parts)
     file.opened.segments.extend([length for _, length, _ in asked])
     file.opened.readvs.add(total)
-    connection.door.touch(file)
+    connection.door.touch(file, began)
     return True
 
 
@@ -327,6 +147,7 @@ async def _pgread(connection: "RootConnection", call: Call) -> None:
 
 
 async def _in_parts(connection: "RootConnection", call: Call, *, pages: bool) -> None:
+    began = perf_counter()
     handle, start, length = P_READ.unpack(call.body)
     file = _readable(call, handle)
     await file.permit()
@@ -344,12 +165,12 @@ async def _in_parts(connection: "RootConnection", call: Call, *, pages: bool) ->
         await _part(out, call, file, start, stop, last=True, pages=pages)
     else:
         async with out.turn:
-            while start < stop:
+            while start < stop and not out.closing:
                 end = min((start // PAGE) * PAGE + PART, stop)
                 await out.room()
                 await _part(out, call, file, start, end, last=end == stop, pages=pages)
                 start = end
-    connection.door.touch(file)
+    connection.door.touch(file, began)
 
 
 async def _part(
@@ -373,6 +194,7 @@ def _head(call: Call, start: int, stop: int, *, last: bool, pages: bool) -> byte
 
 
 async def _readv(connection: "RootConnection", call: Call) -> None:
+    began = perf_counter()
     (path_id,) = P_READV.unpack(call.body)
     out = _stream(connection, call.session, path_id)
     if len(call.data) > MOST_ASKED:
@@ -390,10 +212,9 @@ async def _readv(connection: "RootConnection", call: Call) -> None:
             raise refusal(IO_ERROR, f"{file.target.path}: readv past EOF, which is at {file.size}")
     for handle in {handle for handle, _, _ in asked}:
         await _readable(call, handle).permit()
-    _count_vector(connection, call.session, asked)
     async with out.turn:
         at = 0
-        while at < len(asked):
+        while at < len(asked) and not out.closing:
             end, size = at + 1, asked[at][1]
             while end < len(asked) and size + asked[end][1] <= GROUP:
                 size += asked[end][1]
@@ -401,6 +222,7 @@ async def _readv(connection: "RootConnection", call: Call) -> None:
             await out.room()
             await _group(out, call, asked[at:end], size, last=end == len(asked))
             at = end
+    _count_vector(connection, call.session, asked, began)
 
 
 async def _group(
@@ -444,13 +266,16 @@ def _stream(connection: "RootConnection", session: Session, path_id: int) -> "Ro
     return cast("RootConnection", found)
 
 
-def _count_vector(connection: "RootConnection", session: Session, asked: Any) -> None:
+def _count_vector(
+    connection: "RootConnection", session: Session, asked: list[tuple[bytes, int, int]], began: float
+) -> None:
     """Count a readv: for each file its elements and their bytes."""
-    totals: dict[bytes, int] = {}
+    lengths: dict[bytes, list[int]] = {}
     for handle, length, _ in asked:
-        cast("ReadFile", session.files[handle]).opened.segments.add(length)
-        totals[handle] = totals.get(handle, 0) + length
-    for handle, total in totals.items():
-        file = cast("ReadFile", session.files[handle])
-        file.opened.readvs.add(total)
-        connection.door.touch(file)
+        lengths.setdefault(handle, []).append(length)
+    for handle, sizes in lengths.items():
+        file = session.files.get(handle)
+        if isinstance(file, ReadFile):
+            file.opened.segments.extend(sizes)
+            file.opened.readvs.add(sum(sizes))
+            connection.door.touch(file, began)

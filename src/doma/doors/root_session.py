@@ -66,10 +66,11 @@ async def _protocol(connection: RootConnection, stream: int, body: bytes) -> Non
     flags, go = door.flags, False
     if door.tls is not None:
         flags |= Server.HAVE_TLS
+        wanted = Ask.WANT_TLS
         if _must_be_secure(connection):
             flags |= Server.TLS_LOGIN
-            go = bool(asked & (Ask.ABLE_TLS | Ask.WANT_TLS)) and not connection.tls
-        go = go or (bool(asked & Ask.WANT_TLS) and not connection.tls)
+            wanted |= Ask.ABLE_TLS
+        go = bool(asked & wanted) and not connection.tls and connection.session is None
     connection.answer(stream, PROTOCOL_ANSWER.pack(VERSION, flags | (Server.GOTO_TLS if go else 0)))
     if go and door.tls is not None:
         await connection.to_tls(door.tls)
