@@ -1,6 +1,6 @@
 """Fuzz of the root:// door: whatever bytes a client sends, answers are whole frames and nothing breaks.
 
-    python tests/fuzz/root_door.py tests/fuzz/root_door -max_total_time=3600     # needs the package atheris
+    python tests/fuzz/run.py tests/fuzz/root_door -max_total_time=3600      # needs the package atheris
 
 The corpus beside it is replayed by the default suite (``tests/unit/test_root_corpus.py``). An input is what a
 client says after it has logged in, over a site of two small files, one endpoint writable and one not.
@@ -8,11 +8,6 @@ client says after it has logged in, over a site of two small files, one endpoint
 
 import asyncio
 import logging
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from doma.auth.gate import Gate
 from doma.auth.model import Verb
@@ -119,7 +114,7 @@ async def _serve(data: bytes) -> None:
         await _feed(connection, wire, part)
     kept = dict(connection.session.files) if connection.session is not None else {}
     assert len(kept) <= 4096
-    _frames(bytes(wire.said), HELLO + LOGIN + data)
+    _frames(bytes(wire.said), HELLO + LOGIN + data.replace(PAUSE, b""))
     connection.connection_lost(None)
     for _ in range(TURNS):
         if not hub.tasks:
@@ -219,21 +214,3 @@ def seeds() -> dict[str, bytes]:
         + frames.request(4, Code.ENDSESS, data=bytes(16)),
         "lies": b"\0\3" + Code.STAT.to_bytes(2, "big") + bytes(16) + b"\x7f\xff\xff\xff" + b"/rw",
     }  # fmt: skip
-
-
-def main() -> None:
-    """Write the seeds that are missing, then fuzz until told to stop."""
-    import atheris  # type: ignore[import-untyped] # only for this
-
-    folder = Path(sys.argv[1])
-    folder.mkdir(exist_ok=True)
-    for name, data in seeds().items():
-        (folder / name.replace(" ", "-")).write_bytes(data)
-    atheris.instrument_all()
-    one: Callable[[bytes], None] = check
-    atheris.Setup(sys.argv, one)
-    atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()
