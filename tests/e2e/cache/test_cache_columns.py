@@ -72,6 +72,14 @@ class Server:
             time.sleep(0.01)
         return decode(kept[0].read_bytes(), size)
 
+    def foreseen(self, cluster):
+        """Wait until the wanted columns of a cluster are here; the test's own timeout ends what never is."""
+        layout, cache = self.layout(self.size), self.caches["keen"]
+        pages = cache.catalogue.get(cache.place("/wide.root").key).fetcher.pages
+        wanted = chosen(layout.names, WANTED, "Events", "/wide.root")
+        while cluster > 2 and not all(pages.present(a, b) for a, b in layout.ranges(wanted, [cluster])):
+            time.sleep(0.005)
+
     def __enter__(self):
         self._thread.start()
         assert self._ready.wait(20)
@@ -123,17 +131,17 @@ def server(tmp_path_factory):
 
 
 def analyse(server, name):
-    """Sum five columns cluster by cluster; a pause after the second: it takes a second to learn a layout."""
+    """Sum five columns cluster by cluster, slowly enough for the next one to come unasked."""
     total = np.zeros(len(WANTED))
     with uproot.open(f"{server.base}/{name}/wide.root", headers=server.headers()) as file:
         tree = file["Events"]
         for cluster in range(CLUSTERS):
-            if cluster == 2 and name == "keen":
-                server.layout(server.size)
             part = tree.arrays(
                 WANTED, entry_start=cluster * ROWS, entry_stop=(cluster + 1) * ROWS, library="np"
             )
             total += [part[column].sum() for column in WANTED]
+            if name == "keen" and cluster:
+                server.foreseen(cluster + 1)
     return total
 
 
@@ -150,7 +158,7 @@ def test_five_columns_of_many_cost_the_origin_little_more_than_their_bytes(serve
         stray = [(a, b) for a, b in asked if not any(a < stop and start < b for start, stop in columns)]
         assert all(any(a < stop and start < b for start, stop in layout.metadata) for a, b in stray)
     keen, plain = (server.caches[name].stats().bytes for name in ("keen", "plain"))
-    assert keen["prefetched"] >= 0.5 * wanted
+    assert keen["prefetched"] >= 0.6 * wanted
     assert keen["prefetched"] >= 0.8 * keen["prefetch"]
     assert (plain["prefetch"], plain["prefetched"]) == (0, 0)
     # Each byte once, asked for or not: foresight changes when, not what.
