@@ -173,6 +173,8 @@ class RangeClient:
         stop: int,
         into: memoryview,
         headers: Mapping[str, str] | None = None,
+        *,
+        follow: bool = True,
     ) -> Response:
         """Read exactly the bytes ``[start, stop)`` of a file into a buffer of that size.
 
@@ -193,15 +195,13 @@ class RangeClient:
                     raise OriginFailed(f"{at}: asked for bytes {start}-{stop - 1}, Content-Range is {got!r}")
             if head.status in {200, 206}:
                 if head.length not in {None, stop - start}:
-                    raise OriginFailed(
-                        f"{at}: asked for {stop - start} bytes from {start}, got {head.length} with status"
-                        f" {head.status}; the server must support ranges"
-                    )
+                    got = f"{head.length} with status {head.status}"
+                    raise OriginFailed(f"{at}: asked for {stop - start} bytes from {start}, got {got}")
                 return sink
             return None
 
         fields = {**(headers or {}), "Range": f"bytes={start}-{stop - 1}"}
-        response = await self.request("GET", url, fields, on_head=judge)
+        response = await self.request("GET", url, fields, on_head=judge, follow=follow)
         if response.status in {200, 206}:
             await response.finished()
             if (got := sink.got) != stop - start:

@@ -67,7 +67,7 @@ class S3Reader:
             return b""
         into = memoryview(bytearray(stop - start))
         url, headers = self._wire.signed("GET", stat.path[1:], (), {"if-match": f'"{stat.version}"'}, EMPTY)
-        answer = await self._wire.client.read_range(url, start, stop, into, headers)
+        answer = await self._wire.client.read_range(url, start, stop, into, headers, follow=False)
         if answer.status not in {200, 206}:
             error = await self._wire.refused(answer, stat.path)
             if isinstance(error, PreconditionFailed | RangeNotSatisfiable | NotFound):

@@ -7,6 +7,7 @@ Source: Amazon S3 API Reference: HeadObject, ListObjectsV2, CopyObject, Put- and
 """
 
 import base64
+import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -15,12 +16,15 @@ from urllib.parse import quote, unquote_plus
 from xml.etree.ElementTree import Element
 
 from doma.core.checksum import ALGORITHMS
-from doma.core.errors import DomaError, NotFound, Unsupported
+from doma.core.errors import DomaError, NotFound, OriginFailed, Unsupported
 from doma.core.paths import RESERVED, checked
 from doma.store.http_status import modified_of
 from doma.store.protocol import Stat
 from doma.store.s3_upload import SUMS, written
-from doma.store.s3_wire import PAGE, Wire, children, document, text_of
+from doma.store.s3_wire import PAGE, Wire, children, document, stated, text_of
+
+_HEX = re.compile(r"[0-9a-f]+")
+_SIZE = re.compile(r"[0-9]{1,18}")
 
 REMEMBERED = 4096
 """Versions whose checksums are remembered."""
@@ -48,12 +52,16 @@ class Bucket:
                 return None
             if answer.status != 200:
                 raise await self.wire.refused(answer, path)
-            version, size = answer.get("etag").strip('"'), answer.head.length or 0
+            version, size = answer.get("etag").strip('"'), answer.head.length
+            if not version or size is None:
+                raise OriginFailed(
+                    f"{path}: the S3 service tells not its length and ETag; neither can be guessed"
+                )
             sums = _read(answer.get(SUMS))
             crc, kind = answer.get("x-amz-checksum-crc32c"), answer.get("x-amz-checksum-type")
             # Of parts there may be a checksum of checksums: then the service must say that it is none.
             if crc and (kind == "FULL_OBJECT" or (not kind and "-" not in version)):
-                sums["crc32c"] = base64.b64decode(crc).hex()
+                sums |= _crc32c(crc)
             tags, modified = answer.get("x-amz-tagging-count", "0"), modified_of(answer.get("last-modified"))
         if tags != "0" and (path, version) not in self._sums:
             self._remember((path, version), await self._tagged(path, version))
@@ -81,7 +89,8 @@ class Bucket:
                 key = unquote_plus(text_of(item, "Prefix"))[len(prefix) :]
                 found.append((key, Stat("/" + key[:-1], 0, "dir", 0.0, is_dir=True)))
             for key, stat in sorted(found, key=lambda pair: pair[0]):
-                if key != folder and _sayable(stat.path):
+                name = stat.path.removeprefix("/" + folder)
+                if key.startswith(folder) and key != folder and "/" not in name and _sayable(stat.path):
                     yield key, stat
 
     async def copy(self, source: Stat, target: str, *, fresh: bool = False) -> None:
@@ -107,7 +116,7 @@ class Bucket:
                 if not condition:
                     raise
                 _, data = await self.wire.told("PUT", key, (), headers, path=target)
-        version = text_of(document(data), "ETag").strip('"')
+        version = stated(data, "ETag")
         known = self._sums.get((source.path, source.version)) or dict(source.checksums)
         if known and version != source.version:
             await self.keep(target, version, known)
@@ -119,14 +128,14 @@ class Bucket:
     ) -> bytes:
         """Copy what is too large for one request; the answer to its completion."""
         _, data = await self.wire.told("POST", key, [("uploads", "")])
-        upload = ("uploadId", text_of(document(data), "UploadId"))
+        upload = ("uploadId", stated(data, "UploadId"))
         try:
             parts = ""
             for number, start in enumerate(range(0, size, COPY_PART), 1):
                 span = {"x-amz-copy-source-range": f"bytes={start}-{min(size, start + COPY_PART) - 1}"}
                 query = [("partNumber", str(number)), upload]
                 _, data = await self.wire.told("PUT", key, query, headers | span)
-                tag = text_of(document(data), "ETag")
+                tag = stated(data, "ETag")
                 parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>"
             body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
             return (await self.wire.told("POST", key, [upload], condition, body))[1]
@@ -175,17 +184,22 @@ class Bucket:
                     key = unquote_plus(text_of(item, "Key"))[len(prefix) :]
                     await self.wire.told("DELETE", key, [("uploadId", text_of(item, "UploadId"))])
                     ended += 1
-            if text_of(page, "IsTruncated") != "true":
+            before, marks = (
+                marks,
+                [
+                    ("key-marker", unquote_plus(text_of(page, "NextKeyMarker"))),
+                    ("upload-id-marker", text_of(page, "NextUploadIdMarker")),
+                ],
+            )
+            if text_of(page, "IsTruncated") != "true" or marks == before:
                 return ended
-            marks = [
-                ("key-marker", unquote_plus(text_of(page, "NextKeyMarker"))),
-                ("upload-id-marker", text_of(page, "NextUploadIdMarker")),
-            ]
 
 
 def _listed(key: str, item: Element) -> Stat:
-    modified = _instant(text_of(item, "LastModified"))
-    return Stat("/" + key, int(text_of(item, "Size") or 0), text_of(item, "ETag").strip('"'), modified)
+    size, modified = text_of(item, "Size") or "0", _instant(text_of(item, "LastModified"))
+    if not _SIZE.fullmatch(size):
+        raise OriginFailed(f"/{key}: the S3 service states a size that is no number")
+    return Stat("/" + key, int(size), text_of(item, "ETag").strip('"'), modified)
 
 
 def _sayable(path: str) -> bool:
@@ -198,7 +212,19 @@ def _sayable(path: str) -> bool:
 
 def _read(text: str) -> dict[str, str]:
     pairs = (one.partition("=") for one in text.split("+"))
-    return {name: value for name, _, value in pairs if len(value) == 2 * ALGORITHMS.get(name, -1)}
+    return {
+        name: value
+        for name, _, value in pairs
+        if _HEX.fullmatch(value) and len(value) == 2 * ALGORITHMS.get(name, -1)
+    }
+
+
+def _crc32c(text: str) -> dict[str, str]:
+    """The checksum as S3 writes it; nothing if it is none."""
+    try:
+        return _read("crc32c=" + base64.b64decode(text, validate=True).hex())
+    except ValueError:
+        return {}
 
 
 def _instant(text: str) -> float:

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import crc32c
 
-from doma.core.errors import Conflict, DomaError
+from doma.core.errors import Conflict, DomaError, OriginFailed
 from doma.store.protocol import Buffer, Stat
-from doma.store.s3_wire import Wire, document, text_of
+from doma.store.s3_wire import Wire, stated
 from doma.store.writing import Tally
 
 PART = 8 << 20
@@ -59,10 +59,14 @@ class S3Upload:
             await asyncio.to_thread(self.tally.add, data)
         else:
             self.tally.add(data)
-        while len(self._buffer) >= (size := self._part_size()):
-            part = bytes(memoryview(self._buffer)[:size])
-            del self._buffer[:size]
-            await self._send(part)
+        try:
+            while len(self._buffer) >= (size := self._part_size()):
+                part = bytes(memoryview(self._buffer)[:size])
+                del self._buffer[:size]
+                await self._send(part)
+        except BaseException:
+            await self.abort()  # A part is missing: nobody may publish the rest.
+            raise
 
     async def commit(self) -> Stat:
         if not self._open:
@@ -110,7 +114,7 @@ class S3Upload:
         if not self._upload:
             headers = {"x-amz-checksum-algorithm": "CRC32C", "content-type": "application/octet-stream"}
             _, data = await self._wire.told("POST", self._key, [("uploads", "")], headers)
-            self._upload = text_of(document(data), "UploadId")
+            self._upload = stated(data, "UploadId")
         await self._arrived()
         self._sending = asyncio.create_task(self._part(part, len(self._sent) + 1))
 
@@ -133,7 +137,9 @@ class S3Upload:
             **self._conditions,
         }
         answer, _ = await self._wire.told("PUT", self._key, (), headers, data, self.tally.path)
-        return answer.get("etag").strip('"')
+        if not (version := answer.get("etag").strip('"')):
+            raise OriginFailed(f"{self.tally.path}: the S3 service told no ETag of what it took; look again")
+        return version
 
     async def _complete(self) -> str:
         parts = "".join(
@@ -144,7 +150,7 @@ class S3Upload:
         query = [("uploadId", self._upload)]
         headers = {"content-type": "application/xml", **self._conditions}
         _, data = await self._wire.told("POST", self._key, query, headers, body, self.tally.path)
-        return text_of(document(data), "ETag").strip('"')
+        return stated(data, "ETag")
 
 
 def written(sums: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import md5, sha256
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape
 
@@ -43,8 +43,8 @@ from doma.store.s3_signature import (
     signed,
 )
 
-LARGEST = 16 << 20
-"""Bytes of a document that is read."""
+LARGEST = 8 << 20
+"""Bytes of a document that is read: a page of the longest keys has some 4 MiB."""
 PAGE = 1000
 """Keys of one listing or one deletion."""
 
@@ -209,25 +209,36 @@ class Wire:
         except DomaError:
             data = b""
         if answer.status in {301, 307, 308}:
-            region = answer.get("x-amz-bucket-region", "another one")
+            region = answer.get("x-amz-bucket-region", "another one")[:40]
             return OriginFailed(f"{path}: {self.address} lies in region {region}; correct its address")
         # HEAD has no body: some services, ours too, name the code in a header
         code = answer.get("x-amz-error-code") or answer.get("x-minio-error-code")
         return self._error(data, answer.status, path, code)
 
     async def pages(self, query: Pairs) -> AsyncIterator[Element]:
-        """The documents of a ListObjectsV2."""
-        token = ""
+        """The documents of a ListObjectsV2.
+
+        Raises:
+            OriginFailed: they do not get on: what was listed comes again.
+        """
+        token, last = "", ""
         while True:
             more = [("continuation-token", token)] if token else []
             _, data = await self.told(
                 "GET", None, [("list-type", "2"), ("encoding-type", "url"), *query, *more]
             )
             page = document(data)
+            keys = [unquote_plus(text_of(one, "Key")) for one in children(page, "Contents")]
+            keys += [unquote_plus(text_of(one, "Prefix")) for one in children(page, "CommonPrefixes")]
+            if keys and max(keys) <= last:
+                raise OriginFailed(f"{self.address}: the service lists the same again and again")
+            last = max(keys, default=last)
             yield page
-            token = text_of(page, "NextContinuationToken")
-            if text_of(page, "IsTruncated") != "true" or not token:
+            before, token = token, text_of(page, "NextContinuationToken")
+            if text_of(page, "IsTruncated") != "true":
                 return
+            if token in {"", before}:
+                raise OriginFailed(f"{self.address}: the service lists a part and does not go on")
 
     async def remove(self, keys: Sequence[str]) -> None:
         """Delete up to a thousand keys at once.
@@ -265,6 +276,14 @@ def document(data: bytes) -> Element:
         raise OriginFailed("the S3 service answered something that is no XML") from e
     assert isinstance(root, Element)
     return root
+
+
+def stated(data: bytes, name: str) -> str:
+    """What an answer must say. Raises OriginFailed when it does not."""
+    said = text_of(document(data), name).strip('"')
+    if not said:
+        raise OriginFailed(f"the S3 service told no {name} where one is due; nothing is known to be written")
+    return said
 
 
 def children(parent: Element, name: str) -> list[Element]:
