@@ -9,6 +9,7 @@ import pytest
 from doma.auth.model import bearer
 from doma.cache.freshness import patience
 from doma.cache.origins import Origins
+from doma.cache.pages import PageFile
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
 from doma.core.errors import StorageUnavailable, TimedOut, TooManyRequests
@@ -180,11 +181,11 @@ async def test_o5_a_client_hears_that_it_took_too_long_before_it_gives_up(scene)
             await reader.read(0, 1000)
         await settle()
         assert good.running == 0  # nobody waits for it any more
-        good.gate.set()
-        assert bytes(await reader.read(0, 1000)) == blob(MIB)[:1000]
         await reader.close()
     finally:
         patience.reset(held)
+    good.gate.set()
+    assert await get(cache, "/f") == blob(MIB)
 
 
 async def test_o5_the_patience_of_one_is_not_that_of_another(scene):
@@ -358,3 +359,25 @@ async def test_a_hot_object_that_serves_many_answers_counts_each_of_them(scene):
     for _ in range(3):
         hot.view(0, 1000)
     assert cache.stats().bytes["hit"] - before == 4000
+
+
+async def test_o13_a_disk_that_is_slower_than_the_origin_delays_nobody_and_gets_it_all_in_the_end(
+    scene, monkeypatch
+):
+    good, _, make = scene
+    data = blob(3 * MIB)
+    await put(good, "/f", data)
+    cache, disk, save = make(), asyncio.Event(), PageFile.save
+
+    async def slow(self, first, buffer):
+        await disk.wait()
+        await save(self, first, buffer)
+
+    monkeypatch.setattr(PageFile, "save", slow)
+    assert await get(cache, "/f") == data
+    assert cache.stats().bytes["stored"] == 0
+    assert cache.stats().fetching == len(data)  # bounded by the memory budget until it is written
+    disk.set()
+    await until(lambda: cache.stats().bytes["stored"] == len(data))
+    assert await get(cache, "/f") == data
+    assert cache.stats().bytes["origin"] == len(data)

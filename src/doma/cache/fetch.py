@@ -30,6 +30,8 @@ from doma.store.protocol import Buffer
 
 log = logging.getLogger(__name__)
 
+DISK = 0.1
+"""Seconds that readers wait for the cache disk at least, even where the origin was faster (O13)."""
 JOIN = 0.002
 """Seconds that a miss waits for neighbours while other fetches of the object are under way."""
 
@@ -118,9 +120,9 @@ class Fetcher:
             flight.wanted += 1
             self._context.lanes.hurry(flight.turn)
         try:
-            return [await asyncio.shield(flight.task) for flight in flights]
+            return [await asyncio.shield(flight.data) for flight in flights]
         except asyncio.CancelledError:
-            if any(flight.task.cancelled() for flight in flights) and not _cancelled():
+            if any(flight.data.cancelled() for flight in flights) and not _cancelled():
                 raise ServiceUnavailable(f"{self.place.shown}: the cache is closing; try again") from None
             raise
         finally:
@@ -204,10 +206,10 @@ class Fetcher:
         """Stop everything under way."""
         if self._prefetcher is not None:
             await self._prefetcher.close()
-        tasks = [flight.task for flight in self._flights]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for flight in self._flights:
+            if not flight.landing:
+                flight.task.cancel()
+        await asyncio.gather(*(flight.task for flight in self._flights), return_exceptions=True)
 
     @staticmethod
     def _settle(flight: Flight) -> None:
@@ -255,7 +257,8 @@ class Fetcher:
         flight.task = asyncio.create_task(self._fly(flight))
         self._flights.append(flight)
 
-        def landed(task: asyncio.Task[Buffer]) -> None:
+        def landed(task: asyncio.Task[None]) -> None:
+            flight.ended(task)
             if flight in self._flights:
                 self._flights.remove(flight)
             heard(task)
@@ -264,10 +267,11 @@ class Fetcher:
         flight.task.add_done_callback(landed)
         return flight
 
-    async def _fly(self, flight: Flight) -> Buffer:
+    async def _fly(self, flight: Flight) -> None:
         counters = self._context.counters
         start, stop = flight.run[0] * PAGE, min(flight.run[1] * PAGE, self.record.size)
         ahead, cached = flight.unasked(), account.get()
+        loop, began = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         data = await self._read(start, stop, flight.turn)
         flight.landing = True
         unasked = min(sum(last - first for first, last in ahead) * PAGE, stop - start)
@@ -276,19 +280,22 @@ class Fetcher:
             cached.prefetch += unasked
         for run in ahead:
             self.pages.mark_ahead(run)
-        if not self.broken and await self._context.room(len(data)):
+        flight.kept = not self.broken and await self._context.room(len(data))
+        if flight.kept:
+            late = loop.call_later(max(DISK, loop.time() - began), flight.give, data)
             try:
                 await self.pages.save(flight.run[0], data)
                 counters.stored += len(data)
                 if cached is not None:
                     cached.stored += len(data)
-                flight.kept = True
             except OSError as e:
+                flight.kept = False
                 counters.disk_errors += 1
                 log.warning("%s: the cache disk refused %d bytes: %s", self.place.shown, len(data), e)
             finally:
+                late.cancel()
                 self._context.landed(self, len(data))
-        return data
+        flight.give(data)
 
     async def _read(self, start: int, stop: int, turn: Turn) -> Buffer:
         if self.broken:

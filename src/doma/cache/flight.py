@@ -48,9 +48,9 @@ class Budget:
 
 
 class Flight:
-    """Pages on their way; ``task`` gives their bytes."""
+    """Pages on their way; ``task`` ends when they are on disk."""
 
-    __slots__ = ("by", "claims", "give_back", "kept", "landing", "run", "task", "turn", "wanted")
+    __slots__ = ("by", "claims", "data", "give_back", "kept", "landing", "run", "task", "turn", "wanted")
 
     def __init__(self, run: Run, by: str, asked: Iterable[Run], *, urgent: bool) -> None:
         self.run = run
@@ -61,9 +61,11 @@ class Flight:
         """Whether its bytes are on disk now."""
         self.landing = False
         """The bytes are here and only have to be written: no use in stopping any more."""
+        self.data: asyncio.Future[Buffer] = asyncio.get_running_loop().create_future()
+        """Its bytes: once they are on disk, or the disk takes longer than the origin took."""
         self.give_back: Callable[[], None] | None = None
         """Returns its memory."""
-        self.task: asyncio.Task[Buffer]
+        self.task: asyncio.Task[None]
         # A page that somebody asked for is claimed as a miss once; all later readers of it had a hit.
         self.claims = bytearray(b"\1" * (run[1] - run[0]))
         for first, last in asked:
@@ -74,9 +76,29 @@ class Flight:
     def view(self, start: int, stop: int) -> memoryview | None:
         """The bytes ``[start, stop)`` if they have come and lie all in here."""
         base = self.run[0] * PAGE
-        if start < base or stop > self.run[1] * PAGE or not self.task.done() or self.task.cancelled():
+        if start < base or stop > self.run[1] * PAGE or not self.given:
             return None
-        return None if self.task.exception() else memoryview(self.task.result())[start - base : stop - base]
+        return memoryview(self.data.result())[start - base : stop - base]
+
+    @property
+    def given(self) -> bool:
+        """Whether its bytes can be had."""
+        return self.data.done() and not self.data.cancelled() and self.data.exception() is None
+
+    def give(self, data: Buffer) -> None:
+        """Let those who wait have the bytes. Idempotent."""
+        if not self.data.done():
+            self.data.set_result(data)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Tell those who wait for bytes that there will be none."""
+        if self.data.done():
+            return
+        if task.cancelled():
+            self.data.cancel()
+        elif (error := task.exception()) is not None:
+            self.data.set_exception(error)
+            self.data.exception()  # nobody may be left to hear it
 
     def unasked(self) -> list[Run]:
         """The runs that nobody has asked for yet."""
