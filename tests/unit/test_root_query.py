@@ -64,7 +64,7 @@ async def test_space_attributes_and_statistics_are_told(client):
 
 
 async def test_set_takes_what_clients_send_and_refuses_the_rest(client):
-    assert await client.ask(Code.SET, b"appid my job\0") == b""
+    assert await client.ask(Code.SET, b"appid my \x1bjob\0") == b""
     assert client.session.app == "my job"
     assert await client.ask(Code.SET, b"monitor info hello") == bytes(4)
     assert await client.ask(Code.SET, b"monitor off") == b""

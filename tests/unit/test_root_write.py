@@ -21,7 +21,7 @@ from doma.core.errors import (
     Unsupported,
     WrongSize,
 )
-from doma.doors import root_writing
+from doma.doors import root_write, root_writing
 from doma.doors.endpoint import Endpoint
 from doma.net.xroot_errors import code_of
 from doma.net.xroot_frames import (
@@ -205,6 +205,14 @@ async def test_a_client_that_goes_away_leaves_nothing(client):
     await file.drop()
     await file.drop()
     assert await client.get("/site/f") == b"old"
+
+
+async def test_a_session_writes_only_so_many_files_at_once(client, monkeypatch):
+    monkeypatch.setattr(root_write, "MOST_OPEN", 2)
+    first, _ = await client.open("/site/1"), await client.open("/site/2")
+    await refused(client.open("/site/3"), DomaError, 3008)
+    await client.close(first)
+    await client.open("/site/3")
 
 
 async def test_damaged_pages_come_again_before_the_file_is_published(client):

@@ -56,7 +56,8 @@ async def change(call: Call) -> bytes:
     words = bytes(call.data).partition(b"\0")[0].split(maxsplit=2)
     match words:
         case [b"appid", *rest]:
-            call.session.app = b" ".join(rest).decode("utf-8", "replace")[:80]
+            said = b" ".join(rest).decode("utf-8", "replace")
+            call.session.app = "".join(c for c in said if c.isprintable())[:80]
             return b""
         case [b"monitor", b"info", *_]:
             return bytes(4)

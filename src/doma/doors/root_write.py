@@ -7,6 +7,8 @@ in place.
 Source: §2, §6 and §7 of the project's root:// contract; rules W40-W46 of the storage contract.
 """
 
+import asyncio
+
 from doma.auth.model import Verb
 from doma.core.checksum import canonical, digest_header, parse_checksum
 from doma.core.errors import (
@@ -21,11 +23,13 @@ from doma.doors.root_acts import acting, must_be_writable
 from doma.doors.root_call import Call, Framed, Handler, Target
 from doma.doors.root_stat import line_of
 from doma.doors.root_writing import LARGEST, Writing
-from doma.net.xroot_errors import BAD_ARGUMENT, EXISTS, IS_DIRECTORY, refusal
+from doma.net.xroot_errors import BAD_ARGUMENT, EXISTS, IS_DIRECTORY, NO_MEMORY, refusal
 from doma.net.xroot_frames import P_HANDLE, P_OPEN, P_PGWRITE, P_TRUNCATE, P_WRITE, Code, Open
 from doma.net.xroot_pages import FINAL, MOST_ERRORS, error_list, page_answer, separated
 from doma.store.protocol import PIECE
 
+MOST_OPEN = 128
+"""Files of one session that may be open for writing: each takes descriptors and room on the disk."""
 _TOO_MANY = 3033
 _MORE_STAT = 4
 """In the second field of options: the long stat line."""
@@ -38,6 +42,7 @@ async def open(call: Call) -> bytes:
 
     Raises:
         AlreadyExists: NEW without DELETE, and a file is there. Unsupported: an update in place.
+        StorageUnavailable: too many are open.
     """
     _, bits, more = P_OPEN.unpack(call.body)
     options = Open(bits)
@@ -45,6 +50,8 @@ async def open(call: Call) -> bytes:
     await must_be_writable(target, "writing")
     if options & Open.APPEND or not options & (Open.NEW | Open.DELETE):
         await _refuse_update(call, target)
+    if sum(isinstance(file, Writing) for file in call.session.files.values()) >= MOST_OPEN:
+        raise refusal(NO_MEMORY, f"{target.shown}: {MOST_OPEN} files are open for writing; close some first")
     exclusive = not options & Open.DELETE
     writing = await _begin(call, target, exclusive=exclusive)
     try:
@@ -181,6 +188,7 @@ async def _cut(call: Call, target: Target, size: int) -> None:
         try:
             for start in range(0, size, PIECE):
                 await upload.write(await reader.read(start, min(start + PIECE, size)))
+                await asyncio.sleep(0)  # A quick disk never waits, and others want to be served.
             stat = await upload.commit()
         except BaseException:
             await upload.abort()
