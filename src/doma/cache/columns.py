@@ -41,6 +41,8 @@ _TRIES = 16
 """How often one file is looked at while its metadata come in."""
 _PAUSE = 30.0
 """Seconds before a file is looked at again after there was no room for it."""
+_COMPLETE = 256
+"""Reads after which it is looked whether all is here and nothing is left to foresee."""
 _WAITS = 16
 """Byte ranges that are waited for at once."""
 _HEAD = (0, 512)
@@ -69,7 +71,7 @@ class Layouts:
     def foresee(self, fetcher: Fetcher) -> "Watch | None":
         """What foresees the reads of one version; None if it is not worth the trouble."""
         record = fetcher.record
-        if record.size < self.least:
+        if record.size < self.least or fetcher.pages.complete:
             return None
         return Watch(self, fetcher.pages, f"{record.key}-{record.generation}", fetcher.place.shown)
 
@@ -188,7 +190,8 @@ class Watch:
         self._sight = Sight(pages.size)
         self._waits: list[Span] = [_HEAD]
         self._learning = self._looked = False
-        self._tries = 0
+        self._tries = self._reads = 0
+        self._complete = False
         self._not_before = 0.0
 
     @property
@@ -197,6 +200,11 @@ class Watch:
         return self._sight.layout.weight if self._sight.layout else 0
 
     def seen(self, start: int, stop: int) -> Sequence[Span]:
+        self._reads += 1
+        if not self._reads % _COMPLETE:
+            self._complete = self._pages.complete
+        if self._complete:
+            return ()
         if self._waits and not self._learning and self._worth_a_try():
             self._learning = True
             self._layouts.begin(self)

@@ -8,6 +8,7 @@ Source: cache contract §9.
 """
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 from doma.cache.extents import PAGE
 from doma.cache.layout import Layout, Span, joined
 
-_WHOLE = 64
+_WHOLE = 32
 """Extents within one read that tell a copy of the whole file from a read of columns."""
 _PART = 64 << 10
 """So many bytes of an extent are a read of it; of a smaller one the half: not the rim of a rounded range."""
@@ -49,7 +50,19 @@ class Foresight(Protocol):
 class Sight:
     """The habits of clients of one object; says nothing until it is told the layout."""
 
-    __slots__ = ("_before", "_given", "_layout", "_reads", "_size", "_stamps", "_whole")
+    __slots__ = (
+        "_before",
+        "_columns",
+        "_given",
+        "_groups",
+        "_layout",
+        "_reads",
+        "_size",
+        "_stamps",
+        "_starts",
+        "_stops",
+        "_whole",
+    )
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -65,12 +78,18 @@ class Sight:
         """Take a layout, or forget it; of the reads so far the last ones without a layout count."""
         self._layout = layout
         groups = len(layout.group_columns) if layout else 0
+        # One element of a numpy array costs as much as five of a view.
+        nothing = memoryview(b"")
+        self._starts = layout.starts.data if layout else nothing
+        self._stops = layout.stops.data if layout else nothing
+        self._groups = layout.groups.data if layout else nothing
+        self._columns = layout.group_columns.data if layout else nothing
         self._stamps = array("q", bytes(8 * groups))
         self._given = bytearray(groups)
         self._reads, self._whole = 0, False
         if layout is not None:
             for start, stop in self._before:
-                for group in self._groups(layout, start, stop):
+                for group in self._read_groups(start, stop):
                     self._stamps[group] = self._reads
             self._before.clear()
 
@@ -81,7 +100,7 @@ class Sight:
             return ()
         wanted: list[Span] = []
         left = _AHEAD
-        for group in self._groups(layout, start, stop):
+        for group in self._read_groups(start, stop):
             self._stamps[group] = self._reads
             for span in self._next(layout, group, left):
                 wanted.append(span)
@@ -89,15 +108,15 @@ class Sight:
         return joined(wanted, PAGE)
 
     def reach(self, stop: int) -> int:
-        layout = self._layout
-        if layout is None or self._whole:
+        if self._layout is None or self._whole:
             return self._size
-        first, last = layout.touched(stop - 1, stop)
-        return int(layout.stops[first]) if first < last else stop
+        extent = bisect_right(self._stops, stop - 1)
+        inside = extent < len(self._starts) and self._starts[extent] < stop
+        return self._stops[extent] if inside else stop
 
-    def _groups(self, layout: Layout, start: int, stop: int) -> list[int]:
+    def _read_groups(self, start: int, stop: int) -> list[int]:
         """The groups that a read is a read of."""
-        first, last = layout.touched(start, stop)
+        first, last = bisect_right(self._stops, start), bisect_left(self._starts, stop)
         if first >= last:
             return []
         self._reads += 1
@@ -106,30 +125,32 @@ class Sight:
             return []
         out = []
         for extent in range(first, last):
-            a, b = int(layout.starts[extent]), int(layout.stops[extent])
-            if start == a or min(b, stop) - max(a, start) >= min((b - a + 1) // 2, _PART):
-                out.append(int(layout.groups[extent]))
+            a, b = self._starts[extent], self._stops[extent]
+            inside = start <= a and b <= stop
+            if inside or start == a or min(b, stop) - max(a, start) >= min((b - a + 1) // 2, _PART):
+                out.append(self._groups[extent])
         return out
 
     def _next(self, layout: Layout, group: int, most: int) -> list[Span]:
         """What to fetch of the column's next groups, if this one and that before were read."""
-        stamps, columns = self._stamps, layout.group_columns
+        stamps, given, columns = self._stamps, self._given, self._columns
         column, run = columns[group], 1
-        while run < _STEADY and group >= run and columns[group - run] == column and self._lately(group - run):
+        while run < _STEADY and group >= run and self._lately(group - run) and columns[group - run] == column:
             run += 1
         if run < 2:
             return []
+        last = min(group + 2, len(columns) - 1)
         out: list[Span] = []
-        for following in range(group + 1, min(group + (3 if run >= _STEADY else 2), len(columns))):
+        for following in range(group + 1, min(last, group + (2 if run >= _STEADY else 1)) + 1):
             if columns[following] != column:
                 break
-            if self._given[following] or stamps[following]:
+            if given[following] or stamps[following]:
                 continue
-            spans = [(int(layout.starts[n]), int(layout.stops[n])) for n in layout.extents_of(following)]
+            spans = [(self._starts[n], self._stops[n]) for n in layout.extents_of(following).tolist()]
             most -= sum(b - a for a, b in spans)
             if most < 0:
                 break
-            self._given[following] = 1
+            given[following] = 1
             out += spans
         return out
 
