@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import threading
 
 import pytest
 
@@ -305,6 +306,29 @@ async def test_a_prestage_goes_on_without_anybody_and_stops_when_it_is_cancelled
     gone.cancel()
     with pytest.raises(DomaError, match="was given up"):
         await gone.done()
+
+
+async def test_nobody_opens_a_version_twice_while_its_record_is_being_written(make, monkeypatch):
+    cache = await make("/f")
+    await cache.evict("/f", immediate=True)
+    written, go_on = threading.Event(), threading.Event()
+    write = cache.catalogue.shelf.write
+
+    def slow(record, accessed):
+        write(record, accessed)
+        written.set()
+        go_on.wait()
+
+    monkeypatch.setattr(cache.catalogue.shelf, "write", slow)
+    first = asyncio.create_task(read(cache, "/f"))
+    await asyncio.to_thread(written.wait)
+    assert cache.catalogue.find(cache.place("/f")) is None
+    second = asyncio.create_task(read(cache, "/f"))
+    await asyncio.sleep(0)
+    go_on.set()
+    sent = cache.stats().bytes["origin"]
+    assert await first == await second
+    assert cache.stats().bytes["origin"] == sent + SIZE
 
 
 async def test_a_prestage_into_a_full_cache_fails_clearly(make):

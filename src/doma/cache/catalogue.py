@@ -70,6 +70,8 @@ class Catalogue:
         self._clock = clock
         self._emit = emit
         self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._adopting: set[str] = set()
+        """Keys whose new record is being written."""
         self._reserved = 0
         self._purging: asyncio.Task[list[Victim]] | None = None
         self._hopeless = float("-inf")
@@ -98,6 +100,8 @@ class Catalogue:
         entry = self._entries.get(place.key)
         if entry is not None and not entry.fetcher.pages.orphaned:
             return entry
+        if place.key in self._adopting:  # its record may be there already, its entry is about to be
+            return None
         record = self.shelf.record(place.key)
         if record is None:
             if entry is not None:
@@ -128,7 +132,11 @@ class Catalogue:
             vo=self.vo(bearer.get() or ""),
         )
         old = self.find(place)
-        await asyncio.to_thread(self.shelf.write, record, now)
+        self._adopting.add(record.key)
+        try:
+            await asyncio.to_thread(self.shelf.write, record, now)
+        finally:
+            self._adopting.discard(record.key)
         if old is None:
             self._change += PAGE
         else:
