@@ -506,3 +506,30 @@ async def test_an_origin_named_by_the_client_decides_about_every_caller(tmp_path
         with pytest.raises(Forbidden, match=r"cache\.allow"):
             await cache.open("/" + host)
     await cache.close()
+
+
+async def test_f2_a_path_may_have_a_lifetime_of_its_own_and_be_immutable(make, clock):
+    origin = FileLike()
+    cache = make(origin, file_lifetime=100, lifetimes={"/mc": "immutable", "/mc/test": 10, "/user": 1000})
+    for path in ("/mc/f", "/mc/test/f", "/user/f", "/mcx/f"):
+        await put(origin, path, b"content")
+        await get(cache, path)
+    asked = origin.asked
+
+    async def validated(path):
+        before = origin.asked
+        await get(cache, path)
+        return origin.asked > before
+
+    assert origin.asked == asked
+    clock.now += 20
+    assert [await validated(p) for p in ("/mc/f", "/mc/test/f", "/user/f", "/mcx/f")] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    clock.now += 200
+    assert [await validated(p) for p in ("/mc/f", "/user/f", "/mcx/f")] == [False, False, True]
+    clock.now += 5000 * DAY
+    assert [await validated(p) for p in ("/mc/f", "/user/f")] == [False, True]

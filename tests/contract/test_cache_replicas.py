@@ -2,8 +2,11 @@
 
 import asyncio
 import random
+import threading
 import zlib
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -19,6 +22,7 @@ from doma.core.errors import (
     StorageUnavailable,
     TooManyRequests,
 )
+from doma.store.http import HttpStore
 from doma.store.memory import MemoryStore
 
 MIB = 1 << 20
@@ -274,3 +278,50 @@ async def test_c11_bytes_that_do_not_fit_the_checksum_count_against_their_origin
     one.checksums = {}
     assert await get(cache, "/f") == bytes(len(DATA))
     assert cache._lanes.resting("https://one") == 0  # good answers in between clear it
+
+
+class Sends(BaseHTTPRequestHandler):
+    """Sends the reader on: to the file, and round and round."""
+
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.seen.append(self.path)
+        span = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        if self.path == "/there":
+            start, stop = (int(span[0]), int(span[2]) + 1) if span[0] else (0, len(DATA))
+            self.send_response(206 if span[0] else 200)
+            self.send_header("ETag", '"one"')
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(DATA)}")
+            body = DATA[start:stop]
+        else:
+            self.send_response(307)
+            self.send_header("Location", "/there" if self.path == "/moved" else self.path)
+            body = b""
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+async def test_o11_redirects_are_followed_and_a_circle_of_them_ends_after_eight(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sends) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        origin = HttpStore(f"http://127.0.0.1:{server.server_port}")
+        cache = CacheStore(tmp_path / "cache", Origins(origin, name="http"), Cache())
+        try:
+            assert await get(cache, "/moved") == DATA
+            with pytest.raises(OriginFailed, match="circular"):
+                await cache.open("/circle")
+            assert Sends.seen.count("/circle") == 9
+        finally:
+            await cache.close()
+            await asyncio.to_thread(server.shutdown)
+            thread.join(5)
