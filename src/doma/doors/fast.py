@@ -24,8 +24,9 @@ from doma.doors.fast_ask import Asker, Unknown, offers
 from doma.doors.fast_change import Changes
 from doma.doors.fast_tally import Tally
 from doma.doors.intake import Count, FastSink, lines
+from doma.doors.landing import described
 from doma.doors.reads import Asked, Reading
-from doma.doors.reply import content_type, validators
+from doma.doors.reply import content_type, kept
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
 from doma.store.protocol import CanPeek, CanWarm, Hot, Stat
 
@@ -68,7 +69,7 @@ class _Place:
         known, self.stat = self.stat, hot.stat
         if known == self.stat:
             return  # opened once more
-        self.fixed = lines(validators(hot.stat))
+        self.fixed = described(hot.stat) + lines(kept(hot.stat))
         self.cached = hasattr(hot, "cached")
         self.cold = _Cold(self, hot.stat.version).read
 
