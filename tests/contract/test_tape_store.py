@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import resource
+import signal
 import stat as modes
 import sys
 import zlib
@@ -363,11 +366,27 @@ def script(tmp_path, text):
         "exit 1", "exit 77", "sleep 60", "kill -9 $$", "echo no json", "echo '{}'", "echo '[]'",
         """echo '{"cartridge": 7, "position": 1}'""", """echo '{"cartridge": "V1", "position": true}'""",
         "head -c 10000000 /dev/zero", "sleep 60 & echo '{'",
+        """echo '{"cartridge": "-rf", "position": 1}'""", """echo '{"cartridge": "V1", "position": -1}'""",
+        r"""printf '%s' '{"cartridge": "a\u0000b", "position": 1}'""",
+        r"""printf '%s' '{"cartridge": "\ud800", "position": 1}'""",
+        """echo '{"cartridge": "V1", "position": 9223372036854775808}'""",
     ],
 )  # fmt: skip
 async def test_a_command_that_misbehaves_is_tried_again_later(tmp_path, text):
     with pytest.raises(StorageUnavailable):
         await script(tmp_path, text).archive(0, "id", tmp_path, 1, "")
+
+
+async def test_a_child_that_left_its_command_and_never_stops_talking_fills_no_memory(tmp_path):
+    pid = tmp_path / "pid"
+    library = script(tmp_path, f"setsid sh -c 'echo $$ > {pid}; exec yes' & sleep 60")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        with pytest.raises(StorageUnavailable, match="killed"):
+            await library.archive(0, "id", tmp_path, 1, "")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 async def test_a_command_gets_its_arguments_as_they_are(tmp_path):

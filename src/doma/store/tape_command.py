@@ -16,7 +16,9 @@ that is killed may be called again with the same arguments.
 import asyncio
 import json
 import os
+import re
 import signal
+from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +31,8 @@ GONE = 2
 """Exit code: the library does not have it."""
 SAID = 64 << 10
 """Bytes of a command's output that are kept; more is an error."""
+
+_CARTRIDGE = re.compile(r"[!-,.-~][ -~]{0,63}")
 
 
 class CommandLibrary:
@@ -70,15 +74,17 @@ class CommandLibrary:
     async def _run(self, command: Sequence[str], *arguments: str) -> bytes:
         """What the command prints; it and its children are killed at the time limit."""
         name = Path(command[0]).name
+        loop = asyncio.get_running_loop()
         try:
-            process = await asyncio.create_subprocess_exec(
+            # What create_subprocess_exec does; it keeps to itself the transport, which must be closed.
+            transport, protocol = await loop.subprocess_exec(
+                lambda: SubprocessStreamProtocol(limit=SAID, loop=loop),
                 *command,
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
+            process = Process(transport, protocol, loop)
         except OSError as e:
             raise StorageUnavailable(f"{name}: cannot be started ({e.strerror}); correct tape.*") from e
         assert process.stdout is not None
@@ -94,9 +100,12 @@ class CommandLibrary:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with suppress(TimeoutError):  # of a child that left the group and still holds the pipes
-                async with asyncio.timeout(5):
-                    await process.communicate()
+            try:
+                with suppress(TimeoutError):  # of a child that left the group and still holds the pipes
+                    async with asyncio.timeout(5):
+                        await asyncio.gather(_head(process.stdout), _head(process.stderr), process.wait())
+            finally:
+                transport.close()
         if code == 0:
             return said
         why = cause.decode("utf-8", "replace").strip().rpartition("\n")[2][:200] or f"exit code {code}"
@@ -121,8 +130,11 @@ def _place(said: bytes, name: str) -> Place:
         raise StorageUnavailable(
             f'tape.{name}: its last line must be {{"cartridge": "…", "position": 0}}'
         ) from e
-    if not isinstance(cartridge, str) or not 0 < len(cartridge) <= 64 or type(position) is not int:
+    # Both are arguments of the next command and columns of our table.
+    if not (isinstance(cartridge, str) and _CARTRIDGE.fullmatch(cartridge)):
         raise StorageUnavailable(
-            f"tape.{name}: cartridge must be a text of 1 to 64 characters, position a number"
+            f"tape.{name}: cartridge must be 1 to 64 printable ASCII characters, not beginning with a minus"
         )
+    if type(position) is not int or not 0 <= position < 1 << 63:
+        raise StorageUnavailable(f"tape.{name}: position must be a number from 0")
     return Place(cartridge, position)
