@@ -485,3 +485,16 @@ async def test_where_no_helper_can_be_had_the_file_is_not_blamed(caches, made):
         await cache.layouts.columns_ranges(fetcher, ["c00"])
     await caches.stop(cache)
     assert not caches.kept()
+
+
+async def test_only_so_many_layouts_are_in_memory_and_the_oldest_goes_first(caches, made, monkeypatch):
+    data, layout = made["tree"]
+    monkeypatch.setattr("doma.cache.columns.MEMORY", layout.weight * 3 // 2)
+    cache, watches = caches(), []
+    for n in range(3):
+        await caches.put(f"/{n}", data)
+        await read(cache, [*layout.metadata, *column(layout, "c00", 0)], f"/{n}")
+        await until(lambda n=n: len(caches.kept()) == n + 1)
+        watches.append(cache.catalogue.get(cache.place(f"/{n}").key).fetcher._foresight)
+    assert [watch.weight > 0 for watch in watches] == [False, False, True]
+    assert watches[0].seen(*column(layout, "c00", 1)[0]) == ()

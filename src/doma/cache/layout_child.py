@@ -24,6 +24,8 @@ from doma.cache.layout_read import Absent, read_layout
 IDLE = 60.0
 MOST = 256 << 20
 """Bytes of one frame."""
+_DEPTH = 500
+"""Nested calls; no sample of the field's files takes 300."""
 _HEAD = struct.Struct(">I")
 
 
@@ -97,6 +99,7 @@ def main(memory: int, seconds: int) -> None:
     import pyarrow.parquet  # noqa: F401 - before the limit, once for all files
     import uproot.models.RNTuple  # noqa: F401
 
+    sys.setrecursionlimit(_DEPTH)
     now = _space()
     resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
