@@ -286,10 +286,21 @@ class Sends(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     seen: ClassVar[list[str]] = []
 
+    def do_HEAD(self):
+        if self.path == "/headless":
+            self.send_response(405)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.do_GET()
+
     def do_GET(self):
         self.seen.append(self.path)
         span = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
-        if self.path == "/there":
+        if self.headers.get("If-None-Match") == '"one"':
+            self.send_response(304)
+            body = b""
+        elif self.path in {"/there", "/headless"}:
             start, stop = (int(span[0]), int(span[2]) + 1) if span[0] else (0, len(DATA))
             self.send_response(206 if span[0] else 200)
             self.send_header("ETag", '"one"')
@@ -304,24 +315,35 @@ class Sends(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    do_HEAD = do_GET
-
     def log_message(self, *_):
         pass
 
 
-async def test_o11_redirects_are_followed_and_a_circle_of_them_ends_after_eight(tmp_path):
+@pytest.fixture
+async def http(tmp_path, clock):
+    """A cache over that server."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Sends) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         origin = HttpStore(f"http://127.0.0.1:{server.server_port}")
-        cache = CacheStore(tmp_path / "cache", Origins(origin, name="http"), Cache())
-        try:
-            assert await get(cache, "/moved") == DATA
-            with pytest.raises(OriginFailed, match="circular"):
-                await cache.open("/circle")
-            assert Sends.seen.count("/circle") == 9
-        finally:
-            await cache.close()
-            await asyncio.to_thread(server.shutdown)
-            thread.join(5)
+        cache = CacheStore(tmp_path / "cache", Origins(origin, name="http"), Cache(lifetime=10), clock=clock)
+        yield cache
+        await cache.close()
+        await asyncio.to_thread(server.shutdown)
+        thread.join(5)
+
+
+async def test_o11_redirects_are_followed_and_a_circle_of_them_ends_after_eight(http):
+    assert await get(http, "/moved") == DATA
+    with pytest.raises(OriginFailed, match="circular"):
+        await http.open("/circle")
+    assert Sends.seen.count("/circle") == 9
+
+
+async def test_f5_an_origin_that_knows_no_head_is_read_and_validated_like_others(http, clock):
+    assert await get(http, "/headless") == DATA
+    clock.now += 60
+    assert await get(http, "/headless") == DATA
+    stats = http.stats()
+    assert stats.counts["renewed"] == 1
+    assert stats.bytes["origin"] == len(DATA)

@@ -32,7 +32,15 @@ from doma.core.url import https, joined, origin_of
 from doma.net.byteranges import content_range
 from doma.net.client import RangeClient, Response
 from doma.net.pool import Allow, Limits
-from doma.store.http_status import is_strong, modified_of, refused, stat_of, version_of
+from doma.store.http_status import (
+    directory_of,
+    is_strong,
+    modified_of,
+    refused,
+    stat_of,
+    version_of,
+    whole_of,
+)
 from doma.store.http_trust import AddressGuard, context_of, is_loopback
 from doma.store.http_upload import HttpUpload
 from doma.store.multistatus import Multistatus, Resource, listed
@@ -129,10 +137,12 @@ class HttpStore:
 
     async def stat(self, path: str) -> Stat:
         path = checked(path)
-        async with await self._ask("HEAD", path) as answer:
+        async with await self._head(path) as answer:
+            if answer.status == 206:
+                return stat_of(answer.head, path, whole_of(answer))
             if answer.status in {200, 204}:
                 if answer.url.partition("?")[0].endswith("/") and path != "/":
-                    return _directory(path, answer)
+                    return directory_of(path, answer)
                 size = answer.head.length
                 if size is not None and "directory" not in answer.get("content-type"):
                     return stat_of(answer.head, path, size)
@@ -153,17 +163,18 @@ class HttpStore:
         condition = {}
         if if_none_match is not None and is_strong(if_none_match):
             condition = {"If-None-Match": f'"{if_none_match}"'}
-        async with await self._ask("HEAD", path, condition) as answer:
+        async with await self._head(path, condition) as answer:
             age, date = answer.get("age"), modified_of(answer.get("date"))
             seconds = float(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0.0
             control = answer.get("cache-control")
             if answer.status == 304:
                 return Probe(None, control, seconds, date)
-            if answer.status not in {200, 204}:
+            if answer.status not in {200, 204, 206}:
                 raise await self._refused(answer, path)
-            if answer.head.length is None:
+            size = whole_of(answer) if answer.status == 206 else answer.head.length
+            if size is None:
                 return Probe(await self.stat(path))
-            stat = stat_of(answer.head, path, answer.head.length)
+            stat = stat_of(answer.head, path, size)
             # A server that has no ETag, or ignores conditions, still says the same about the same file.
             return Probe(None if stat.version == if_none_match else stat, control, seconds, date)
 
@@ -313,6 +324,18 @@ class HttpStore:
             method, self._url(path), every, body, expect=body is not None, first_byte=first_byte
         )
 
+    async def _head(self, path: str, fields: Mapping[str, str] | None = None) -> Response:
+        """The answer to HEAD; where a server does not know HEAD, to a GET of the first byte (206)."""
+        answer = await self._ask("HEAD", path, fields)
+        if answer.status not in {405, 501}:
+            return answer
+        first = await self._ask("GET", path, {**(fields or {}), "Range": "bytes=0-0"})
+        if first.status == 304 or (first.status == 206 and content_range(first.get("content-range"))):
+            answer.close()
+            return first
+        first.close()  # a listing, perhaps: what was said to HEAD counts
+        return answer
+
     async def _change(self, method: str, path: str, fields: Mapping[str, str]) -> int:
         async with await self._ask(method, path, fields) as answer:
             if answer.status not in {200, 201, 204}:
@@ -336,7 +359,7 @@ class HttpStore:
             return await self._propfind(path, "0", [])
         except (NotAllowed, Unsupported) as e:
             if path == "/":
-                return _directory(path, answer)
+                return directory_of(path, answer)
             raise OriginFailed(f"{path}: {self._name} tells neither a size nor that it is a directory") from e
 
     async def _propfind(self, path: str, depth: str, children: MutableSequence[Stat]) -> Stat:
@@ -388,8 +411,3 @@ class HttpStore:
 
 def _changed(stat: Stat) -> PreconditionFailed:
     return PreconditionFailed(f"{stat.path}: the file changed at its source while it was read; open it again")
-
-
-def _directory(path: str, answer: Response) -> Stat:
-    modified = modified_of(answer.get("last-modified"))
-    return Stat(path, 0, version_of(answer.head, 0), modified, is_dir=True)

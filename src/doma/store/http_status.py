@@ -26,6 +26,7 @@ from doma.core.errors import (
     UriTooLong,
 )
 from doma.core.url import redacted
+from doma.net.byteranges import content_range
 from doma.net.client import Response
 from doma.net.sinks import Head
 from doma.store.protocol import Stat
@@ -120,3 +121,17 @@ def stat_of(head: Head, path: str, size: int) -> Stat:
         modified_of(head.get("last-modified")),
         checksums=read_digests(head.fields),
     )
+
+
+def whole_of(answer: Response) -> int:
+    """The size of the file of which a range came. Raises OriginFailed."""
+    span = content_range(answer.get("content-range"))
+    if span is None or span[2] is None:
+        raise OriginFailed(f"{answer.url.partition('?')[0]}: sends a range and does not tell the size")
+    return span[2]
+
+
+def directory_of(path: str, answer: Response) -> Stat:
+    """A directory as an answer describes it."""
+    modified = modified_of(answer.get("last-modified"))
+    return Stat(path, 0, version_of(answer.head, 0), modified, is_dir=True)
