@@ -327,13 +327,11 @@ class HttpStore:
     async def _head(self, path: str, fields: Mapping[str, str] | None = None) -> Response:
         """The answer to HEAD; where a server does not know HEAD, to a GET of the first byte (206)."""
         answer = await self._ask("HEAD", path, fields)
-        if answer.status not in {405, 501}:
-            return answer
-        first = await self._ask("GET", path, {**(fields or {}), "Range": "bytes=0-0"})
-        if first.status == 304 or (first.status == 206 and content_range(first.get("content-range"))):
-            answer.close()
-            return first
-        first.close()  # a listing, perhaps: what was said to HEAD counts
+        if answer.status in {405, 501}:
+            first = await self._ask("GET", path, {**(fields or {}), "Range": "bytes=0-0"})
+            told = first.status in {206, 304}  # else a listing, perhaps: what was said to HEAD counts
+            (answer if told else first).close()
+            return first if told else answer
         return answer
 
     async def _change(self, method: str, path: str, fields: Mapping[str, str]) -> int:
