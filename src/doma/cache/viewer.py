@@ -77,7 +77,7 @@ class SharedPages(PageFile):
 class Viewed:
     """One version of one object as it was found on disk."""
 
-    __slots__ = ("_lines", "fresh_until", "opens", "pages", "record", "stamp", "stat")
+    __slots__ = ("_said", "fresh_until", "opens", "pages", "record", "stamp", "stat")
 
     def __init__(self, record: Record, pages: SharedPages, shown: str, stamp: tuple[int, int]) -> None:
         self.record, self.pages, self.stamp = record, pages, stamp
@@ -86,13 +86,15 @@ class Viewed:
             parse(record.cache_control), record.validated, record.age, record.lifetime, record.key
         )
         self.opens = 0
-        self._lines = -1, b""
+        self._said: tuple[int, Seen, bytes] | None = None
 
-    def lines(self, seen: Seen) -> bytes:
-        """The header lines of a hit, worked out once a second."""
-        if self._lines[0] != int(seen.age):
-            self._lines = int(seen.age), seen.lines()
-        return self._lines[1]
+    def said(self, now: float) -> tuple[int, Seen, bytes]:
+        """What is said of a hit in this second, and how it stands in an answer's head."""
+        if self._said is None or self._said[0] != int(now):
+            age = max(0.0, now - self.record.validated) + self.record.age
+            seen = Seen(age, self.fresh_until - now, stale=False, validated=False)
+            self._said = int(now), seen, seen.lines()
+        return self._said
 
     def seen(self, start: int, stop: int) -> None:
         """Nothing is fetched ahead from here."""
@@ -103,8 +105,9 @@ class ViewedObject(HotObject):
 
     __slots__ = ("_shared",)
 
-    def __init__(self, viewed: Viewed, seen: Seen, counters: Counters) -> None:
-        super().__init__(viewed, seen, counters, viewed.lines(seen))
+    def __init__(self, viewed: Viewed, now: float, counters: Counters) -> None:
+        _, seen, lines = viewed.said(now)
+        super().__init__(viewed, seen, counters, lines)
         self._shared = viewed.pages
 
     def view(self, start: int, stop: int) -> memoryview | None:
@@ -185,10 +188,7 @@ class CacheView(Wrapped):
         if viewed is None or now >= viewed.fresh_until:
             return None
         self._touched[place.key] = now
-        record = viewed.record
-        age = max(0.0, now - record.validated) + record.age
-        seen = Seen(age, viewed.fresh_until - now, stale=False, validated=False)
-        return ViewedObject(viewed, seen, self.counters)
+        return ViewedObject(viewed, now, self.counters)
 
     async def open(self, path: str) -> Reader:
         viewed = self._look(self._origins.place(path).key, path)
@@ -218,7 +218,7 @@ class CacheView(Wrapped):
 
     def _look(self, key: str, shown: str) -> Viewed | None:
         """What the folder holds of an object now."""
-        name = self._objects / key[:2] / key
+        name = f"{self._objects}/{key[:2]}/{key}"
         known = self._known.get(key)
         try:
             found = os.stat(name)
@@ -226,7 +226,7 @@ class CacheView(Wrapped):
             if known is not None and known.stamp == stamp:
                 self._known.move_to_end(key)
                 return known
-            with name.open("rb") as file:
+            with open(name, "rb") as file:
                 data = file.read(LARGEST + 1)
             record = decode(data, key) if len(data) <= LARGEST else None
             if record is not None:
