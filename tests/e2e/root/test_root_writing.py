@@ -241,18 +241,27 @@ async def test_hostile_paths_get_one_clear_error_and_the_connection_goes_on(serv
     assert (await wire.ask(Code.PING))[0] == Status.OK
 
 
+ENDING = {Code.WRITEV, Code.CHKPOINT, Code.WRITE, Code.PGWRITE}
+"""Requests that may bring data beside their own, after which nothing can be understood."""
+SETTING_UP = {Code.PROTOCOL, Code.LOGIN, Code.AUTH, Code.BIND, Code.SIGVER}
+
+
 async def test_random_requests_never_break_the_door(server, wire, token):
     rng = Random(5)
-    codes = [c for c in Code if c not in {Code.PROTOCOL, Code.LOGIN, Code.AUTH, Code.BIND, Code.SIGVER}]
     for _ in range(300):
-        code = rng.choice(codes)
-        body, data = (
-            rng.randbytes(16),
-            rng.choice([b"", b"/own/f", rng.randbytes(rng.randrange(200)), b"\0" * 40]),
-        )
+        code = rng.choice([code for code in Code if code not in SETTING_UP | ENDING])
+        body = rng.randbytes(16)
+        data = rng.choice([b"", b"/own/f", rng.randbytes(rng.randrange(200)), b"\0" * 40])
         status, said = await wire.ask(code, body, data)
         if status == Status.ERROR:
             number, text = frames.number_and_text(said)
             assert 3000 <= number <= 3035
             assert "the log of the server" not in text, (code, body, data)
     assert (await wire.ask(Code.PING))[0] == Status.OK
+
+
+@pytest.mark.parametrize("code", sorted(ENDING))
+async def test_data_that_come_elsewhere_end_the_connection_with_an_error(server, wire, code):
+    number, _ = await wire.refused(code, bytes([0] * 12 + [1] + [0] * 3), bytes(16))
+    assert number == 3013
+    assert await wire.ended()
