@@ -244,7 +244,7 @@ class RangeClient:
             connection = await self._pool.take(origin, repeatable=repeatable, fresh=fresh)
             reused = connection.answered > 0
             wait = min(how.first_byte, self._limits.first_again) if reused and repeatable else how.first_byte
-            connection.begin(method, how.on_head, self._pool.give)
+            connection.begin(method, how.on_head, self._pool.give, wait if reused and repeatable else None)
             if how.connected is not None and (ends := connection.ends()) is not None:
                 how.connected(*ends)
             done = connection.done  # Ours now; once the answer is over, the connection serves others.

@@ -108,14 +108,22 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- one exchange ---
 
-    def begin(self, method: str, on_head: OnHead | None, over: Callable[["Connection"], None]) -> None:
+    def begin(
+        self,
+        method: str,
+        on_head: OnHead | None,
+        over: Callable[["Connection"], None],
+        first: float | None = None,
+    ) -> None:
         """Get ready for the answer to a request that is about to be written.
 
         Args:
             method: Of the request.
             on_head: Chooses the sink.
             over: Called once, when the answer is complete or the connection lost.
+            first: Seconds between the head and the first byte of the body, if fewer than of any other pause.
         """
+        self._pause = self._idle if first is None else min(first, self._idle)
         self._over = over
         self.done: asyncio.Future[DomaError | None] = self._loop.create_future()
         self._busy = True
@@ -187,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
         """Read on, if the pause was for this sink."""
         if self._paused and self._sink is sink and self._transport is not None:
             self._paused = False
-            self.deadline = self._loop.time() + self._idle
+            self.deadline = self._loop.time() + self._pause
             self._transport.resume_reading()
 
     # --- asyncio ---
@@ -215,8 +223,10 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()  # Nobody asked: it cannot be trusted to answer the next request.
             return
         self._seen = True
+        if self.head.done():
+            self._pause = self._idle
         if not self._paused:
-            self.deadline = self._loop.time() + self._idle
+            self.deadline = self._loop.time() + self._pause
         try:
             self._take(nbytes)
         except DomaError as e:
@@ -335,7 +345,7 @@ class Connection(asyncio.BufferedProtocol):
         if length is None and head.get("content-length"):
             raise OriginFailed("the Content-Length is no number")
         sink = self._sink = (self._on_head(head) if self._on_head else None) or Queue(self)
-        self.deadline = self._loop.time() + self._idle
+        self.deadline = self._loop.time() + self._pause
         if self._method == "HEAD" or head.status in {204, 304}:
             self._deliver(head, sink)
             self._complete = True

@@ -77,6 +77,25 @@ async def test_a_kept_connection_that_stays_silent_is_left_for_a_fresh_one(
     assert other.over == [0, 0, 1]
 
 
+async def test_a_kept_connection_over_which_a_head_comes_but_no_body_is_left_too(
+    make_door, make_other, monkeypatch
+):
+    monkeypatch.setattr(tpc, "AGAIN", 0.2)
+    door = await make_door()
+
+    async def odd(asked, writer):
+        writer.write(other.head(200, len(other.data)))
+        await writer.drain()
+        await asyncio.Event().wait()
+
+    other = await make_other(b"some bytes", odd)
+    for name in "ab":
+        assert (await door.copy(f"/site/{name}", Source=other.url)).last == "success: Created"
+    assert other.over == [0, 0, 1]
+    assert door.record("copy.finished")["attempts"] == 2
+    assert (door.folder / "b").read_bytes() == b"some bytes"
+
+
 async def test_what_is_not_there_is_asked_for_over_two_connections_at_most(door, make_other):
     other = await make_other(b"x")
     assert (await door.copy("/site/a", Source=other.url)).last == "success: Created"
