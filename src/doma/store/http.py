@@ -10,7 +10,7 @@ Source: RFC 9110, RFC 4918; storage.md §1-§3 and cache.md §4 of the project's
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableSequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from doma.auth.model import bearer
@@ -33,6 +33,7 @@ from doma.net.byteranges import content_range
 from doma.net.client import RangeClient, Response
 from doma.net.pool import Allow, Limits
 from doma.store.http_status import (
+    Probe,
     directory_of,
     is_strong,
     modified_of,
@@ -51,20 +52,6 @@ Token = Callable[[], Awaitable[str | None]]
 
 DIGEST_TIME = 300.0
 """Seconds that a server may take to compute a checksum, as gfal2 grants."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a server says about a file and about how long to believe it."""
-
-    stat: Stat | None
-    """None: it still has the version that was asked about (304)."""
-    cache_control: str = ""
-    """As sent; all fields joined."""
-    age: float = 0.0
-    """Seconds for which caches on the way have held the answer."""
-    date: float = 0.0
-    """When the server made the answer, Unix seconds by its own clock; 0: not said."""
 
 
 class HttpReader:

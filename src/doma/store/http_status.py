@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
@@ -84,6 +85,20 @@ async def refused(response: Response, path: str, secret: str | None = None, *, m
         place = f"{path} {where.scheme}://{where.netloc}{where.path}"
     place += f" answered {response.status}" + (f" to {method}" if method else "")
     return kind(f"{place}: {text}" if text else place, retry_after=wait, status=response.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a server says about a file and about how long to believe it."""
+
+    stat: Stat | None
+    """None: it still has the version that was asked about (304)."""
+    cache_control: str = ""
+    """As sent; all fields joined."""
+    age: float = 0.0
+    """Seconds for which caches on the way have held the answer."""
+    date: float = 0.0
+    """When the server made the answer, Unix seconds by its own clock; 0: not said."""
 
 
 def version_of(head: Head, size: int) -> str:
