@@ -125,6 +125,12 @@ def test_a_large_cluster_is_not_fetched_beyond_the_bound():
     assert not [span for k in range(5) for span in sight.seen(k * 10_000_000, (k + 1) * 10_000_000)]
 
 
+def test_a_cluster_that_was_fetched_ahead_counts_as_read(sight):
+    for k in (0, 1):
+        sight.seen(*extent(8, k))
+    assert cells(sight.seen(*extent(8, 3))) == {(8, 4), (8, 5)}  # 2 was read warm, by another process
+
+
 def test_the_last_cluster_has_no_next_one_in_another_column(sight):
     sight.seen(*extent(40, CLUSTERS - 2))
     assert cells(sight.seen(*extent(40, CLUSTERS - 1))) == set()

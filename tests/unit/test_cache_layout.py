@@ -9,8 +9,8 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doma.cache.columns import chosen
 from doma.cache.layout import LARGEST, MOST_EXTENTS, compose, decode, encode, joined
+from doma.cache.layout_names import chosen
 from doma.core.errors import BadQuery, CorruptFile, UnknownColumn
 
 SIZE = 4000

@@ -9,15 +9,12 @@ Source: cache contract §9.
 """
 
 import asyncio
-import difflib
 import logging
 import os
-import re
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from fnmatch import translate
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +24,9 @@ from doma.cache.fetch import Fetcher
 from doma.cache.foresight import Sight
 from doma.cache.layout import LARGEST, Layout, Span, compose, decode, encode, joined
 from doma.cache.layout_helper import Helper, Lacking
+from doma.cache.layout_names import chosen
 from doma.cache.pages import PageFile
-from doma.core.errors import BadQuery, CorruptFile, DomaError, ServiceUnavailable, UnknownColumn
+from doma.core.errors import BadQuery, CorruptFile, DomaError, ServiceUnavailable
 from doma.store.protocol import PIECE
 
 log = logging.getLogger(__name__)
@@ -82,7 +80,7 @@ class Layouts:
 
         Args:
             fetcher: The version.
-            columns: Globs, see :func:`chosen`.
+            columns: Globs, see :func:`doma.cache.layout_names.chosen`.
             tree: The tree or RNTuple they are in; None: any.
 
         Raises:
@@ -282,50 +280,3 @@ class Watch:
 
     def _nothing(self) -> Layout:
         return compose(self._pages.size, (), np.empty((0, 4), np.int64))
-
-
-def chosen(names: Sequence[tuple[str, str]], globs: Iterable[str], tree: str | None, where: str) -> list[int]:
-    """The columns that globs name.
-
-    A glob fits a column by its full name or any leading part of it (``Muon_pt`` is ``Muon_pt.list.element``
-    and ``Muon_pt._0``), with or without the branches above it.
-
-    Args:
-        names: Tree and name of each column.
-        globs: ``*``, ``?`` and ``[…]`` as in file names; case matters.
-        tree: The tree they are in, or None.
-        where: The file, for messages.
-
-    Raises:
-        UnknownColumn: a glob fits nothing, or there is no such tree; the text has the nearest names.
-        BadQuery: no glob at all.
-
-    >>> chosen([("Events", "Muon_pt"), ("Events", "Jet_pt._0"), ("Runs", "run")], ["*_pt"], None, "f.root")
-    [0, 1]
-    """
-    trees = sorted({found for found, _ in names})
-    if tree is not None and tree not in trees:
-        raise _unknown(tree, trees, where, "tree")
-    forms = [(n, form) for n, (of, name) in enumerate(names) if tree in (None, of) for form in _forms(name)]
-    found: set[int] = set()
-    for glob in (given := list(globs)):
-        fits = re.compile(translate(glob)).match
-        matching = {n for n, form in forms if fits(form)}
-        if not matching:
-            raise _unknown(glob, [form for _, form in forms], where, "column")
-        found |= matching
-    if not given:
-        raise BadQuery(f"{where}: no columns are named; name some, as in 'Muon_*'", path=where)
-    return sorted(found)
-
-
-def _forms(name: str) -> Iterator[str]:
-    for whole in {name, name.rpartition("/")[2]}:
-        yield whole
-        yield from (whole[: cut.start()] for cut in re.finditer(r"[./]", whole) if cut.start())
-
-
-def _unknown(name: str, known: list[str], where: str, kind: str) -> DomaError:
-    near = difflib.get_close_matches(name, sorted(set(known))[:50_000], 3, 0.5)
-    hint = f"nearest: {', '.join(near)}" if near else f"it has {len(set(known))} others"
-    return UnknownColumn(f"{where}: no {kind} {name[:200]!r}; {hint}", column=name[:200], near=near)

@@ -155,4 +155,7 @@ class Sight:
         return out
 
     def _lately(self, group: int) -> bool:
+        # What was fetched ahead may have been read where nobody told us: by another process of the cache.
+        if self._given[group]:
+            return True
         return self._stamps[group] > 0 and self._reads - self._stamps[group] < _RECENT

@@ -13,8 +13,8 @@ from joserfc.jwk import ECKey
 from doma.auth.gate import Gate
 from doma.auth.keys import KeySet
 from doma.auth.verifier import Verifier
-from doma.cache.columns import chosen
 from doma.cache.layout import decode
+from doma.cache.layout_names import chosen
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core.config import Cache, Issuer, Listen
