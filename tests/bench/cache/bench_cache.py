@@ -4,8 +4,9 @@
         [--kinds xcache,nginx,doma] [--origin http|root] [--dir FOLDER]
 
 Rows are in ``cases.py``, servers in ``caches.py``. Rounds alternate between the caches. For CPU a cache's
-figure is the lowest of its rounds, since noise only adds; for all else it is the median. CPU is that of all
-processes and threads of a cache, from ``/proc``; the origin's, the relay's and the clients' are not counted.
+figure is the lowest of its rounds, since noise only adds; for a herd the worst, for all else the median. CPU
+is that of all processes and threads of a cache, from ``/proc``; the origin's, the relay's and the clients' is
+not counted.
 
 As root it runs in a network namespace of its own, for the reasons told in ``bench_dataplane.py``.
 
@@ -18,7 +19,6 @@ import os
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -60,7 +60,7 @@ class Bench:
             taking = [cache for cache in taking if cache.root]
         found: dict[str, list[float]] = {cache.kind: [] for cache in taking}
         waited = pressed()
-        for turn in range(self.rounds + (0 if case.cold else 1)):
+        for turn in range(min(self.rounds, case.most) + (0 if case.cold else 1)):
             for cache in taking if turn % 2 else reversed(taking):
                 figure = case.round(cache)
                 self._remember(cache)
@@ -69,7 +69,7 @@ class Bench:
         row: dict[str, Any] = {"name": case.name, "unit": case.unit, "rounds": found}
         row["waited"] = pressed() - waited
         for kind, figures in found.items():
-            row[kind] = min(figures) if case.cpu else statistics.median(figures)
+            row[kind] = case.figure(figures)
         row["ratios"], row["holds"] = self._judge(case, row)
         self.rows.append(row)
         self._show(case, row)

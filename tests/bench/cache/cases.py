@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from tests.bench.cache import http_load, nano, root_load
 from tests.bench.cache.caches import KINDS, Cache, Caches
@@ -49,6 +50,17 @@ class Case:
     def cpu(self) -> bool:
         """Whether the figure is CPU: noise only adds to it, so the lowest one counts."""
         return self.unit in {"us", "s/GB"}
+
+    def figure(self, rounds: list[float]) -> float:
+        """What counts of several rounds; of what must never happen, the worst."""
+        if self.name == "herd":
+            return max(rounds)
+        return min(rounds) if self.cpu else median(rounds)
+
+    @property
+    def most(self) -> int:
+        """Rounds that suffice: what an origin sends for the same reads hardly differs."""
+        return 2 if self.unit.startswith("origin/") else 100
 
     @property
     def cold(self) -> bool:
