@@ -19,7 +19,18 @@ from doma.bus.local import Bus
 from doma.core.config import Config
 from doma.db.outbox import Relay
 from doma.doors.fast import FastDoor
+from doma.net.exchange import Answer, Request, Sink
 from doma.net.listener import Listener
+
+
+class _Files:
+    """The quick side of the file door, which is not asked about the services' own paths."""
+
+    def __init__(self, door: FastDoor) -> None:
+        self._head = door.head
+
+    def head(self, request: Request) -> Answer | Sink | None:
+        return None if request.target.startswith(b"/api/") else self._head(request)
 
 
 class System:
@@ -49,7 +60,7 @@ class System:
         services.build()
         listener = Listener(
             services.app,
-            fast=FastDoor(opened.site, count=services.count),
+            fast=_Files(FastDoor(opened.site, count=services.count)),
             listen=config.listen,
             tls=opened.tls,
             root=services.root_door().take,
