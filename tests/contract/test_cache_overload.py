@@ -126,6 +126,7 @@ async def test_o2_others_get_their_files_while_one_origin_stalls_with_a_hundred_
     stalled.gate.set()
     got = await asyncio.gather(*waiting)
     assert all(copy == many for copy in got)
+    await until(lambda: cache.stats().fetching == 0)
 
 
 async def test_o3_a_slow_origin_has_a_quarter_of_the_slots_while_others_wait(scene):

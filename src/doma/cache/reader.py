@@ -12,6 +12,7 @@ from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import AHEAD_SHARE, Flight
 from doma.cache.freshness import patience
 from doma.cache.hot import Seen, count_hit
+from doma.cache.lanes import Turn
 from doma.cache.origins import caller
 from doma.cache.source import account
 from doma.core.errors import (
@@ -287,8 +288,9 @@ class CachedReader:
 class PassReader:
     """An origin's reader, counted: for what may not be kept (``no-store``, ``private``, a broken disk)."""
 
-    def __init__(self, inner: Reader, stat: Stat, seen: Seen, context: Context) -> None:
+    def __init__(self, inner: Reader, stat: Stat, seen: Seen, context: Context, origin: str) -> None:
         self._inner = inner
+        self._origin = origin
         self._stat = stat
         self._seen = seen
         self._context = context
@@ -305,7 +307,10 @@ class PassReader:
         return self._seen.headers("BYPASS")
 
     async def read(self, start: int, stop: int) -> Buffer:
-        async with in_time(self._stat.path, self._patience):
+        async with (
+            in_time(self._stat.path, self._patience),
+            self._context.lanes.slot(self._origin, Turn(caller())),
+        ):
             data = await self._inner.read(start, stop)
         self.cached.bypass += len(data)
         self._context.counters.bypass += len(data)

@@ -25,8 +25,8 @@ from doma.cache.flight import Budget
 from doma.cache.freshness import Control, control, patience
 from doma.cache.hot import HotObject, Seen
 from doma.cache.index import Pin
-from doma.cache.lanes import Lanes
-from doma.cache.origins import Origins, Place
+from doma.cache.lanes import Lanes, Turn
+from doma.cache.origins import Origins, Place, caller
 from doma.cache.pins import Pins
 from doma.cache.prestage import Prestager, Staging
 from doma.cache.purge import Victim
@@ -136,11 +136,12 @@ class CacheStore:
             found, validated = await self._validator.current(place, how)
             if isinstance(found, Unkept) and found.stat.is_dir:
                 raise Conflict(f"{path}: this is a directory; list it instead")
-            inner = await place.replica(found.answer.replica).open() if isinstance(found, Unkept) else None
-        if isinstance(found, Unkept):
-            assert inner is not None
-            seen = Seen(found.answer.age, 0.0, stale=False, validated=True)
-            return PassReader(inner, place.here(inner.stat), seen, self._context)
+            if isinstance(found, Unkept):
+                replica = place.replica(found.answer.replica)
+                async with self._lanes.slot(replica.name, Turn(caller())):
+                    inner = await replica.open()
+                seen = Seen(found.answer.age, 0.0, stale=False, validated=True)
+                return PassReader(inner, place.here(inner.stat), seen, self._context, replica.name)
         found.accessed = self._clock()
         found.fetcher.look_ahead()
         return CachedReader(
