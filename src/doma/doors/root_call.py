@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from doma.auth.bearer import bearer_of
-from doma.auth.model import Identity, bearer
+from doma.auth.model import Identity, Verb, bearer
 from doma.core.errors import BadRequest, DomaError, TooManyRequests, Unauthenticated
 from doma.core.paths import checked
 from doma.doors.endpoint import Endpoint, Site
@@ -160,16 +160,26 @@ class Call:
             BadCredential, InvalidToken: a token that is no good.
         """
         text, cgi, secret = split(bytes(self.data) if raw is None else raw)
-        identity, token = self.session.identity, self.session.token
-        if secret:
-            token = bearer_of(None, secret, access_token=True) or token
-            identity = await self.site.verifier.verify(token, macaroons=True)
-        elif identity is not None and time() >= identity.expires:
-            raise Unauthenticated(f"{text}: the token of {identity} has expired; log in with a new one")
-        bearer.set(token if identity is not None and not identity.only else None)
         endpoint, path = self.site.find(text)
+        try:
+            identity, token = await self._who(secret, text)
+        except Unauthenticated:
+            if not endpoint.gate.may(None, Verb.READ, path):
+                raise
+            identity, token = None, ""  # it opens nothing, and what is public needs no token
+        bearer.set(token if identity is not None and not identity.only else None)
         self.targets.append(found := Target(endpoint, path, text, identity, cgi, token))
         return found
+
+    async def _who(self, secret: str, shown: str) -> tuple[Identity | None, str]:
+        """Who asks, and the token that says so: the path's own, else the session's."""
+        own = bearer_of(None, secret, access_token=True) if secret else None
+        if own is not None:
+            return await self.site.verifier.verify(own, macaroons=True), own
+        identity = self.session.identity
+        if identity is not None and time() >= identity.expires:
+            raise Unauthenticated(f"{shown}: the token of {identity} has expired; log in with a new one")
+        return identity, self.session.token
 
 
 class Framed(bytes):

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
-from doma.core.errors import DomaError, ServiceUnavailable
+from doma.core.errors import DomaError, ServiceUnavailable, Unsupported
 from doma.doors import root_read
 from doma.doors.root_call import Call, Framed, Session, said
 from doma.doors.root_window import Window
 from doma.net.exchange import Address
 from doma.net.hub import Hub
+from doma.net.listener import HANDSHAKE, TLS_SHUTDOWN
 from doma.net.xroot_errors import BAD_REQUEST, FILE_NOT_OPEN, TOO_LONG, refusal
 from doma.net.xroot_frames import ANSWER, GREETING, HELLO, REQUEST, VERSION, Code, Status
 from doma.store.protocol import Buffer
@@ -38,20 +39,19 @@ MOST = 1 << 20
 MOST_WRITTEN = 17 << 20
 """… and behind a write to an open file."""
 BEFORE_LOGIN = 64 << 10
-WINDOW = 4 << 20
-"""Bytes that are read for one connection and not yet with its transport."""
-UNSENT = 1 << 20
-"""Bytes with the transport above which nothing more is given to it."""
+WINDOW, UNSENT = 4 << 20, 1 << 20
+"""Bytes read for one connection and not yet with its transport; with it, before nothing more is given."""
 FEW = 3
 """Buffers that are written over TLS without being joined: each is a record of its own there."""
 IDLE = 3600.0
 """Seconds after which a silent session is closed; clients keep theirs for 20 minutes."""
-LINGER = 2.0
-HANDSHAKE = 10.0
 
 _SETTING_UP = frozenset({Code.PROTOCOL, Code.LOGIN, Code.AUTH, Code.BIND})
 _WRITES = frozenset({Code.WRITE, Code.PGWRITE})
 _BY_HANDLE = frozenset({Code.CLOSE, Code.READ, Code.SYNC, Code.READV, Code.PGREAD, *_WRITES})
+_STRAYING = frozenset({Code.WRITEV, Code.CHKPOINT})
+"""Requests whose data their own length does not tell of; those of a write may come on another stream."""
+_WATCHED = _WRITES | _STRAYING
 _WELCOME = HELLO.pack(0, 8, VERSION, 1, 0)[:16]
 
 
@@ -158,20 +158,14 @@ class RootConnection(asyncio.BufferedProtocol):
         while stop - at >= REQUEST.size and not self._holds and not self.closing and not self._deaf:
             stream, code, body, length = unpack(buffer, at)
             end = at + REQUEST.size + length
-            if end > stop or length < 0:
-                if not 0 <= length <= self._most(code):
-                    self.end(
-                        stream, refusal(TOO_LONG, f"request {code}: {length} bytes of data are too many")
-                    )
-                    return
-                if length >= LARGE:
-                    if self._large > 1:  # go on when a write that is here has been taken
-                        self._stalled = True
-                        self.hold()
-                        break
-                    self._receive(stream, code, body, length, buffer[at + REQUEST.size : stop])
-                    return
-                break
+            if end > stop or not 0 <= length < LARGE or code in _WATCHED:
+                if not self._bears(stream, code, body, length):
+                    break
+                if end > stop:
+                    if length >= LARGE:
+                        self._receive(stream, code, body, length, buffer[at + REQUEST.size : stop])
+                        at = stop
+                    break
             data = buffer[at + REQUEST.size : end]
             at = end
             hot = at_once.get(code)
@@ -181,10 +175,21 @@ class RootConnection(asyncio.BufferedProtocol):
             session = self.session
         self._rest = bytes(buffer[at:stop])
 
-    def _most(self, code: int) -> int:
+    def _bears(self, stream: int, code: int, body: bytes, length: int) -> bool:
+        """Whether a request's data may come now; if not, it waits, or the connection was ended."""
+        most = MOST_WRITTEN if code in _WRITES and self.session and self.session.files else MOST
         if self.session is None or not self.session.authenticated:
-            return BEFORE_LOGIN
-        return MOST_WRITTEN if code in _WRITES and self.session.files else MOST
+            most = BEFORE_LOGIN
+        if not 0 <= length <= most:
+            self.end(stream, refusal(TOO_LONG, f"request {code}: {length} bytes of data are too many"))
+        elif self.session is not None and (code in _STRAYING or (code in _WRITES and body[12])):
+            self.end(stream, Unsupported(f"request {code}: is not offered here with data elsewhere"))
+        elif length >= LARGE and self._large > 1:
+            self._stalled = True  # until a write that is here has been taken
+            self.hold()
+        else:
+            return True
+        return False
 
     def _receive(self, stream: int, code: int, body: bytes, length: int, begun: memoryview) -> None:
         """Take the rest of a request's data straight into a buffer of its own."""
@@ -345,7 +350,7 @@ class RootConnection(asyncio.BufferedProtocol):
         """Everything from here on is TLS; reading is held meanwhile."""
         transport = await self.loop.start_tls(
             self.transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE,
-            ssl_shutdown_timeout=LINGER,
+            ssl_shutdown_timeout=TLS_SHUTDOWN,
         )  # fmt: skip
         if transport is None:
             raise ConnectionResetError("the client went away")
@@ -364,7 +369,7 @@ class RootConnection(asyncio.BufferedProtocol):
         still, limits = now - self._stamp, self.hub
         unsent = self.transport.get_write_buffer_size()
         if self._deaf:
-            if still > LINGER:
+            if still > TLS_SHUTDOWN:
                 self.cut()
         elif unsent:
             if unsent != self._waiting:
@@ -373,7 +378,7 @@ class RootConnection(asyncio.BufferedProtocol):
                 self.cut()
         elif self._calls:
             return
-        elif self.session is None:
+        elif self.session is None or not self.session.authenticated:
             if still > limits.head_timeout:
                 self.cut()
         elif (self._rest or self._into is not None) and still > limits.body_timeout:

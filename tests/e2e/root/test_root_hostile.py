@@ -61,11 +61,24 @@ async def test_data_of_an_impossible_length_is_refused_and_ends_it(wire, server,
     await still_serves(server)
 
 
-@pytest.mark.parametrize("code", [0, 2999, 3033, 65535, Code.GPFILE, Code.CHKPOINT, Code.CLONE])
+@pytest.mark.parametrize("code", [0, 2999, 3033, 65535, Code.GPFILE, Code.CLONE])
 async def test_an_unknown_request_is_refused_and_its_data_dropped(wire, code):
     number, _ = await wire.refused(code, bytes(16), bytes(200_000))
     assert number in {3006, 3013}
     assert await wire.ask(Code.PING) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [(Code.WRITEV, bytes(16)), (Code.CHKPOINT, bytes(16)), (Code.WRITE, bytes(12) + b"\1" + bytes(3))],
+)
+@pytest.mark.parametrize("length", [16, 200_000])
+async def test_data_that_cannot_be_told_from_requests_end_the_connection(wire, server, code, body, length):
+    wire.writer.write(frames.REQUEST.pack(9, code, body, length) + bytes(16))
+    _, status, said = await asyncio.wait_for(wire.one(), 20)
+    assert (status, frames.number_and_text(said)[0]) == (Status.ERROR, 3013)
+    assert await wire.ended()
+    await still_serves(server)
 
 
 @pytest.mark.parametrize("code", [c for c in KNOWN if c not in {Code.PROTOCOL, Code.LOGIN, Code.BIND}])

@@ -247,6 +247,8 @@ async def test_a_token_is_asked_for_and_checked_at_every_request(serve, token):
         good, life = token(), 2.0
         for name in ("authz=Bearer%20", "access_token=", "authz=Bearer "):
             assert await wire.open(f"/own/f?{name}{good}")
+        for bad in (good[:-4] + "AAAA", token(life=-100), ""):
+            assert await wire.open(f"/pub/f?authz=Bearer%20{bad}"), "what is public needs no token"
         narrow = token("storage.read:/other")
         number, text = await wire.refused(
             Code.OPEN, frames.P_OPEN.pack(0, 0x10, 0), f"/own/f?authz={narrow}".encode()
