@@ -117,3 +117,44 @@ def test_a_request_for_columns_tells_its_owner_when_it_ends(shared, listen):
     )
     mine = answer.json()["request_id"]
     assert bob.next()["subject"] == mine
+
+
+def test_neither_the_stream_nor_its_rows_hold_a_credential_of_the_requests_they_tell_of(shared, listen):
+    """Tokens in headers and queries, macaroons, signed links, also in failures and in what clients say."""
+    operator, end = listen(shared.admin()), "/site/events/secret-end"
+    token = shared.token(subject="zoe")
+    macaroon = shared.ask(
+        "POST", "/site/events/", token, {"Content-Type": "application/macaroon-request"},
+        json={"caveats": ["activity:DOWNLOAD,UPLOAD,MANAGE"], "validity": "PT5M"},
+    ).json()["macaroon"]  # fmt: skip
+    signed = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=5ec2e7&X-Amz-Security-Token=hush"
+    refresh = "doma-rt.veryhushedword"
+    base = shared.run["https"]
+    shared.ask("PUT", f"/site/events/s?authz={token}", "", content=b"x")
+    shared.ask("PUT", "/site/events/m", macaroon, content=b"x")
+    for number, source in enumerate(
+        (
+            f"{base}/site/events/s?authz={token}",
+            f"{base}/site/events/none?{signed}",
+            f"https://127.0.0.1:9/f?authz={token}&{signed}&access_token={macaroon}",
+            f"https://127.0.0.1:9/f?token={refresh}",
+        )
+    ):
+        headers = {
+            "Source": source, "TransferHeaderAuthorization": f"Bearer {token}", "SciTag": "66",
+            "ClientInfo": f"job={number}; token={token}; refresh_token={refresh}; authz={macaroon}",
+        }  # fmt: skip
+        shared.ask("COPY", f"/site/events/c{number}", token, headers)
+    upload(shared, end, "zoe")
+    heard = []
+    while not heard or heard[-1]["subject"] != end:
+        heard.append(operator.next())
+    kinds = {event["kind"] for event in heard}
+    assert {"file.landed", "copy.started", "copy.failed"} <= kinds, kinds
+    secrets = (token, token.split(".")[1], token.split(".")[2], macaroon, "5ec2e7", "hush", "veryhushed")
+    found = json.dumps(heard)
+    assert [word for word in secrets if word in found] == []
+    rows = b"".join(path.read_bytes() for path in sorted(shared.home.path.glob("doma.db*")))
+    assert b"copy.failed" in rows
+    assert [word for word in secrets if word.encode() in rows] == []
+    assert [word for word in secrets if word in shared.log] == []

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
+from doma.auth.redact import blanked
 from doma.core.checksum import COMPUTABLE, read_digests
 from doma.core.errors import BadRequest, DomaError
 from doma.core.url import https, origin_of, redacted
@@ -116,7 +117,7 @@ def order_of(shown: str, headers: Mapping[str, str], *, here: bool = False) -> O
         verify=verify == "true",
         digests={name: value for name, value in stated.items() if name in COMPUTABLE},
         streams=max(1, min(STREAMS, _number(headers.get("x-number-of-streams"), 1))),
-        info="".join(filter(str.isprintable, headers.get("clientinfo", "")[:_INFO])),  # goes to the log
+        info=_info(headers.get("clientinfo", "")),
         scitag=tag if 65 <= tag <= 65535 else 0,
         size=_number(headers.get("x-expected-size"), -1) if "x-expected-size" in headers else None,
         min_rate=_number(headers.get("x-min-throughput"), 0),
@@ -131,6 +132,11 @@ def _url(shown: str, text: str) -> str:
     if origin.scheme not in {"http", "https"}:
         raise BadRequest(f"{shown}: the other side must be reached by https, not {origin.scheme}")
     return url
+
+
+def _info(text: str) -> str:
+    """What the client says of itself, fit for logs and events: one line, no credential in it."""
+    return blanked("".join(filter(str.isprintable, text)))[:_INFO]  # cut last: half a token is no known one
 
 
 def _carried(shown: str, headers: Mapping[str, str]) -> dict[str, str]:
