@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import NoReturn
 
 from doma.cache.catalogue import Catalogue
 from doma.cache.columns import Layouts
@@ -31,6 +30,7 @@ from doma.cache.pins import Pins
 from doma.cache.prestage import Prestager, Staging
 from doma.cache.purge import Victim
 from doma.cache.reader import CachedReader, PassReader, in_time
+from doma.cache.readonly import ReadOnly
 from doma.cache.scrub import check_whole, digest
 from doma.cache.scrubber import Scrubber
 from doma.cache.shelf import Shelf
@@ -41,18 +41,17 @@ from doma.core.errors import (
     BadRequest,
     Conflict,
     DomaError,
-    NotAllowed,
     NotCached,
     OriginFailed,
     Unsupported,
 )
 from doma.core.events import Emit, Event
-from doma.store.protocol import Space, Stat, Upload
+from doma.store.protocol import Space, Stat
 
 log = logging.getLogger(__name__)
 
 
-class CacheStore:
+class CacheStore(ReadOnly):
     """A read-only :class:`doma.store.protocol.Store` over origins; also CanPeek and CanSpace.
 
     Args:
@@ -80,6 +79,7 @@ class CacheStore:
         rng: Random | None = None,
         negative: float = NEGATIVE,
     ) -> None:
+        super().__init__(origins.name)
         self._origins = origins
         self._config = config
         self._clock = clock
@@ -306,30 +306,6 @@ class CacheStore:
         """Free disk down to the low mark; what went, or would go, in order, with the reason."""
         return await self.catalogue.purge(dry_run=dry_run)
 
-    async def create(
-        self,
-        path: str,
-        *,
-        size: int | None = None,
-        checksums: Mapping[str, str] | None = None,
-        if_version: str | None = None,
-        if_absent: bool = False,
-    ) -> Upload:
-        """Not allowed: a cache is read-only."""
-        self._refuse(path)
-
-    async def delete(self, path: str, *, version: str | None = None, recursive: bool = False) -> None:
-        """Not allowed: a cache is read-only."""
-        self._refuse(path)
-
-    async def rename(self, source: str, target: str, *, overwrite: bool = True) -> bool:
-        """Not allowed: a cache is read-only."""
-        self._refuse(source)
-
-    async def make_dir(self, path: str) -> None:
-        """Not allowed: a cache is read-only."""
-        self._refuse(path)
-
     async def close(self) -> None:
         if self._closed:
             return
@@ -399,6 +375,3 @@ class CacheStore:
         now_there = await place.store.stat(place.path)
         same = (now_there.version, now_there.size) == (entry.record.version, entry.record.size)
         return value if same else None
-
-    def _refuse(self, path: str) -> NoReturn:
-        raise NotAllowed(f"{path}: a cache is read-only; write to the origin {self._origins.name} instead")
