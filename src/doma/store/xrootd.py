@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from doma.auth.model import bearer
 from doma.core.checksum import hasher, same
 from doma.core.errors import AlreadyExists, ConfigError, Conflict, DomaError, NotFound, OriginFailed, Refused
-from doma.core.paths import RESERVED, checked, normalise, parent
+from doma.core.paths import checked, normalise, parent
 from doma.core.url import Origin, origin_of
 from doma.net.xroot_client import XrootClient
 from doma.net.xroot_session import Allow, Times
@@ -38,6 +38,8 @@ from doma.store.xrootd_upload import XrootdUpload
 Token = Callable[[], Awaitable[str | None]]
 
 SCHEMES = {"root": "root", "xroot": "root", "roots": "roots", "xroots": "roots"}
+HIDDEN = ".doing-"
+"""How the names of temporaries begin: no name that a server of ours keeps for itself, since it may be one."""
 STALE = 24 * 3600.0
 """Age from which on a temporary has been forgotten (rule W45)."""
 AT_ONCE = 16
@@ -90,7 +92,7 @@ class XrootdStore:
     async def list(self, path: str) -> AsyncIterator[Stat]:
         path = checked(path)
         for name, line in sorted(await self._names.entries(path), key=lambda entry: entry[0]):
-            if not name.startswith(RESERVED) and not any(
+            if not name.startswith(HIDDEN) and not any(
                 ord(c) < 0x20 or 0xD800 <= ord(c) < 0xE000 for c in name
             ):
                 yield _stat(f"{path.rstrip('/')}/{name}", line)
@@ -142,7 +144,7 @@ class XrootdStore:
         tally = Tally(path, size, checksums)
         there, missing = await asyncio.gather(self._find(path), self._names.missing(path))
         check_replaceable(path, there, if_version=if_version, if_absent=if_absent)
-        temporary = f"{parent(path).rstrip('/')}/{RESERVED}.{token_hex(8)}"
+        temporary = f"{parent(path).rstrip('/')}/{HIDDEN}{token_hex(8)}"
         file = await self._names.new_file(temporary, size)
 
         async def publish(sums: dict[str, str]) -> Stat:
@@ -261,7 +263,7 @@ class XrootdStore:
             full = f"{path.rstrip('/')}/{name}"
             if line.is_dir:
                 await self._clear(full)
-            elif name.startswith(RESERVED) and time.time() - line.modified < STALE:
+            elif name.startswith(HIDDEN) and time.time() - line.modified < STALE:
                 under_way = True
             else:
                 files.append(full)

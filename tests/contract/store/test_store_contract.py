@@ -130,8 +130,6 @@ async def engine(request, tmp_path) -> AsyncIterator[Engine]:
         yield Engine("xrootd", there, RawShared(folder))
         await there.close()
     elif request.param == "root":
-        # our own door keeps names of ".doma" for itself, which this engine gives its temporaries
-        request.getfixturevalue("monkeypatch").setattr("doma.store.xrootd.RESERVED", ".doing-")
         own = FileStore(tmp_path / "own", fsync=False)
         async with rooted(own, tmp_path / "tls") as (url, token, ca):
             through = XrootdStore(url, token=token, ca_file=ca, fsync=False)

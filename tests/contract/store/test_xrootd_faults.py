@@ -180,7 +180,7 @@ async def test_pages_that_arrive_damaged_at_the_server_are_sent_again(fake, stor
 
     fake.instead[Code.PGWRITE] = damaged
     fake.instead[Code.STAT] = lambda head, data: (
-        frames.answer(head.stream, 0, b"8 5000 16 1000\0") if b".doma." in data
+        frames.answer(head.stream, 0, b"8 5000 16 1000\0") if b".doing-" in data
         else frames.answer(head.stream, 0, b"1 0 19 1\0") if data == b"/" else refuse(head, 3011)
     )  # fmt: skip
     upload = await store.create("/f")
@@ -191,7 +191,7 @@ async def test_pages_that_arrive_damaged_at_the_server_are_sent_again(fake, stor
 
 async def test_a_server_that_stores_another_length_gets_nothing_published(fake, store):
     fake.instead[Code.STAT] = lambda head, data: (
-        frames.answer(head.stream, 0, b"8 4999 16 1000\0") if b".doma." in data
+        frames.answer(head.stream, 0, b"8 4999 16 1000\0") if b".doing-" in data
         else frames.answer(head.stream, 0, b"1 0 19 1\0") if data == b"/" else refuse(head, 3011)
     )  # fmt: skip
     upload = await store.create("/f")

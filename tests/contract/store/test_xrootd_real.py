@@ -174,14 +174,14 @@ async def test_forgotten_temporaries_go_with_their_directory_and_young_ones_stay
     for name, age in (("old", 100_000), ("young", 10)):
         (folder / name).mkdir()
         (folder / name).chmod(0o777)
-        hidden = folder / name / ".doma.0123456789abcdef"
+        hidden = folder / name / ".doing-0123456789abcdef"
         hidden.write_bytes(b"part")
         os.utime(hidden, (time.time() - age,) * 2)
         await put(store, f"/{name}/f", b"1")
         await store.delete(f"/{name}", recursive=True)
     assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) == [
         "young",
-        "young/.doma.0123456789abcdef",
+        "young/.doing-0123456789abcdef",
     ]
     await store.close()
 
