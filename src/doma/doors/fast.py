@@ -94,11 +94,13 @@ class FastDoor:
         self._tally = Tally(count, site.usage) if count is not None else None
         self._changes = Changes(site, self._ask, count)
         self._places: dict[bytes, _Place | None] = {}
+        self._names = {name.encode() for name in site.endpoints}
 
     def head(self, request: Request) -> Answer | Sink | None:
         if request.method == b"PUT":
-            land = self._changes.land
-            return None if _signed(request) else FastSink(self._site, request, self._count, land)
+            if _signed(request) or request.target[1:].partition(b"/")[0] not in self._names:
+                return None  # for another door, or a service
+            return FastSink(self._site, request, self._count, self._changes.land)
         if request.method == b"DELETE":
             return self._changes.delete(request)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):

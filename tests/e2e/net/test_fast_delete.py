@@ -125,3 +125,10 @@ def test_tokens_in_one_packet_keep_their_rights(served, token, sign, tools):
     served.send(b"".join(pair))
     assert [served.answer().status for _ in pair] == [200, 200]
     assert served.ask("GET", "/site/d/secret", token=narrow).status == 403
+
+
+def test_an_upload_to_no_endpoint_is_left_to_the_application(served, token):
+    assert served.ask("PUT", "/api/v1/cache/pins/x", body=b"{}", token=token).status == 404
+    assert served.ask("PUT", "/%73ite/d/g", body=b"12", token=token).status == 201
+    assert served.ask("GET", "/site/d/g", token=token).body == b"12"
+    assert not [one for one in served.counted if one[1] == "PUT" and one[0] != "site"]
