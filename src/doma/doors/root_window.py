@@ -24,8 +24,7 @@ class Window:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give(size)
+            self.give(size if turn.done() and not turn.cancelled() else 0)  # whoever is behind may fit
             raise
 
     def give(self, size: int) -> None:
