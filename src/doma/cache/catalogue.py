@@ -95,6 +95,12 @@ class Catalogue:
         """An object that is in memory."""
         return self._entries.get(key)
 
+    def in_use(self, key: str) -> bool:
+        """Whether somebody reads an object, or it is being fetched or replaced."""
+        entry = self._entries.get(key)
+        reading = entry is not None and (entry.readers > 0 or entry.fetcher.busy)
+        return reading or key in self._adopting
+
     def find(self, place: Place) -> Entry | None:
         """An object, from memory or disk; None if it is not here or its files cannot be trusted."""
         entry = self._entries.get(place.key)
@@ -263,10 +269,7 @@ class Catalogue:
         return record.path, used
 
     async def revoke(self, key: str) -> int:
-        """End everybody's reading of an object: their next read fails, new opens fetch it again.
-
-        Gives the bytes freed; 0: nobody had it open lately, it is still here.
-        """
+        """End everybody's reading of an object; bytes freed, 0: it was not in memory and is still here."""
         entry = self._entries.get(key)
         if entry is None:
             return 0
@@ -285,7 +288,7 @@ class Catalogue:
 
     async def _plan(self, *, old_only: bool) -> tuple[list[Victim], int]:
         """What to remove, and how many bytes have to go."""
-        busy = {key for key, e in self._entries.items() if e.readers or e.fetcher.busy}
+        busy = {key for key in self._entries if self.in_use(key)} | self._adopting
         for entry in self._entries.values():
             self.keeper.note(entry)
         before, now, low = self._change, self._clock(), int(self._config.size * self._config.low)
@@ -306,9 +309,9 @@ class Catalogue:
         for at in range(0, len(victims), _BATCH):
             files = []
             for victim in victims[at : at + _BATCH]:
-                entry = self._entries.get(victim.key)
-                if entry is not None and (entry.readers or entry.fetcher.busy):
+                if self.in_use(victim.key):
                     continue
+                entry = self._entries.get(victim.key)
                 record = entry.record if entry is not None else self.shelf.record(victim.key)
                 if record is None:
                     self.keeper.gone(victim.key)
@@ -317,12 +320,8 @@ class Catalogue:
                 files.append((record.key, record.generation))
                 gone.append(victim)
             # The records are gone and nobody finds the pages any more: to unlink long files takes its time.
-            await asyncio.to_thread(self._drop_all, files)
+            await asyncio.to_thread(self.shelf.drop_all, files)
         return gone
-
-    def _drop_all(self, files: list[tuple[str, str]]) -> None:
-        for key, generation in files:
-            self.shelf.drop(key, generation)
 
     def _unlink(self, record: Record, entry: Entry | None, used: int, reason: str) -> None:
         if entry is not None:

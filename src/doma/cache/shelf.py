@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +151,11 @@ class Shelf:
         for path in (self._pages(key, generation), self.root / "layouts" / name[:2] / name):
             with suppress(OSError):
                 path.unlink()
+
+    def drop_all(self, files: Iterable[tuple[str, str]]) -> None:
+        """:meth:`drop` of many, by key and generation. Blocks."""
+        for key, generation in files:
+            self.drop(key, generation)
 
     def used(self, record: Record) -> int:
         """Allocated bytes of an object's record and pages."""

@@ -132,7 +132,11 @@ class Upkeep:
         pinned = await asyncio.to_thread(self._catalogue.keeper.index.pinned, self._clock())
         free = [row for row in rows if force or row.key not in pinned]
         ended = [await self._catalogue.revoke(row.key) for row in free] if force else [0] * len(free)
-        idle = [row for row, used in zip(free, ended, strict=True) if not used and not self._busy(row.key)]
+        idle = [
+            row
+            for row, used in zip(free, ended, strict=True)
+            if not used and not self._catalogue.in_use(row.key)
+        ]
         if immediate:
             victims = [Victim(row.path, row.used, row.accessed, "command", row.key) for row in idle]
             gone = await self._catalogue.remove_all(victims)
@@ -171,7 +175,7 @@ class Upkeep:
             return Evicted(path, 1, used, 0, 0, immediate=True)
         if force:
             pass
-        elif self._busy(key):
+        elif self._catalogue.in_use(key):
             raise Conflict(f"{path}: is being read; evict it later, or with force", path=path)
         elif await asyncio.to_thread(self._catalogue.keeper.index.is_pinned, key, self._clock()):
             raise Conflict(f"{path}: is pinned; unpin it, or evict it with force", path=path)
@@ -183,10 +187,6 @@ class Upkeep:
             record = self._catalogue.shelf.record(key)
             used = self._catalogue.shelf.used(record) if record else 0
         return Evicted(path, int(used > 0), used, 0, 0, immediate or force)
-
-    def _busy(self, key: str) -> bool:
-        entry = self._catalogue.get(key)
-        return entry is not None and (entry.readers > 0 or entry.fetcher.busy)
 
     async def _first_in_line(self, keys: Sequence[str]) -> None:
         """Let objects go first at the next purge; who reads one before takes it from the line."""
