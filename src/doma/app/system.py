@@ -12,25 +12,14 @@ from doma import __version__
 from doma.app.endpoints import credit
 from doma.app.home import Home
 from doma.app.identity import ADMIN_SCOPES
-from doma.app.opened import open_site
+from doma.app.opened import open_site, settle
 from doma.app.services import Services
 from doma.app.workers import Workers, order_for
 from doma.bus.local import Bus
 from doma.core.config import Config
 from doma.db.outbox import Relay
 from doma.doors.fast import FastDoor
-from doma.net.exchange import Answer, Request, Sink
 from doma.net.listener import Listener
-
-
-class _Files:
-    """The quick side of the file door, which is not asked about the services' own paths."""
-
-    def __init__(self, door: FastDoor) -> None:
-        self._head = door.head
-
-    def head(self, request: Request) -> Answer | Sink | None:
-        return None if request.target.startswith(b"/api/") else self._head(request)
 
 
 class System:
@@ -60,7 +49,7 @@ class System:
         services.build()
         listener = Listener(
             services.app,
-            fast=_Files(FastDoor(opened.site, count=services.count)),
+            fast=FastDoor(opened.site, count=services.count),
             listen=config.listen,
             tls=opened.tls,
             root=services.root_door().take,
@@ -99,6 +88,7 @@ class System:
             "endpoints": {name: services.addresses(name) for name in opened.site.endpoints},
             "services": services.urls,
         }
+        settle()
         home.publish(run)
         return run
 
