@@ -54,7 +54,11 @@ def listeners(system: System) -> set[int]:
     }
     found = set()
     for pid in (system.pid, *system.workers()):
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            open_files = list(Path(f"/proc/{pid}/fd").iterdir())
+        except FileNotFoundError:  # it has just ended
+            continue
+        for fd in open_files:
             try:
                 name = os.readlink(fd)
             except OSError:
