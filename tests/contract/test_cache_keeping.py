@@ -13,7 +13,7 @@ from doma.cache.extents import PAGE
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
-from doma.core.errors import BadRequest, DomaError, NotFound, StorageFull
+from doma.core.errors import BadRequest, DomaError, NotFound, StorageFull, StorageUnavailable
 from doma.store.memory import MemoryStore
 
 SIZE = 100_000
@@ -339,3 +339,17 @@ async def test_a_prestage_into_a_full_cache_fails_clearly(make):
     await upload.commit()
     with pytest.raises(StorageFull, match="no room"):
         await (await cache.prestage("/f")).done()
+
+
+async def test_a_disk_that_takes_no_pin_is_a_clear_error_and_costs_no_pin(make):
+    cache = await make("/1", "/2")
+    await cache.pin("/1", "me")
+    await asyncio.to_thread(cache.catalogue.keeper.total)
+    index = cache.catalogue.keeper.index
+    index._db.execute("PRAGMA query_only = 1")
+    with pytest.raises(StorageUnavailable, match="cannot be written"):
+        await cache.pin("/2", "me")
+    await read(cache, "/2")
+    assert [v.path for v in await cache.purge(dry_run=True)] == []
+    index._db.execute("PRAGMA query_only = 0")
+    assert [pin.path for pin in await cache.pins.pins("me")] == ["/1"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from doma.cache.shelf import remove
+from doma.core.errors import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,9 @@ class Index:
 
     Args:
         path: The file; made if it is missing or damaged.
+
+    Raises:
+        StorageUnavailable: the disk is full or cannot be written; also by what a command has written down.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,6 +92,10 @@ class Index:
             self._db = self._open()
             self.clean = self._meta("clean") == "1"
             self._set("clean", "0")
+        except sqlite3.OperationalError as e:
+            if not path.is_dir():  # the disk is full or may not be written: no reason to forget pins
+                raise StorageUnavailable(f"{path}: cannot be used: {e}; make room or repair it") from e
+            self.remake()
         except sqlite3.DatabaseError:
             self.remake()
 
@@ -124,7 +132,7 @@ class Index:
 
     def first(self, keys: Iterable[str]) -> None:
         """Put objects first in line for the purge."""
-        with self._lock, self._db:
+        with _answered(self._path), self._lock, self._db:
             self._db.executemany("UPDATE objects SET accessed = 0 WHERE key = ?", ((key,) for key in keys))
 
     def after(self, key: str) -> Row | None:
@@ -189,7 +197,7 @@ class Index:
 
     def pin(self, pin: Pin, key: str) -> None:
         """Pin, or change until when."""
-        with self._lock, self._db:
+        with _answered(self._path), self._lock, self._db:
             self._db.execute(
                 "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?)",
                 (pin.path, pin.owner, key, pin.until, pin.size),
@@ -197,7 +205,7 @@ class Index:
 
     def unpin(self, path: str, owner: str | None) -> int:
         """Take one owner's pin of a path away, or everybody's; how many there were."""
-        with self._lock, self._db:
+        with _answered(self._path), self._lock, self._db:
             sql = "DELETE FROM pins WHERE path = ? AND (owner = ? OR ? IS NULL)"
             return self._db.execute(sql, (path, owner, owner)).rowcount
 
@@ -224,7 +232,7 @@ class Index:
 
         What has expired is taken away.
         """
-        with self._lock, self._db:
+        with _answered(self._path), self._lock, self._db:
             self._db.execute("DELETE FROM pins WHERE until <= ?", (now,))
             count, mine = self._db.execute(
                 "SELECT count(*), coalesce(sum(size), 0) FROM pins WHERE owner = ? AND key <> ?", (owner, but)
@@ -279,6 +287,15 @@ class Index:
             db.close()
             raise
         return db
+
+
+@contextlib.contextmanager
+def _answered(path: Path) -> Iterator[None]:
+    """A refusal of the disk as an error for who gave the command."""
+    try:
+        yield
+    except sqlite3.OperationalError as e:
+        raise StorageUnavailable(f"{path}: cannot be written: {e}; make room and try again") from e
 
 
 def _below(top: str) -> tuple[str, tuple[str, ...]]:
