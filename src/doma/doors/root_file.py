@@ -66,7 +66,7 @@ class ReadFile:
             self.hot, self.view = hot, hot.view
             self.pages = getattr(hot, "interleaved", _nothing)
             if hasattr(hot, "cached"):
-                hot.cached, hot.single = self.opened.cached, False
+                self.hot.cached, self.hot.single = self.opened.cached, False
 
     def views(self, spans: list[tuple[int, int]]) -> list[memoryview] | None:
         """Several ranges, if all are at hand."""
