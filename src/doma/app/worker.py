@@ -22,7 +22,7 @@ from doma.app.endpoints import views
 from doma.app.forward import Forward
 from doma.app.handover import Giver
 from doma.app.home import Home
-from doma.app.opened import open_site
+from doma.app.opened import open_site, settle
 from doma.app.workers import REPORT
 from doma.auth.redact import Redactor
 from doma.cache.viewer import CacheView
@@ -106,6 +106,7 @@ async def _run(order: dict[str, Any]) -> None:
 
         opened.db.after_commit.append(told)
         opened.background.spawn(_tell(forward, metrics, order["number"], wrote, viewed))
+        settle()
         print("ready", flush=True)  # noqa: T201 - the main process waits for this line
         await stop.wait()
 
