@@ -209,7 +209,7 @@ def settle() -> None:
     """Spare a process that has started what it would do over and over.
 
     A tenth of the processor time of a cold read was the collector's, going over modules and tables again; a
-    quarter of that of a read over root:// went to pages of buffers that glibc gave back to the system and took
+    quarter of that of a read over root:// went to buffers that glibc gave back to the system and took
     again.
     """
     gc.collect()
