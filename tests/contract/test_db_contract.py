@@ -160,7 +160,7 @@ def test_a_newer_database_is_refused(database):
 
 
 def test_the_revisions_make_the_tables_that_the_code_uses(database):
-    for module in ("doma.columns.repo", "doma.scan.repo"):
+    for module in ("doma.columns.tables", "doma.scan.repo"):
         if importlib.util.find_spec(module):
             importlib.import_module(module)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from sqlalchemy import Connection, func, or_, select
 
 from doma.columns.model import Glance, Overview, State
-from doma.columns.repo import requests
+from doma.columns.tables import requests
 
 _SHOWN = [requests.c[name] for name in Glance.__slots__]
 

@@ -12,7 +12,7 @@ metadata = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-"""Every table of the program; a service adds its own in its ``repo.py``."""
+"""Every table of the program; a service adds its own in its ``tables.py`` or ``repo.py``."""
 
 Counter = BigInteger().with_variant(Integer(), "sqlite")
 """A 64-bit number that a primary key may count by itself in both databases."""

@@ -9,8 +9,8 @@ import sys
 import pytest
 from sqlalchemy import select
 
-from doma.columns import repo
 from doma.columns.model import FileState, Task
+from doma.columns.tables import files
 from doma.columns.worker import WorkerPool
 from doma.core.errors import CorruptFile, LimitExceeded, TimedOut
 
@@ -24,7 +24,7 @@ async def _only_once(house, client, id_):
     assert (found["status"], found["files-completed"], found["files-failed"]) == ("Complete", 2, 0)
     tables = [await client.read(r) for r in await client.urls(id_)]
     assert [t.column(0).to_pylist() for t in tables] == [[57], [34367]]
-    order = select(repo.files).order_by(repo.files.c.number)
+    order = select(files).order_by(files.c.number)
     rows = await house.db.look(lambda tx: tx.execute(order).all())
     assert [r.state for r in rows] == [FileState.DONE, FileState.DONE]
     return rows[1]

@@ -1,0 +1,88 @@
+"""The tables of the column service: requests, their files, cached results.
+
+Revisions under ``db/migrations`` make them.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+from doma.db.tables import Counter, metadata
+
+requests = Table(
+    "column_requests",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("issuer", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("title", Text),
+    Column("did", Text, nullable=False),
+    Column("selection", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("codegen", String(32), nullable=False),
+    Column("format", String(32), nullable=False),
+    Column("destination", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("wanted", String(16), nullable=False),
+    Column("failure", Text),
+    Column("files", Integer, nullable=False),
+    Column("completed", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("submitted", Double, nullable=False),
+    Column("finished", Double),
+    Column("visible", BigInteger, nullable=False),
+    Index(None, "owner", "submitted"),
+    Index(None, "finished"),
+)
+"""``visible``: microseconds of the youngest visible result, so that the next one is later."""
+
+files = Table(
+    "column_files",
+    metadata,
+    Column("id", Counter, primary_key=True, autoincrement=True),
+    Column("request", String(36), ForeignKey(requests.c.id, ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("owner", String(128)),
+    Column("lease_until", Double),
+    Column("attempt", Integer, nullable=False),
+    Column("reason", Text),
+    Column("name", Text),
+    Column("bytes", BigInteger, nullable=False),
+    Column("events", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("read", BigInteger, nullable=False),
+    Column("visible", BigInteger, nullable=False),
+    UniqueConstraint("request", "number"),
+    Index(None, "state", "lease_until"),
+)
+
+cache = Table(
+    "column_cache",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("input", String(64), nullable=False),
+    Column("version", Text, nullable=False),
+    Column("path", Text, nullable=False),
+    Column("object_version", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("events", BigInteger, nullable=False),
+    Column("request", String(36), nullable=False),
+    Column("made", Double, nullable=False),
+    Index(None, "input"),
+    Index(None, "request"),
+)
+"""Results by question and input version. ``path`` is the object of the request that computed it."""
