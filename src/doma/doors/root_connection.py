@@ -18,6 +18,7 @@ from doma.core.errors import DomaError, ServiceUnavailable, Unsupported
 from doma.doors import root_read
 from doma.doors.root_call import Call, Framed, Session, said
 from doma.doors.root_window import Window
+from doma.doors.root_writing import Writing
 from doma.net.exchange import Address
 from doma.net.hub import Hub
 from doma.net.listener import HANDSHAKE, TLS_SHUTDOWN
@@ -37,7 +38,7 @@ LARGE = 64 << 10
 MOST = 1 << 20
 """Bytes of data behind a request …"""
 MOST_WRITTEN = 17 << 20
-"""… and behind a write to an open file."""
+"""… and behind a write to a file that is open for it."""
 BEFORE_LOGIN = 64 << 10
 WINDOW, UNSENT = 4 << 20, 1 << 20
 """Bytes read for one connection and not yet with its transport; with it, before nothing more is given."""
@@ -177,9 +178,12 @@ class RootConnection(asyncio.BufferedProtocol):
 
     def _bears(self, stream: int, code: int, body: bytes, length: int) -> bool:
         """Whether a request's data may come now; if not, it waits, or the connection was ended."""
-        most = MOST_WRITTEN if code in _WRITES and self.session and self.session.files else MOST
         if self.session is None or not self.session.authenticated:
             most = BEFORE_LOGIN
+        elif code in _WRITES and isinstance(self.session.files.get(body[:4]), Writing):
+            most = MOST_WRITTEN
+        else:
+            most = MOST
         if not 0 <= length <= most:
             self.end(stream, refusal(TOO_LONG, f"request {code}: {length} bytes of data are too many"))
         elif self.session is not None and (code in _STRAYING or (code in _WRITES and body[12])):
@@ -347,7 +351,13 @@ class RootConnection(asyncio.BufferedProtocol):
             self.transport.resume_reading()
 
     async def to_tls(self, context: ssl.SSLContext) -> None:
-        """Everything from here on is TLS; reading is held meanwhile."""
+        """Everything from here on is TLS; reading is held meanwhile.
+
+        Raises:
+            ConnectionResetError: nobody is there, or more came in the clear, who knows from whom.
+        """
+        if self._rest:
+            raise ConnectionResetError("requests before the handshake")
         transport = await self.loop.start_tls(
             self.transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE,
             ssl_shutdown_timeout=TLS_SHUTDOWN,
