@@ -5,7 +5,7 @@ A change by root:// is judged and told by the very code that judges a DELETE or 
 
 from doma.auth.model import Identity
 from doma.cache.store import CacheStore
-from doma.core.errors import DomaError, NotAllowed
+from doma.core.errors import DomaError, NotAllowed, Unauthenticated
 from doma.doors import dav_call
 from doma.doors.dav_call import Message
 from doma.doors.root_call import Call, Target, split
@@ -45,7 +45,12 @@ async def at_top(call: Call) -> tuple[bool, Identity | None]:
     path, _, secret = split(bytes(call.data))
     if path != "/":
         return False, None
-    return True, await call.site.identify(None, secret) if secret else call.session.identity
+    if secret:
+        return True, await call.site.identify(None, secret)
+    try:
+        return True, await call.caller(path)
+    except Unauthenticated:
+        return True, None  # what is public needs no token
 
 
 async def _nothing() -> Message:

@@ -43,7 +43,7 @@ async def fattr(call: Call) -> bytes:
     path, mark, rest = bytes(call.data).partition(b"\0")
     if act not in set(Attribute) or count > MOST or (path and not mark):
         raise BadRequest(f"fattr: {count} attributes, act {act}; at most {MOST} are taken, acts are 0 to 3")
-    target = await call.target(path) if path else call.file(handle).target
+    target = await (call.target(path) if path else call.about(handle))
     changes = act in {Attribute.SET, Attribute.DELETE}
     if changes:
         await must_be_writable(target, "setting attributes")

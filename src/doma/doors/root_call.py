@@ -74,6 +74,8 @@ class Session:
     """From ztn or the login's CGI; a path's own token wins over it."""
     token: str = ""
     """Its token, for an origin to take."""
+    epoch: int = 0
+    """The verifier's, when it last accepted the token."""
     ipv6: bool = False
     files: dict[bytes, OpenFile] = field(default_factory=dict)
     """Open files by their 4-byte handle: :mod:`doma.doors.root_read`, :mod:`doma.doors.root_write`."""
@@ -147,6 +149,38 @@ class Call:
         self.targets.append(found.target)
         return found
 
+    async def about(self, handle: bytes) -> Target:
+        """What an open file is, to ask or change more than its bytes: the token must count as for a path.
+
+        Raises:
+            Unauthenticated, InvalidToken: it no longer does. And as :meth:`file`.
+        """
+        target = self.file(handle).target
+        if target.identity is not None:
+            must_last(target.identity, target.shown)
+            if target.token:
+                await self.site.verifier.verify(target.token, macaroons=True)
+        return target
+
+    async def caller(self, shown: str) -> Identity | None:
+        """Who has logged in; None: nobody.
+
+        Args:
+            shown: What is asked for, for the message.
+
+        Raises:
+            Unauthenticated, InvalidToken: the session's token has expired, or was revoked.
+        """
+        session, verifier = self.session, self.site.verifier
+        identity, token, epoch = session.identity, session.token, verifier.epoch
+        if identity is not None:
+            must_last(identity, shown)
+            if session.epoch != epoch:
+                await verifier.verify(token, macaroons=True)
+                if session.token == token:
+                    session.epoch = epoch
+        return identity
+
     async def target(self, raw: bytes | None = None) -> Target:
         """The path of a request, resolved and with its identity; the verb is for the handler to decide.
 
@@ -176,10 +210,14 @@ class Call:
         own = bearer_of(None, secret, access_token=True) if secret else None
         if own is not None:
             return await self.site.verifier.verify(own, macaroons=True), own
-        identity = self.session.identity
-        if identity is not None and time() >= identity.expires:
-            raise Unauthenticated(f"{shown}: the token of {identity} has expired; log in with a new one")
-        return identity, self.session.token
+        token = self.session.token
+        return await self.caller(shown), token
+
+
+def must_last(identity: Identity, shown: str) -> None:
+    """Raise Unauthenticated if a token has expired."""
+    if time() >= identity.expires:
+        raise Unauthenticated(f"{shown}: the token of {identity} has expired; log in with a new one")
 
 
 class Framed(bytes):

@@ -38,8 +38,7 @@ async def stat(call: Call) -> bytes:
     """A stat line; of the file system with option 1, of an open file without a path."""
     options, handle = P_STAT.unpack(call.body)
     if not bytes(call.data).strip(b"\0"):
-        file = call.file(handle)
-        return _text(await line_of(file.target, file.stat))
+        return _text(await line_of(await call.about(handle), call.file(handle).stat))
     if (await at_top(call))[0]:
         return _text("1 0 0 0 0 0" if options & _VIRTUAL else line(TOP, _TOP_FLAGS, 0))
     target = await call.target()

@@ -52,7 +52,7 @@ async def status(call: Call) -> bytes:
     """What has become of some files, in the form of CTA and EOS: JSON."""
     ident, *paths = _lines(call)
     name = ident.decode("utf-8", "replace")[:40]
-    who = (await call.target(paths[0])).identity if paths else call.session.identity
+    who = (await call.target(paths[0])).identity if paths else await call.caller("query")
     rows: dict[str, Row[Any]] = {}
     created = ""
     if call.site.stages is not None and who is not None:
@@ -112,7 +112,7 @@ async def _stage(call: Call, targets: list[Target]) -> str:
 
 async def _cancel(call: Call) -> None:
     """End a request of the caller's: of somebody of the same issuer who may stage all of its files."""
-    stages, who = call.site.stages, call.session.identity
+    stages, who = call.site.stages, await call.caller("prepare")
     ident = _lines(call)[0].decode("utf-8", "replace")[:40]
     if stages is None:
         raise NotFound(f"stage request {ident}: there is none of yours")

@@ -71,7 +71,7 @@ async def change(call: Call) -> bytes:
 
 async def _checksum(call: Call) -> bytes:
     _, handle = P_QUERY.unpack(call.body)
-    target = await call.target() if bytes(call.data).strip(b"\0") else call.file(handle).target
+    target = await (call.target() if bytes(call.data).strip(b"\0") else call.about(handle))
     name = target.cgi.get("cks.type", "adler32").lower()
     algorithm = canonical(name)
     if algorithm not in COMPUTABLE:

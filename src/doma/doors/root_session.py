@@ -130,8 +130,10 @@ async def _auth(connection: RootConnection, stream: int, body: bytes, data: byte
 
 
 async def _identify(connection: RootConnection, session: Session, token: str) -> None:
-    session.identity = await connection.door.site.verifier.verify(token, macaroons=True)
-    session.token = token
+    verifier = connection.door.site.verifier
+    epoch = verifier.epoch
+    session.identity = await verifier.verify(token, macaroons=True)
+    session.token, session.epoch = token, epoch
 
 
 def _bind(connection: RootConnection, stream: int, body: bytes) -> None:
