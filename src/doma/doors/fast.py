@@ -31,7 +31,9 @@ from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span,
 from doma.store.protocol import CanPeek, CanWarm, Hot, Stat
 
 PLACES = 4096
-"""Request targets whose endpoint and path are kept worked out."""
+"""Request targets whose endpoint and path are kept worked out …"""
+LONGEST = 2048
+"""… of up to so many bytes."""
 _SLOW = frozenset(
     {
         b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
@@ -175,9 +177,10 @@ class FastDoor:
             _, endpoint, path = self._ask.aim(target)
             if offers(type(endpoint.store), CanPeek):
                 place = _Place(endpoint, path)
-        if len(self._places) >= PLACES:
-            self._places.clear()
-        self._places[target] = place
+        if len(target) <= LONGEST:
+            if len(self._places) >= PLACES:
+                self._places.clear()
+            self._places[target] = place
         return place
 
     def _answer(

@@ -18,6 +18,10 @@ MOST = 20_000
 """Sessions that are open at one time; beyond, the one that was still for longest is closed."""
 
 
+LONGEST = 200
+"""Characters that are kept of what a client says of itself."""
+
+
 class Asked(NamedTuple):
     """Who asks over HTTP, as far as a request tells."""
 
@@ -80,6 +84,8 @@ class HttpReads:
             cached: Whether it is read through a cache.
         """
         now = self._clock()
+        if len(asked.program) > LONGEST or len(asked.info) > LONGEST:
+            asked = asked._replace(program=asked.program[:LONGEST], info=asked.info[:LONGEST])
         key = (path, asked, id(identity))
         known = self._open.get(key)
         if known is not None:
