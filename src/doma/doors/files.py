@@ -33,7 +33,7 @@ from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import text_headers, upload_id
 from doma.doors.reads import Asked
 from doma.doors.reply import Reply, reply
-from doma.store.protocol import PIECE, Buffer, CanPrepare, Reader, Stat
+from doma.store.protocol import PIECE, Buffer, CanPeek, CanPrepare, Reader, Stat
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ async def serve(
     """
     if method == "HEAD":
         stat = await _with_digest(endpoint, await endpoint.store.stat(path), headers)
-        answer = reply(method, headers, stat, extra, _boundary)
+        answer = reply(method, headers, stat, {**_age(endpoint, stat), **extra}, _boundary)
         await send(_start(answer))
         await send({"type": "http.response.body", "body": b""})
         return 0
@@ -136,6 +136,16 @@ async def serve(
     finally:
         await reader.close()
     return sum(stop - start for start, stop in answer.spans)
+
+
+def _age(endpoint: Endpoint, stat: Stat) -> dict[str, str]:
+    """How long ago a cache last heard of a file (RFC 9111 §4); whether its bytes are here, HEAD does not say."""
+    store = endpoint.store
+    hot = store.peek(stat.path) if isinstance(store, CanPeek) else None
+    if hot is None or hot.stat.version != stat.version:
+        return {}
+    about: Mapping[str, str] = getattr(hot, "headers", {})  # a cache's own
+    return {"Age": about["Age"]} if "Age" in about else {}
 
 
 async def _progress(

@@ -33,7 +33,7 @@ DRAIN = 64 << 10
 class HttpProtocol(Reading):
     """One connection."""
 
-    __slots__ = ("_outflow", "_queue", "_sock", "_waiting_size", "blocked", "current", "eof")
+    __slots__ = ("_outflow", "_queue", "_reader", "_sock", "_waiting_size", "blocked", "current", "eof")
 
     def __init__(
         self, hub: Hub, loop: asyncio.AbstractEventLoop, peer: Address, server: Address, *, tls: bool
@@ -45,6 +45,8 @@ class HttpProtocol(Reading):
         self.eof = False
         self._queue: deque[Exchange] = deque()
         self._outflow: Outflow | None = None
+        self._reader: asyncio.Task[None] | None = None
+        """Answers a GET, which nobody needs to be brought to its end."""
         self._sock: socket.socket | None = None
         self._waiting_size = 0
 
@@ -78,6 +80,9 @@ class HttpProtocol(Reading):
         for exchange in (self.current, self._incoming):
             if exchange is not None:
                 exchange.body.lose()
+        if self._reader is not None:
+            self._reader.cancel()  # it may be waiting for bytes that only this client wanted
+            self._reader = None
         self._queue.clear()
 
     def pause_writing(self) -> None:
@@ -174,7 +179,8 @@ class HttpProtocol(Reading):
                 return
         self.current = exchange
         exchange.worker = Cycle(self, exchange.body, request, self.hub.app)
-        self.spawn(exchange.worker.run())
+        task = self.hub.spawn(self.loop, exchange.worker.run())
+        self._reader = task if request.method == b"GET" else None
 
     def _take_in(self, exchange: Exchange, sink: Sink, raw: bytes) -> None:
         """Answer a small upload at once if it is all here, else let it come; ``raw`` is as for _start."""

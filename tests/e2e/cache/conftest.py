@@ -1,0 +1,245 @@
+"""A cache behind all doors of one port, in front of an origin over HTTP that counts, and changes at will."""
+
+import asyncio
+import http.client
+import random
+import ssl
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import uvloop
+
+from doma.auth.gate import Gate
+from doma.auth.verifier import Verifier
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core.config import Cache, Issuer, Listen
+from doma.doors.endpoint import Endpoint, Site
+from doma.doors.fast import FastDoor
+from doma.doors.root import RootDoor
+from doma.doors.webdav import app
+from doma.net import tls
+from doma.net.listener import Listener
+from doma.store.http import HttpStore
+from tests.e2e.root.conftest import Wire
+
+ISSUER = "https://issuer.example/cases"
+_BLOCK = random.Random(8).randbytes(1_048_583)
+"""Content repeats with a prime period, so that no shift by a page, a block or 2^32 goes unseen."""
+
+
+def content(start, stop, version=0):
+    """Bytes ``[start, stop)`` of every file of the origin that has this version."""
+    first, amount = (start + 7919 * version) % len(_BLOCK), max(0, stop - start)
+    times = 1 + (first + amount) // len(_BLOCK)
+    return (_BLOCK if times == 1 else _BLOCK * times)[first : first + amount]
+
+
+@dataclass
+class Thing:
+    """A file of the origin, and what it says of it."""
+
+    size: int
+    version: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+
+    @property
+    def etag(self):
+        return f'"v{self.version}-{self.size}"'
+
+
+class Origin:
+    """What the server below serves: ``/<size>/<any name>``, and what a test puts at other paths.
+
+    ``stall``: the offset in a file from which nothing comes any more, until the client goes away.
+    """
+
+    def __init__(self):
+        self.things: dict[str, Thing] = {}
+        self.asked, self.sent = Counter(), Counter()
+        self.up, self.stall = True, None
+        self.stuck, self.left = threading.Event(), threading.Event()
+        """Somebody waits for what does not come; somebody who waited has gone away."""
+
+    def thing(self, path):
+        head = path.split("/")[1]
+        return self.things.get(path) or (Thing(int(head)) if head.isdigit() else None)
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads, block_on_close = True, False
+    origin: Origin
+
+
+class Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        origin = self.server.origin
+        if not origin.up:
+            self.close_connection = True
+            return
+        origin.asked[self.path] += 1
+        thing = origin.thing(self.path)
+        if thing is None or thing.status != 200:
+            self.say(thing.status if thing else 404, {"Content-Length": "0"})
+            return
+        said = {"ETag": thing.etag, "Last-Modified": "Sun, 01 Mar 2026 10:00:00 GMT"} | thing.headers
+        if self.headers.get("If-None-Match") == thing.etag:
+            self.say(304, said)
+            return
+        start, stop, status = 0, thing.size, 200
+        if span := self.headers.get("Range"):
+            first, _, last = span.removeprefix("bytes=").partition("-")
+            start, stop, status = int(first), min(int(last or thing.size) + 1, thing.size), 206
+            said["Content-Range"] = f"bytes {start}-{stop - 1}/{thing.size}"
+        self.say(status, said | {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"})
+        if self.command == "GET":
+            self.body(thing, start, stop)
+
+    def say(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def body(self, thing, start, stop):
+        origin = self.server.origin
+        end = stop if origin.stall is None else max(start, min(stop, origin.stall))
+        for at in range(start, end, 1 << 20):
+            data = content(at, min(end, at + (1 << 20)), thing.version)
+            self.wfile.write(data)
+            origin.sent[self.path] += len(data)
+        if end < stop:
+            origin.stuck.set()
+            with suppress(ConnectionError):
+                self.connection.recv(1)
+            origin.left.set()
+            self.close_connection = True
+
+    def handle(self):
+        with suppress(ConnectionError):
+            super().handle()
+
+    def log_message(self, *_):
+        pass
+
+
+class Clock:
+    """Seconds that tests add to the time of day."""
+
+    ahead = 0.0
+
+    def __call__(self):
+        return time.time() + self.ahead
+
+
+class Caching:
+    """A thread with a port for http, https and root://: ``/cache`` before the origin, for everybody.
+
+    ``/closed`` is the same for those alone who have a token.
+    """
+
+    def __init__(self, home, origin, url):
+        self.origin, self.clock = origin, Clock()
+        self._url, self._home, self._ready = url, home, threading.Event()
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+
+    async def _main(self):
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        origins = Origins(HttpStore(self._url), name="origin")
+        self.store = CacheStore(self._home / "cache", origins, Cache(lifetime=3600), clock=self.clock)
+        gates = {"cache": Gate({ISSUER: ["/"]}, public=True), "closed": Gate({ISSUER: ["/"]})}
+        verifier = Verifier([Issuer(issuer=ISSUER)], ["https://se.example"], local={ISSUER: {"keys": []}})
+        site = Site(verifier, {name: Endpoint(name, self.store, gate, False) for name, gate in gates.items()})
+        made = tls.ensure(self._home / "tls", ["localhost"])
+        context, limits = (
+            tls.server_context(made.certificate, made.key),
+            Listen(address="127.0.0.1:0", drain=2),
+        )
+        door = RootDoor(site, tls=context, plain=limits.plain_http)
+        listener = Listener(app(site), fast=FastDoor(site), listen=limits, tls=context, root=door.take)
+        self.address = await listener.start()
+        self.trust = ssl.create_default_context(cafile=made.ca)
+        self._ready.set()
+        await self._end.wait()
+        await listener.stop()
+        await self.store.close()
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    async def dial(self):
+        """A connection of a root:// client, logged in."""
+        wire = await Wire.dial(self.address)
+        await wire.login()
+        return wire
+
+
+class Client:
+    """A kept connection over http or https."""
+
+    def __init__(self, caching, scheme="http"):
+        port = caching.address[1]
+        if scheme == "https":
+            self._to = http.client.HTTPSConnection("localhost", port, context=caching.trust, timeout=20)
+        else:
+            self._to = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+
+    def ask(self, path, span=None, method="GET", **headers):
+        """Status, headers (names in lower case) and body."""
+        fields = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._to.request(method, path, headers=fields | ({"Range": span} if span is not None else {}))
+        answer = self._to.getresponse()
+        named = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, named, answer.read()
+
+    def close(self):
+        self._to.close()
+
+
+@pytest.fixture(scope="module")
+def origin():
+    """The origin; its url is ``origin.url``."""
+    held = Origin()
+    with Server(("127.0.0.1", 0), Answers) as server:
+        server.origin = held
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        held.url = f"http://127.0.0.1:{server.server_port}"
+        yield held
+        server.shutdown()
+        thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def caching(origin, tmp_path_factory):
+    with Caching(tmp_path_factory.mktemp("caching"), origin, origin.url) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def clients(caching):
+    """A kept connection for each scheme."""
+    made = {scheme: Client(caching, scheme) for scheme in ("http", "https")}
+    yield made
+    for one in made.values():
+        one.close()
