@@ -5,8 +5,11 @@ packages register themselves for the same URLs.
 """
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,20 @@ from typing import Any
 import pytest
 
 from doma.facility.sample import sample
+from tests.clients.xrootd_server import authorities
+from tests.conftest import System
 
 BEFORE = """
 import json, os, sys, zlib
 place, token, file = sys.argv[1:4]
-query = f"?authz=Bearer%20{token}"
-host = place.split("//")[1]
+query = f"?authz=Bearer%20{token}" if token else ""
+host = "//".join(place.split("//")[:2])
 data = open(file, "rb").read() if file else b""
 """
 FSSPEC = """
 import fsspec
-fsspec.register_implementation("root", "fsspec_xrootd.XRootDFileSystem", clobber=True)
+for scheme in ("root", "roots"):
+    fsspec.register_implementation(scheme, "fsspec_xrootd.XRootDFileSystem", clobber=True)
 import uproot
 """
 
@@ -34,17 +40,51 @@ def nano() -> Path:
     return sample("nano_dy.root")
 
 
+@dataclass
+class Place:
+    """A root URL, and how a program gets at it: by a token in the URL, or by TLS and a login."""
+
+    url: str
+    token: str
+    environment: dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def stored(shared: Any, nano: Path) -> str:
-    """A file of the samples, uploaded once: its path at either endpoint."""
-    shared.put("/site/clients/nano_dy.root", nano.read_bytes())
-    return "clients/nano_dy.root"
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system that speaks nothing without TLS: uproot's client asks for root:// whatever the URL says."""
+    base = tmp_path_factory.mktemp("strict")
+    (base / "c.toml").write_text('[listen]\nplain_http = "never"\n')
+    system = System(base / "home", "--config", base / "c.toml")
+    system.up()
+    yield system
+    system.down()
 
 
-@pytest.fixture(params=["site", "cache"])
-def place(request: Any, shared: Any, stored: str) -> str:
-    """Its root URL, stored and cached."""
-    return f"{shared.run['endpoints'][request.param]['root']}/{stored}"
+@pytest.fixture(scope="module")
+def stored(
+    shared: Any, strict: System, nano: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """A file of the samples on both systems, and what trusts the certificate of the strict one."""
+    for system in (shared, strict):
+        system.put("/site/clients/nano_dy.root", nano.read_bytes())
+    return authorities(tmp_path_factory.mktemp("cas"), Path(strict.run["ca_file"]))
+
+
+@pytest.fixture(params=["site", "cache", "site by TLS", "cache by TLS"])
+def place(request: Any, shared: Any, strict: System, stored: dict[str, str]) -> Place:
+    """The file, stored and cached, over root:// and roots://."""
+    name, _, secure = request.param.partition(" by ")
+    system = strict if secure else shared
+    url = f"{system.run['endpoints'][name]['root']}/clients/nano_dy.root"
+    return reached(system, url, stored if secure else None)
+
+
+def reached(system: Any, url: str, trust: dict[str, str] | None = None) -> Place:
+    """A URL with the usual token: in the URL, or with ``trust`` over TLS."""
+    if trust is None:
+        return Place(url, system.token(), {})
+    environment = {**trust, "BEARER_TOKEN": system.token(), "XRD_LOGLEVEL": "Error"}
+    return Place(url.replace("root://", "roots://"), "", environment)
 
 
 def need(module: str, package: str) -> None:
@@ -53,17 +93,20 @@ def need(module: str, package: str) -> None:
         pytest.skip(f"needs the package {package}")
 
 
-def run(code: str, place: str, token: str, file: Path | None = None) -> Any:
+def run(code: str, place: Place, file: Path | None = None) -> Any:
     """What a program prints as JSON."""
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("BEARER", "X509", "XRD"))
+    }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BEFORE + code, place, token, str(file or "")],
-        capture_output=True, text=True, timeout=90, check=False,
+        [sys.executable, "-W", "ignore", "-c", BEFORE + code, place.url, place.token, str(file or "")],
+        capture_output=True, text=True, timeout=90, check=False, env=kept | place.environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_pyxrootd_reads_and_describes(shared: Any, place: str, nano: Path) -> None:
+def test_pyxrootd_reads_and_describes(shared: Any, place: Place, nano: Path) -> None:
     need("XRootD", "xrootd")
     code = """
 from XRootD import client
@@ -83,7 +126,7 @@ assert got == data[-5:]
 status, got = file.read(len(data) + 5, 100)
 assert status.ok and not got
 file.close()
-system = client.FileSystem(f"root://{host}")
+system = client.FileSystem(host)
 path = "/" + place.split("//")[2] + query
 status, stat = system.stat(path)
 assert stat.size == len(data)
@@ -92,16 +135,16 @@ status, found = system.dirlist(folder + query, DirListFlags.STAT)
 assert status.ok, status
 print(json.dumps({entry.name: entry.statinfo.size for entry in found}))
 """
-    assert run(code, place, shared.token(), nano)["nano_dy.root"] == nano.stat().st_size
+    assert run(code, place, nano)["nano_dy.root"] == nano.stat().st_size
 
 
 def test_pyxrootd_writes_and_changes_names(shared: Any) -> None:
     need("XRootD", "xrootd")
-    place = f"{shared.run['endpoints']['site']['root']}/clients/written"
+    place = reached(shared, f"{shared.run['endpoints']['site']['root']}/clients/written")
     code = """
 from XRootD import client
 from XRootD.client.flags import MkDirFlags, OpenFlags
-system = client.FileSystem(f"root://{host}")
+system = client.FileSystem(host)
 path = "/" + place.split("//")[2]
 def must(answer):
     assert answer[0].ok, answer[0]
@@ -123,24 +166,24 @@ must(system.rmdir(path + "/deep" + query))
 status, _ = system.stat(path + "/deep" + query)
 print(json.dumps([size, status.errno]))
 """
-    assert run(code, place, shared.token()) == [10_003, 3011]
+    assert run(code, place) == [10_003, 3011]
 
 
 def test_a_cache_refuses_a_write_and_names_its_origin(shared: Any) -> None:
     need("XRootD", "xrootd")
-    place = f"{shared.run['endpoints']['cache']['root']}/clients/no"
+    place = reached(shared, f"{shared.run['endpoints']['cache']['root']}/clients/no")
     code = """
 from XRootD import client
 from XRootD.client.flags import OpenFlags
 status, _ = client.File().open(place + query, OpenFlags.NEW)
 print(json.dumps([status.errno, status.message]))
 """
-    number, text = run(code, place, shared.token())
+    number, text = run(code, place)
     assert number == 3025, text
     assert "read-only" in text
 
 
-def test_uproot_reads_columns_over_fsspec_xrootd(shared: Any, place: str) -> None:
+def test_uproot_reads_columns_over_fsspec_xrootd(shared: Any, place: Place) -> None:
     need("fsspec_xrootd", "fsspec-xrootd")
     code = """
 with uproot.open({place + query: "Events"}) as tree:
@@ -150,22 +193,22 @@ with uproot.open({place + query: "Events"}) as tree:
 
     with uproot.open({str(sample("nano_dy.root")): "Events"}) as tree:
         expected = [tree.num_entries, sum(tree["nMuon"].array().tolist())]
-    assert run(FSSPEC + code, place, shared.token()) == expected
+    assert run(FSSPEC + code, place) == expected
 
 
-def test_coffea_makes_events_of_a_root_url(shared: Any, place: str) -> None:
+def test_coffea_makes_events_of_a_root_url(shared: Any, place: Place) -> None:
     need("fsspec_xrootd", "fsspec-xrootd")
     code = """
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 events = NanoEventsFactory.from_root({place + query: "Events"}, schemaclass=NanoAODSchema).events()
 print(json.dumps([len(events), float(sum(sum(pt) for pt in events.Muon.pt.tolist()))]))
 """
-    number, total = run(FSSPEC + code, place, shared.token())
+    number, total = run(FSSPEC + code, place)
     assert number == 40
     assert total > 0
 
 
-def test_xrdclient_reads_pages_and_vectors(shared: Any, place: str, nano: Path) -> None:
+def test_xrdclient_reads_pages_and_vectors(shared: Any, place: Place, nano: Path) -> None:
     need("xrdclient", "xrdclient")
     code = """
 import xrdclient
@@ -177,12 +220,12 @@ print(json.dumps(str(value)))
 """
     import zlib
 
-    assert f"{zlib.adler32(nano.read_bytes()):08x}" in run(code, place, shared.token(), nano)
+    assert f"{zlib.adler32(nano.read_bytes()):08x}" in run(code, place, nano)
 
 
 def test_xrdclient_writes(shared: Any) -> None:
     need("xrdclient", "xrdclient")
-    place = f"{shared.run['endpoints']['site']['root']}/clients/second"
+    place = reached(shared, f"{shared.run['endpoints']['site']['root']}/clients/second")
     code = """
 import xrdclient
 xrdclient.write_bytes(place + query, b"second client" * 1000)
@@ -190,4 +233,4 @@ got = xrdclient.read_bytes(place + query)
 xrdclient.remove(place + query)
 print(json.dumps([len(got), xrdclient.exists(place + query)]))
 """
-    assert run(code, place, shared.token()) == [13_000, False]
+    assert run(code, place) == [13_000, False]
