@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
+from doma.auth.model import bearer
 from doma.cache.extents import PAGE, joined, pages_of
 from doma.cache.layout import Layout
 from doma.cache.layout_helper import Helper, Lacking
@@ -346,6 +347,23 @@ async def test_it_asks_for_what_it_lacks_until_it_knows(made, helper):
             break
     assert len(here) == len(set(here)), "asked for what it had"
     assert np.array_equal(found.starts, layout.starts)
+
+
+async def test_metadata_are_read_in_the_name_of_who_asked(made, helper):
+    (data, _), seen = made["tree"], []
+
+    async def read(start, stop):
+        seen.append(bearer.get())
+        return data[start:stop]
+
+    for token in ("ada", "bob"):
+        held = bearer.set(token)
+        try:
+            await helper.layout("f", len(data), read)
+        finally:
+            bearer.reset(held)
+        assert set(seen) == {token}
+        seen.clear()
 
 
 async def test_a_killed_helper_costs_one_file_and_comes_back(made, helper):

@@ -17,6 +17,8 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,7 +101,9 @@ class Helper:
         self._waiting += 1
         self.asked += 1
         try:
-            return await loop.run_in_executor(self._thread, self._ask, name, size, fetch)
+            # the thread reads in the name of who asked: the caller's token is a variable of its context
+            asked = partial(copy_context().run, self._ask, name, size, fetch)
+            return await loop.run_in_executor(self._thread, asked)
         finally:
             self._waiting -= 1
 

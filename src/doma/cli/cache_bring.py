@@ -107,5 +107,6 @@ def _bring(
 
 def _progress(quiet: bool) -> Progress:
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    sizes = DownloadColumn(binary_units=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), sizes, TransferSpeedColumn())
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
