@@ -114,13 +114,13 @@ class Fetcher:
             flight.wanted += 1
         return held
 
-    async def gather(self, flights: list[Flight]) -> list[Buffer]:
-        """The bytes of flights; whoever is last to give up on one cancels it."""
+    async def gather(self, flights: list[Flight], *, soon: bool = False) -> list[Buffer]:
+        """The bytes of flights (``soon``: not yet on disk, maybe); the last to give up on one cancels it."""
         for flight in flights:
             flight.wanted += 1
             self._context.lanes.hurry(flight.turn)
         try:
-            return [await asyncio.shield(flight.data) for flight in flights]
+            return [await asyncio.shield(f.come if soon else f.data) for f in flights]
         except asyncio.CancelledError:
             if any(flight.data.cancelled() for flight in flights) and not _cancelled():
                 raise ServiceUnavailable(f"{self.place.shown}: the cache is closing; try again") from None
@@ -282,6 +282,7 @@ class Fetcher:
             self.pages.mark_ahead(run)
         flight.kept = not self.broken and await self._context.room(len(data))
         if flight.kept:
+            flight.come.set_result(data)
             late = loop.call_later(max(DISK, loop.time() - began), flight.give, data)
             try:
                 await self.pages.save(flight.run[0], data)

@@ -50,7 +50,9 @@ class Budget:
 class Flight:
     """Pages on their way; ``task`` ends when they are on disk."""
 
-    __slots__ = ("by", "claims", "data", "give_back", "kept", "landing", "run", "task", "turn", "wanted")
+    __slots__ = (
+        "by", "claims", "come", "data", "give_back", "kept", "landing", "run", "task", "turn", "wanted",
+    )  # fmt: skip
 
     def __init__(self, run: Run, by: str, asked: Iterable[Run], *, urgent: bool) -> None:
         self.run = run
@@ -58,10 +60,13 @@ class Flight:
         self.turn = Turn(by, urgent=urgent)
         self.wanted = 0
         self.kept = False
-        """Whether its bytes are on disk now."""
+        """Whether its bytes are on disk, or about to be."""
         self.landing = False
         """The bytes are here and only have to be written: no use in stopping any more."""
-        self.data: asyncio.Future[Buffer] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.come: asyncio.Future[Buffer] = loop.create_future()
+        """Its bytes as soon as they are here: for a reader that goes on reading."""
+        self.data: asyncio.Future[Buffer] = loop.create_future()
         """Its bytes: once they are on disk, or the disk takes longer than the origin took."""
         self.give_back: Callable[[], None] | None = None
         """Returns its memory."""
@@ -73,32 +78,35 @@ class Flight:
             if a < b:
                 self.claims[a:b] = bytes(b - a)
 
-    def view(self, start: int, stop: int) -> memoryview | None:
-        """The bytes ``[start, stop)`` if they have come and lie all in here."""
-        base = self.run[0] * PAGE
-        if start < base or stop > self.run[1] * PAGE or not self.given:
-            return None
-        return memoryview(self.data.result())[start - base : stop - base]
+    def view(self, start: int, stop: int, *, soon: bool) -> memoryview | None:
+        """The bytes of it in ``[start, stop)`` from ``start`` on, if they have come; not empty.
 
-    @property
-    def given(self) -> bool:
-        """Whether its bytes can be had."""
-        return self.data.done() and not self.data.cancelled() and self.data.exception() is None
+        Args:
+            start: First byte.
+            stop: End.
+            soon: They need not be on disk yet.
+        """
+        base = self.run[0] * PAGE
+        if not base <= start < self.run[1] * PAGE or not _good(self.come if soon else self.data):
+            return None
+        return memoryview(self.come.result())[start - base : stop - base]
 
     def give(self, data: Buffer) -> None:
         """Let those who wait have the bytes. Idempotent."""
-        if not self.data.done():
-            self.data.set_result(data)
+        for future in (self.come, self.data):
+            if not future.done():
+                future.set_result(data)
 
     def ended(self, task: asyncio.Task[None]) -> None:
         """Tell those who wait for bytes that there will be none."""
-        if self.data.done():
-            return
-        if task.cancelled():
-            self.data.cancel()
-        elif (error := task.exception()) is not None:
-            self.data.set_exception(error)
-            self.data.exception()  # nobody may be left to hear it
+        for future in (self.come, self.data):
+            if future.done():
+                continue
+            if task.cancelled():
+                future.cancel()
+            elif (error := task.exception()) is not None:
+                future.set_exception(error)
+                future.exception()  # nobody may be left to hear it
 
     def unasked(self) -> list[Run]:
         """The runs that nobody has asked for yet."""
@@ -117,3 +125,7 @@ class Flight:
         fresh = self.claims.count(0, a, b)
         self.claims[a:b] = b"\1" * (b - a)
         return fresh
+
+
+def _good(future: asyncio.Future[Buffer]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

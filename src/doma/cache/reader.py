@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from doma.cache.extents import PAGE, Run, Stride, pages_of, without
+from doma.cache.extents import FLIGHT, PAGE, Run, Stride, pages_of, without
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import AHEAD_SHARE, Flight
 from doma.cache.freshness import patience
@@ -62,6 +62,7 @@ class CachedReader:
         self._stride = Stride()
         self._ahead: list[Flight] = []
         self._ahead_to = 0
+        self._landing: list[Flight] = []
         self._reads = self._rested = 0
         self._timer: asyncio.TimerHandle | None = None
         self._end = self._stat.size
@@ -124,21 +125,19 @@ class CachedReader:
             )
         self._reads += 1
         ahead = self._stride.ahead(start, stop, self._limit)
+        # Whoever goes on need not wait for the disk; at the end of the range all of it is there.
+        soon = ahead > 0 and stop < self._end
+        if self._landing and not soon:
+            await asyncio.wait([flight.data for flight in self._landing])
+            self._landing.clear()
         if (view := self._pages.view(start, stop)) is not None:
             self._hit(start, stop, ahead)
             return view
-        for flight in self._ahead:  # what came a moment ago need not come from the disk again
-            if (view := flight.view(start, stop)) is not None:
-                if flight.kept:
-                    self._hit(start, stop, ahead)
-                else:
-                    self._context.counters.bypass += stop - start
-                    self.cached.bypass += stop - start
-                    self._read_ahead(stop, ahead)
-                return view
+        if (data := self._flown(start, stop, ahead, soon=soon)) is not None:
+            return data
         account.set(self.cached)  # what is fetched for this read is fetched on its account
         async with in_time(self._stat.path, self._patience):
-            data = await self._fetched(start, stop, ahead)
+            data = await self._fetched(start, stop, ahead, soon=soon)
         self._fetcher.seen(start, stop)
         return data
 
@@ -166,15 +165,43 @@ class CachedReader:
         self._read_ahead(stop, ahead)
         self._fetcher.seen(start, stop)
 
-    async def _fetched(self, start: int, stop: int, ahead: int) -> Buffer:
+    def _flown(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer | None:
+        """What came a moment ago: it need not come from the disk again."""
+        parts, at, kept = [], start, True
+        for flight in self._ahead:
+            if (part := flight.view(at, stop, soon=soon)) is not None:
+                parts.append(part)
+                at += len(part)
+                kept = kept and flight.kept
+                if soon:
+                    self._note(flight)
+                if at == stop:
+                    break
+        if at < stop:
+            return None
+        if kept:
+            self._hit(start, stop, ahead)
+        else:
+            self._context.counters.bypass += stop - start
+            self.cached.bypass += stop - start
+            self._read_ahead(stop, ahead)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _note(self, flight: Flight) -> None:
+        """Its bytes were given out and may not be on disk yet."""
+        if not flight.data.done() and flight not in self._landing:
+            self._landing = [f for f in self._landing if not f.data.done()]
+            self._landing.append(flight)
+
+    async def _fetched(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer:
         for _ in range(_TURNS):
             try:
-                return await self._read(start, stop, ahead)
+                return await self._read(start, stop, ahead, soon=soon)
             except _Again:
                 continue
         return await self._fetcher.direct(start, stop)
 
-    async def _read(self, start: int, stop: int, ahead: int) -> Buffer:
+    async def _read(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer:
         run = pages_of(start, stop)
         buffer: bytearray | None = None
         missing = self._pages.missing(run)
@@ -192,7 +219,7 @@ class CachedReader:
         if any(self._pages.missing(run) != [run] for run in left):
             raise _Again
         self._read_ahead(stop, ahead)
-        return await self._assemble(start, stop, run, buffer, missing, flights)
+        return await self._assemble(start, stop, run, buffer, missing, flights, soon=soon)
 
     async def _assemble(
         self,
@@ -202,11 +229,13 @@ class CachedReader:
         buffer: bytearray | None,
         missing: list[Run],
         flights: list[Flight],
+        *,
+        soon: bool,
     ) -> Buffer:
         """Lay fetched bytes over the ones that are here; ``buffer`` begins at the run's first page."""
         mine = caller()
         try:
-            parts = await self._fetcher.gather(flights)
+            parts = await self._fetcher.gather(flights, soon=soon)
         except (Unauthenticated, Forbidden, NotFound) as e:
             if any(flight.by != mine for flight in flights):
                 raise _Again from e
@@ -214,6 +243,7 @@ class CachedReader:
         base, end = run[0] * PAGE, min(run[1] * PAGE, self._stat.size)
         missed = bypassed = 0
         for flight in flights:
+            self._note(flight)
             amount = self._missed(flight, missing, start, stop)
             missed, bypassed = missed + amount * flight.kept, bypassed + amount * (not flight.kept)
         if buffer is None and len(flights) == 1 and without(run, [flights[0].run]) == []:
@@ -252,8 +282,8 @@ class CachedReader:
             self._let_go()
             return
         self._drop([f for f in self._ahead if f.task.done() and f.run[1] * PAGE <= stop])
-        # By halves of the window: one that slides with every read would become a request per read.
-        if stop + window // 2 <= self._ahead_to:
+        # By halves of a small window, else by whole flights: not a request for each small read.
+        if stop + window - min(window // 2, FLIGHT) < self._ahead_to:
             return
         end = min(self._end, stop + window, self._fetcher.reach(stop))
         first, last = -(-max(stop, self._ahead_to) // PAGE), -(-end // PAGE)
