@@ -76,7 +76,8 @@ def hashed(site: System) -> Path:
 
 
 def server(site: System, scheme: str = "root") -> str:
-    return f"{scheme}://" + site.run["endpoints"]["open"]["root"].split("/")[2]
+    place: str = site.run["endpoints"]["open"]["root"].split("/")[2]
+    return f"{scheme}://{place}"
 
 
 @pytest.mark.parametrize("scheme", ["root", "roots"])
