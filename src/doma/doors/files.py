@@ -139,7 +139,7 @@ async def serve(
 
 
 def _age(endpoint: Endpoint, stat: Stat) -> dict[str, str]:
-    """How long ago a cache last heard of a file (RFC 9111 §4); whether its bytes are here, HEAD does not say."""
+    """How long ago a cache last heard of a file (RFC 9111 §4); not whether its bytes are here."""
     store = endpoint.store
     hot = store.peek(stat.path) if isinstance(store, CanPeek) else None
     if hot is None or hot.stat.version != stat.version:

@@ -47,7 +47,7 @@ def prepared(caching, client, state, size):
 
 
 def parts(headers, body):
-    """The parts of a multipart/byteranges answer: (Content-Range, bytes), by the boundary that the head names."""
+    """The parts of a multipart/byteranges answer: (Content-Range, bytes), by the boundary of its head."""
     head = f"Content-Type: {headers['content-type']}\r\nMIME-Version: 1.0\r\n\r\n".encode()
     message = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head)
     assert message.get_content_type() == "multipart/byteranges"
