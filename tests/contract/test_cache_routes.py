@@ -14,6 +14,7 @@ from doma.auth.keys import KeySet
 from doma.auth.verifier import Verifier
 from doma.cache.origins import Origins
 from doma.cache.routes import router
+from doma.cache.routes_body import LONGEST
 from doma.cache.store import CacheStore
 from doma.core import config
 from doma.core.errors import DomaError
@@ -380,3 +381,27 @@ async def test_a_command_without_a_good_path_is_a_bad_request(client, ask, metho
         assert answer.status_code == 400, bad
     forbidden = await client.request(method, url, params={"path": "/b"}, headers=ask("storage.read:/a"))
     assert forbidden.status_code == 403
+
+
+@pytest.mark.parametrize("path", [path for method, path in COMMANDS if method == "POST" and "?" not in path])
+async def test_a_body_is_read_from_those_only_who_are_known_and_no_further_than_it_may_be_long(
+    client, ask, path
+):
+    read = 0
+
+    async def body():
+        nonlocal read
+        yield b'{"paths":["/'
+        for _ in range(40):
+            read += 1 << 20
+            yield b"a" * (1 << 20)
+
+    answer = await client.post(path, content=body(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, read) == (401, 0)
+    if path.endswith("purge"):
+        return  # takes no body
+    answer = await client.post(
+        path, content=body(), headers=ask("doma.admin", **{"Content-Type": "application/json"})
+    )
+    assert answer.status_code == 413, answer.text
+    assert read <= LONGEST + (1 << 20)

@@ -20,6 +20,7 @@ from doma.auth.model import Identity, Verb, bearer
 from doma.auth.verifier import Verifier
 from doma.cache.index import Pin
 from doma.cache.purge import Victim
+from doma.cache.routes_body import known_first
 from doma.cache.routes_stream import lines, objects
 from doma.cache.scrubber import Pass
 from doma.cache.stats import Stats
@@ -108,7 +109,7 @@ def router(cache: CacheStore, verifier: Verifier, gate: Gate) -> APIRouter:
         return await verifier.verify(token)
 
     someone = Annotated[Identity, Depends(who)]
-    routes = APIRouter(tags=["cache"])
+    routes = APIRouter(tags=["cache"], route_class=known_first(who))
     rights = _Rights(gate)
     _looking(routes, cache, rights, someone)
     _keeping(routes, cache, rights, someone)
