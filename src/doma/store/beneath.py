@@ -39,6 +39,32 @@ def _straight(fd: int, path: str) -> int:
     return found
 
 
+AT_ONCE = 1000
+"""Characters of a path that the kernel takes in one call, however many bytes each of them needs."""
+
+
+def directory(top: int, path: str) -> int:
+    """A descriptor to list a directory below another one with; the caller closes it.
+
+    Args:
+        top: Descriptor of the other one.
+        path: Names, however many, of which none may be a link.
+    """
+    fd, left = os.dup(top), path.strip("/")
+    try:
+        while left:
+            some = left if len(left) <= AT_ONCE else left[: left.rindex("/", 0, AT_ONCE)]
+            inner = _straight(fd, some)
+            if inner < 0:
+                some = left.partition("/")[0]
+                inner = os.open(some, _STEP, dir_fd=fd)
+            os.close(fd)
+            fd, left = inner, left[len(some) + 1 :]
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
 def _system_call() -> Callable[..., int] | None:
     try:
         call = ctypes.CDLL(None).syscall

@@ -20,6 +20,7 @@ from hashlib import sha256
 
 from doma.core.errors import ConfigError, StorageFull, TooManyRequests
 from doma.core.paths import RESERVED, checked, covers
+from doma.store.beneath import directory
 from doma.store.protocol import Space
 
 ROWS = 128
@@ -260,23 +261,26 @@ def _taken(folder: int, row: int) -> bool:
 
 def _files(fd: int, path: str, *, deep: bool) -> Iterator[tuple[str, int]]:
     """Path and size of each file below a directory; without ``deep`` all under the path of the top."""
-    with os.scandir(fd) as entries:
-        for entry in entries:
-            if entry.name.startswith(RESERVED):
-                continue
-            try:
-                found = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
-            except OSError:
-                continue
-            below = f"{path.rstrip('/')}/{entry.name}" if deep else path
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        below = f"{path.rstrip('/')}{inside}" if deep else path
+        for name, found in _look(fd, inside):
             if modes.S_ISREG(found.st_mode):
-                yield below, found.st_size
+                yield (f"{below.rstrip('/')}/{name}" if deep else path), found.st_size
             elif modes.S_ISDIR(found.st_mode):
-                with suppress(OSError):
-                    inner = os.open(
-                        entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
-                    )
-                    try:
-                        yield from _files(inner, below, deep=deep)
-                    finally:
-                        os.close(inner)
+                waiting.append(f"{inside}/{name}")
+
+
+def _look(top: int, inside: str) -> Iterator[tuple[str, os.stat_result]]:
+    """The entries of a directory; none if it is gone meanwhile."""
+    with suppress(OSError):
+        fd = directory(top, inside)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if not entry.name.startswith(RESERVED):
+                        with suppress(OSError):
+                            yield entry.name, os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(fd)

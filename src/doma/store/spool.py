@@ -13,7 +13,6 @@ for its client.
 import errno
 import fcntl
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -69,8 +68,15 @@ class Spool:
         return hidden
 
     def erase(self, hidden: str) -> None:
-        """Delete a discarded tree; what cannot be deleted stays for the next sweep."""
-        shutil.rmtree(hidden, ignore_errors=True, dir_fd=self._gone)
+        """Delete a discarded tree, however deep; what cannot be deleted stays for the next sweep.
+
+        Directories that are not empty are brought up one by one, so that one descriptor is enough: the way
+        down could be longer than the stack, or than the limit of open files.
+        """
+        waiting = [hidden]
+        while waiting:
+            with suppress(OSError):
+                waiting += _emptied(waiting.pop(), self._gone)
 
     def sweep(self, now: float) -> int:
         """Remove what dead processes left, and parts that nobody goes on with; how many uploads that were.
@@ -90,6 +96,39 @@ class Spool:
             return 0
         self._swept = now
         return _sweep(self.parts, lambda found: found.st_mtime < now - WAITS)
+
+
+def _emptied(name: str, folder: int) -> list[str]:
+    """Delete a file or a directory; the directories that were in it are brought up, and their names returned.
+
+    Args:
+        name: Of the entry.
+        folder: Descriptor of the directory that it is in, and that takes what was in it.
+    """
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+    except NotADirectoryError:
+        os.unlink(name, dir_fd=folder)
+        return []
+    above = []
+    try:
+        with os.scandir(fd) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for inner, is_dir in found:
+            with suppress(OSError):  # it stays, and what it is in
+                if not is_dir:
+                    os.unlink(inner, dir_fd=fd)
+                    continue
+                try:
+                    os.rmdir(inner, dir_fd=fd)
+                except OSError:
+                    above.append(uuid.uuid4().hex)
+                    os.rename(inner, above[-1], src_dir_fd=fd, dst_dir_fd=folder)
+        with suppress(OSError):
+            os.rmdir(name, dir_fd=folder)
+    finally:
+        os.close(fd)
+    return above
 
 
 def _sweep(folder: int, stale: Callable[[os.stat_result], bool]) -> int:
