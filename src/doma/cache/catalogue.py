@@ -53,19 +53,14 @@ class Catalogue:
     """
 
     def __init__(
-        self,
-        shelf: Shelf,
-        config: Cache,
-        clock: Callable[[], float],
-        emit: Emit,
+        self, shelf: Shelf, config: Cache, clock: Callable[[], float], emit: Emit,
         shown: Callable[[str, str], str],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.shelf = shelf
-        self.keeper = Keeper(shelf, shown, self._found)
+        self.keeper = Keeper(shelf, shown, self._found, self._loaded, self._recount)
         self.vo: Callable[[str], str] = lambda token: ""
         """The VO of a verified token; empty: not known."""
-        self._change = 0
-        self._counted = 0
+        self._change = self._counted = 0
         self._config = config
         self._clock = clock
         self._emit = emit
@@ -85,6 +80,19 @@ class Catalogue:
 
     def _found(self, more: int) -> None:
         self._counted += more
+
+    def _loaded(self, key: str) -> bool:
+        return key in self._entries or key in self._adopting
+
+    def _recount(self) -> int:
+        """Have usage agree with the index; the total. Blocks. Raises StorageUnavailable: it is damaged."""
+        for _ in range(_ROUNDS):
+            before = self._change
+            total = self.keeper.total()
+            if self._change == before:  # else some of it was written down before it changed, some after
+                self._counted = total - before
+                break
+        return total
 
     @property
     def open_objects(self) -> int:
@@ -291,17 +299,14 @@ class Catalogue:
         busy = {key for key in self._entries if self.in_use(key)} | self._adopting
         for entry in self._entries.values():
             self.keeper.note(entry)
-        before, now, low = self._change, self._clock(), int(self._config.size * self._config.low)
+        now, low = self._clock(), int(self._config.size * self._config.low)
 
-        def decide() -> tuple[list[Victim], int, int]:
-            total = self.keeper.total()
+        def decide() -> tuple[list[Victim], int]:
+            total = self._recount()
             excess = 0 if old_only else total - low
-            return plan(self.keeper.index, self._rules, excess, now, busy), excess, total
+            return plan(self.keeper.index, self._rules, excess, now, busy), excess
 
-        planned, excess, total = await asyncio.to_thread(decide)
-        if self._change == before:  # else some of it was written down before it changed, some after
-            self._counted = total - before
-        return planned, excess
+        return await asyncio.to_thread(decide)
 
     async def remove_all(self, victims: list[Victim]) -> list[Victim]:
         """Remove objects, a few at a time; those that came into use meanwhile stay."""
@@ -351,12 +356,8 @@ class Catalogue:
             return
         if not task.result() and self.used > self._config.size * self._config.low:
             self._hopeless = self._clock()
-            log.warning(
-                "%s: the cache is full (%d of %d bytes), all of it in use or pinned; reads pass through",
-                self.shelf.root,
-                self.used,
-                self._config.size,
-            )
+            text = "%s: the cache is full (%d of %d bytes), all of it in use or pinned; reads pass through"
+            log.warning(text, self.shelf.root, self.used, self._config.size)
 
     def _load(self, place: Place, record: Record, accessed: float) -> Entry | None:
         try:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from doma.cache.entry import Entry
 from doma.cache.extents import PAGE
@@ -33,13 +34,24 @@ class Keeper:
         shelf: The folder.
         shown: Origin and path there to the path in the cache.
         found: Told by how many bytes disk use differs from what was thought; called from the thread.
+        loaded: Whether an object is in memory: then only who wrote it knows what it takes.
+        looked: Called from the thread after all folders were looked through.
     """
 
-    def __init__(self, shelf: Shelf, shown: Callable[[str, str], str], found: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        shown: Callable[[str, str], str],
+        found: Callable[[int], None],
+        loaded: Callable[[str], bool],
+        looked: Callable[[], object],
+    ) -> None:
         self.index = Index(shelf.root / "index.db")
         self._shelf = shelf
         self._shown = shown
         self._found = found
+        self._loaded = loaded
+        self._looked = looked
         self._pending: dict[str, Entry | None] = {}
         self._writing = threading.Lock()
         self._stop = threading.Event()
@@ -127,6 +139,8 @@ class Keeper:
                 if look:
                     self._walk(self._shelf.folders())
                     look = False
+                    with suppress(StorageUnavailable):  # damaged meanwhile: made and counted anew
+                        self._looked()
                 if not self._stop.is_set():
                     self.looked.set()
                 self._walk(self._shelf.take_suspects())
@@ -147,7 +161,7 @@ class Keeper:
             known, rows, change = self.index.keys(folder), [], 0
             for item, record in self._shelf.walk(folder):
                 before = known.pop(item.key, None)
-                if before is None or (before != item.used and item.key not in self._pending):
+                if before != item.used and item.key not in self._pending and not self._loaded(item.key):
                     rows.append(self._row_of(item, record))
                     change += item.used - (before or 0)
             # What is not there any more; what just came may have been missed by the listing.
@@ -179,7 +193,7 @@ def _row(entry: Entry) -> Row:
         record.vo,
         record.size,
         min(record.size, pages.held * PAGE),
-        pages.used + PAGE,
+        entry.used + PAGE,
         entry.accessed,
         entry.expires,
         record.shown_version,
