@@ -1,7 +1,9 @@
 """What a client may not gain: by words before TLS, by a token that no longer counts, by announcing bytes."""
 
 import asyncio
+import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +121,23 @@ async def test_large_data_is_taken_for_a_file_that_is_written_only(server, wire)
     assert (stream, status) == (9, Status.ERROR)
     assert frames.number_and_text(body)[0] == 3002
     assert await wire.ended()
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+async def test_bytes_that_are_announced_and_never_come_take_no_memory(server, dial, token):
+    handles = []
+    for number in range(20):
+        wire = await dial()
+        await wire.login(f"authz={token()}".encode())
+        handles.append((wire, await wire.open(f"/own/w{number}", 0x8028, 0o644)))
+    before = resident()
+    for wire, handle in handles:
+        wire.writer.write(frames.REQUEST.pack(9, Code.WRITE, frames.P_WRITE.pack(handle, 0, 0), 16 << 20))
+        wire.writer.write(bytes(9))
+    receiving = server.listener._hub.connections
+    while sum(one._into is not None for one in receiving) < len(handles):
+        await asyncio.sleep(0.01)
+    assert resident() - before < 100 << 20
