@@ -29,8 +29,10 @@ from doma.cache.origins import Origins, Place, caller
 from doma.cache.pins import Pins
 from doma.cache.prestage import Prestager, Staging
 from doma.cache.purge import Victim
+from doma.cache.query import telling
 from doma.cache.reader import CachedReader, PassReader, in_time
 from doma.cache.readonly import ReadOnly
+from doma.cache.replicas import CanProbe
 from doma.cache.scrub import check_whole, digest
 from doma.cache.scrubber import Scrubber
 from doma.cache.shelf import Shelf
@@ -216,6 +218,20 @@ class CacheStore(ReadOnly):
                 entry.accessed = max(entry.accessed, instant)
             elif self._shelf.accessed(key) > 0:  # else it is gone, or first in line for the purge
                 self._shelf.touch(key, instant)
+
+    def heed(self, path: str, query: str) -> None:
+        """Refuse a query by which an HTTP origin may mean another object: here a path means one.
+
+        Raises:
+            BadRequest: with the parameter, and the key that would have it ignored.
+        """
+        name = telling(query, self._config.ignore_query)
+        if name is not None and isinstance(self._origins.place(path).store, CanProbe):
+            raise BadRequest(
+                f"{path}: the query parameter {name[:100]!r} may mean another file at the origin, and is not "
+                "passed on; ask the origin, or name it in the key cache.ignore_query",
+                key="cache.ignore_query",
+            )
 
     def place(self, path: str) -> Place:
         """Where a path of the cache lives. Raises Forbidden for an origin that is not allowed."""

@@ -33,7 +33,7 @@ from doma.doors.endpoint import Endpoint, Site
 from doma.doors.landing import text_headers, upload_id
 from doma.doors.reads import Asked
 from doma.doors.reply import Reply, reply
-from doma.store.protocol import PIECE, Buffer, CanPeek, CanPrepare, Reader, Stat
+from doma.store.protocol import PIECE, Buffer, CanHeed, CanPeek, CanPrepare, Reader, Stat
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,8 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
     if method == "HEAD" and "x-upload-id" in headers:
         await _progress(endpoint, path, identity, headers, send)
         return
+    if query and isinstance(endpoint.store, CanHeed):
+        endpoint.store.heed(path, query)
     watch = partial(_watch, site, scope, endpoint, path, identity, headers)
     sent = await serve(endpoint, path, method, headers, send, watch=watch)
     if site.usage is not None:

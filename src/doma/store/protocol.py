@@ -191,6 +191,14 @@ class CanPeek(Protocol):
 
 
 @runtime_checkable
+class CanHeed(Protocol):
+    """A store in front of others, where a query might mean another file."""
+
+    def heed(self, path: str, query: str) -> None:
+        """Raises BadRequest: the query of a request for this file, without ``?``, says more than who asks."""
+
+
+@runtime_checkable
 class CanWarm(CanPeek, Protocol):
     """A store that can open files synchronously, in microseconds."""
 
