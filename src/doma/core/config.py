@@ -208,8 +208,8 @@ class Cache(Section):
         "X-Amz-*", "X-Goog-*", "AWSAccessKeyId", "GoogleAccessId", "Signature", "Expires", "Policy",
         "Key-Pair-Id", "scitag.*", "xrd*.*", "oss.*", "directread", "skipstat",
     )  # fmt: skip
-    """Names (globs, in any case) of query parameters that say nothing of the content; a request with others is
-    refused where the origin speaks HTTP. Credentials (``authz``, ``access_token``) never count."""
+    """Names (globs, in any case) of query parameters that say nothing of the content; a request with another
+    one is refused where the origin speaks HTTP. Credentials (``authz``, ``access_token``) never count."""
     lifetimes: dict[str, Seconds | Literal["immutable"]] = {}
     """Path below which another lifetime counts where the origin does not say (``"/mc" = "immutable"``)."""
     fetches: int = Field(default=32, ge=1)
