@@ -9,11 +9,12 @@ Source: §1, §2, §11 of the project's root:// contract.
 
 import asyncio
 import logging
-import mmap
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from doma.core.errors import DomaError, ServiceUnavailable, Unsupported
 from doma.doors import root_read
@@ -199,8 +200,8 @@ class RootConnection(asyncio.BufferedProtocol):
     def _receive(self, stream: int, code: int, body: bytes, length: int, begun: memoryview) -> None:
         """Take the rest of a request's data straight into a buffer of its own."""
         self._head = stream, code, body
-        # Fresh pages cost nothing before they are written: what is announced alone takes no memory.
-        self._into, self._got = memoryview(mmap.mmap(-1, length)), len(begun)
+        # Not filled with zeros: what is announced and does not come takes no memory.
+        self._into, self._got = np.empty(length, np.uint8).data, len(begun)
         self._into[: len(begun)] = begun
 
     def _enter(self, stream: int, code: int, body: bytes, data: Buffer) -> None:
