@@ -34,6 +34,8 @@ _SQUARES = Struct(">dddd")
 _EVENTS = Struct(">iiQ")
 _CLOSED, _OPENED, _TOD, _MOVED, _LEFT = range(5)
 _MASK = (1 << 48) - 1
+_LARGEST = (1 << 63) - 1
+"""Bytes of a file, as far as a record can say: an origin may claim more."""
 
 
 def packet(code: str, sequence: int, start: int, body: bytes) -> bytes:
@@ -113,7 +115,9 @@ def opened(number: int, user: int, file: Opened) -> bytes:
     name = file.lfn.encode()[: MOST_TEXT * 4]
     size = (_OPEN.size + len(name) + 8) & ~7
     flags = 1 | (2 if file.writing else 0)
-    return _OPEN.pack(_OPENED, flags, size, number, file.size, user) + name.ljust(size - _OPEN.size, b"\0")
+    return _OPEN.pack(_OPENED, flags, size, number, min(file.size, _LARGEST), user) + name.ljust(
+        size - _OPEN.size, b"\0"
+    )
 
 
 def closed(number: int, file: Opened, *, forced: bool) -> bytes:

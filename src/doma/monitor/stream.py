@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MOST = 100_000
 """Files and logins that are followed at one time; more are recorded when they close, not sent."""
+NAMES = 64
+"""Under which one session may be known at one time: a client can call itself anew before each open."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Stream:
         self._next = 1
         self._sequences: dict[str, int] = {}
         self._users: dict[Client, int] = {}
-        self._logins: dict[int, set[Client]] = {}
+        self._logins: dict[int, dict[Client, None]] = {}
         self._files: dict[int, tuple[Opened, _Followed]] = {}
         self._records: list[bytes] = []
         self._size = 0
@@ -136,10 +138,9 @@ class Stream:
             self._through_cache(file, now)
 
     def left(self, session: int) -> None:
-        for client in self._logins.pop(session, ()):
-            user = self._users.pop(client, None)
-            if user is not None:
-                self._record(packets.left(user))
+        for client in list(self._logins.get(session, ())):
+            self._forget(client)
+        self._logins.pop(session, None)
 
     def see(self, event: Event) -> None:
         """Take note of a third-party copy that ended."""
@@ -161,14 +162,21 @@ class Stream:
     # Packets.
 
     def _login(self, client: Client) -> int:
+        known = self._logins.setdefault(client.session, {})
+        if len(known) >= NAMES:
+            self._forget(next(iter(known)))
         user = self._users[client] = self._number()
-        self._logins.setdefault(client.session, set()).add(client)
+        known[client] = None
         name = packets.who(client, self._sid)
         self._send("u", packets.mapping(user, name, packets.login(client)))
         if client.subject or client.issuer:
             number = self._number()
             self._send("T", packets.mapping(number, name, packets.token(client, user)))
         return user
+
+    def _forget(self, client: Client) -> None:
+        self._record(packets.left(self._users.pop(client)))
+        del self._logins[client.session][client]
 
     def _identify(self) -> None:
         me = Client("=", socket.gethostname(), 0, name="doma")
