@@ -10,6 +10,7 @@ Source: RFC 9110, RFC 4918; storage.md §1-§3 and cache.md §4 of the project's
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableSequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from doma.auth.model import bearer
 from doma.core.checksum import digest_header, hasher, read_digests, repr_digest_header, same
 from doma.core.errors import (
     AlreadyExists,
+    BadRequest,
     ConfigError,
     Conflict,
     DomaError,
+    Forbidden,
     NotAllowed,
     NotFound,
     OriginFailed,
@@ -38,6 +41,7 @@ from doma.store.http_status import (
     is_strong,
     modified_of,
     refused,
+    says_version,
     stat_of,
     version_of,
     whole_of,
@@ -132,7 +136,7 @@ class HttpStore:
                     return directory_of(path, answer)
                 size = answer.head.length
                 if size is not None and "directory" not in answer.get("content-type"):
-                    return stat_of(answer.head, path, size)
+                    return await self._file(path, answer, size)
                 return await self._described(path, answer)
             raise await self._refused(answer, path)
 
@@ -161,7 +165,7 @@ class HttpStore:
             size = whole_of(answer) if answer.status == 206 else answer.head.length
             if size is None:
                 return Probe(await self.stat(path))
-            stat = stat_of(answer.head, path, size)
+            stat = await self._file(path, answer, size)
             # A server that has no ETag, or ignores conditions, still says the same about the same file.
             return Probe(None if stat.version == if_none_match else stat, control, seconds, date)
 
@@ -200,7 +204,7 @@ class HttpStore:
             raise error
         span = content_range(answer.get("content-range"))
         total = span[2] if span and span[2] is not None else stat.size
-        says = answer.get("etag") or answer.get("last-modified")
+        says = says_version(answer.head)
         if total != stat.size or (says and version_of(answer.head, total) != stat.version):
             raise _changed(stat)
 
@@ -337,6 +341,13 @@ class HttpStore:
 
     def _url(self, path: str) -> str:
         return joined(self._base, encode(path))
+
+    async def _file(self, path: str, answer: Response, size: int) -> Stat:
+        """What HEAD says, or WebDAV where HEAD tells no version: a directory then looks like a file, too."""
+        if not says_version(answer.head):
+            with suppress(NotAllowed, Unsupported, BadRequest, Forbidden, NotFound, OriginFailed):
+                return await self._propfind(path, "0", [])
+        return stat_of(answer.head, path, size)
 
     async def _described(self, path: str, answer: Response) -> Stat:
         """What WebDAV says of a path whose HEAD left it open: most likely a directory."""

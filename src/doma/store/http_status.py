@@ -114,6 +114,11 @@ def version_of(head: Head, size: int) -> str:
     return f"weak.{known}.{size:x}"
 
 
+def says_version(head: Head) -> bool:
+    """Whether the headers tell one version from another; XRootD's to HEAD and GET do not, PROPFIND does."""
+    return bool(head.get("etag").strip() or head.get("last-modified").strip())
+
+
 def is_strong(version: str) -> bool:
     """Whether a version was an ETag and may be sent as one."""
     return not version.startswith("weak.")

@@ -48,6 +48,12 @@ class Thing:
     version: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     status: int = 200
+    silent: bool = False
+    """HEAD and GET tell no version, as XRootD's; PROPFIND tells the time of the last change."""
+
+    @property
+    def modified(self):
+        return f"Sun, 01 Mar 2026 10:00:{self.version:02} GMT"
 
     @property
     def etag(self):
@@ -95,7 +101,8 @@ class Answers(BaseHTTPRequestHandler):
         if thing is None or thing.status != 200:
             self.say(thing.status if thing else 404, {"Content-Length": "0"})
             return
-        said = {"ETag": thing.etag, "Last-Modified": "Sun, 01 Mar 2026 10:00:00 GMT"} | thing.headers
+        said = {} if thing.silent else {"ETag": thing.etag, "Last-Modified": thing.modified}
+        said |= thing.headers
         if self.headers.get("If-None-Match") == thing.etag:
             self.say(304, said)
             return
@@ -107,6 +114,17 @@ class Answers(BaseHTTPRequestHandler):
         self.say(status, said | {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"})
         if self.command == "GET":
             self.body(thing, start, stop)
+
+    def do_PROPFIND(self):
+        thing = self.server.origin.thing(self.path)
+        properties = f"<getcontentlength>{thing.size}</getcontentlength>"
+        properties += f"<getlastmodified>{thing.modified}</getlastmodified><resourcetype/>"
+        text = (
+            f'<multistatus xmlns="DAV:"><response><href>{self.path}</href><propstat><prop>{properties}</prop>'
+            "<status>HTTP/1.1 200 OK</status></propstat></response></multistatus>"
+        )
+        self.say(207, {"Content-Type": "application/xml", "Content-Length": str(len(text))})
+        self.wfile.write(text.encode())
 
     def say(self, status, headers):
         self.send_response(status)

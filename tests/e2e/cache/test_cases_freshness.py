@@ -135,6 +135,19 @@ async def test_f1_f2_f7_what_changed_is_seen_by_every_door_one_lifetime_later(ca
 
 
 @pytest.mark.parametrize("door", DOORS)
+async def test_f7_an_origin_that_tells_a_version_by_webdav_alone_is_not_believed_for_ever(case, door):
+    case.thing.silent = True
+    assert await case.get(door) == case.want()
+    case.later(2 * 3600)
+    assert await case.get(door) == case.want()
+    assert case.origin.sent[case.path] == S
+    case.replace()
+    case.later(2 * 3600)
+    for other in (door, *DOORS):
+        assert await case.get(other) == case.want(1)
+
+
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("said", ["no-store", "private", "Private, max-age=60"])
 async def test_f3_what_must_not_be_kept_is_passed_through(case, door, said):
     case.thing.headers = {"Cache-Control": said}
