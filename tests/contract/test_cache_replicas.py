@@ -285,6 +285,8 @@ class Sends(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     seen: ClassVar[list[str]] = []
+    moved: ClassVar[str] = "/there"
+    files: ClassVar[set[str]] = {"/there", "/headless"}
 
     def do_HEAD(self):
         if self.path == "/headless":
@@ -300,7 +302,7 @@ class Sends(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == '"one"':
             self.send_response(304)
             body = b""
-        elif self.path in {"/there", "/headless"}:
+        elif self.path in self.files:
             start, stop = (int(span[0]), int(span[2]) + 1) if span[0] else (0, len(DATA))
             self.send_response(206 if span[0] else 200)
             self.send_header("ETag", '"one"')
@@ -308,7 +310,7 @@ class Sends(BaseHTTPRequestHandler):
             body = DATA[start:stop]
         else:
             self.send_response(307)
-            self.send_header("Location", "/there" if self.path == "/moved" else self.path)
+            self.send_header("Location", self.moved if self.path == "/moved" else self.path)
             body = b""
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -338,6 +340,18 @@ async def test_o11_redirects_are_followed_and_a_circle_of_them_ends_after_eight(
     with pytest.raises(OriginFailed, match="circular"):
         await http.open("/circle")
     assert Sends.seen.count("/circle") == 9
+
+
+async def test_o11_the_place_of_a_redirect_is_gone_to_directly_until_it_fails(http, monkeypatch):
+    reader = await http.place("/moved").store.open("/moved")
+    Sends.seen.clear()
+    for start in range(0, 300, 100):
+        assert bytes(await reader.read(start, start + 100)) == DATA[start : start + 100]
+    assert Sends.seen == ["/moved", "/there", "/there", "/there"]
+    monkeypatch.setattr(Sends, "moved", "/headless")
+    monkeypatch.setattr(Sends, "files", {"/headless"})
+    assert bytes(await reader.read(300, 400)) == DATA[300:400]
+    assert Sends.seen[-2:] == ["/moved", "/headless"]
 
 
 async def test_f5_an_origin_that_knows_no_head_is_read_and_validated_like_others(http, clock):

@@ -26,7 +26,7 @@ from doma.net.xroot_sinks import Gather, Sink
 from doma.net.xroot_text import Target, redirect
 from doma.net.xroot_wire import Answer
 
-REDIRECTS = 16
+REDIRECTS = 8
 """In a row."""
 SESSIONS = 64
 """At one time; unused ones go first."""
@@ -113,7 +113,7 @@ class XrootClient:
             if answer.status == Status.REDIRECT:
                 redirects += 1
                 if redirects > REDIRECTS:
-                    raise OriginFailed(f"{plea.what}: {self._origin} redirects in a circle")
+                    raise OriginFailed(f"{plea.what}: {self._origin} redirects in a circle, or too far")
                 target = redirect(*number_and_text(answer.body))
                 where, opaque = self._towards(target), target.opaque
             elif answer.status == Status.WAIT:

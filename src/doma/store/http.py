@@ -35,6 +35,7 @@ from doma.core.url import https, joined, origin_of
 from doma.net.byteranges import content_range
 from doma.net.client import RangeClient, Response
 from doma.net.pool import Allow, Limits
+from doma.store.http_reader import HttpReader
 from doma.store.http_status import (
     Probe,
     directory_of,
@@ -49,37 +50,13 @@ from doma.store.http_status import (
 from doma.store.http_trust import AddressGuard, context_of, is_loopback
 from doma.store.http_upload import HttpUpload
 from doma.store.multistatus import Multistatus, Resource, listed
-from doma.store.protocol import PIECE, Buffer, Stat
-from doma.store.writing import Tally, check_move, check_replaceable, check_span, check_target, check_version
+from doma.store.protocol import PIECE, Stat
+from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
 
 Token = Callable[[], Awaitable[str | None]]
 
 DIGEST_TIME = 300.0
 """Seconds that a server may take to compute a checksum, as gfal2 grants."""
-
-
-class HttpReader:
-    """One version of one remote file."""
-
-    def __init__(self, store: "HttpStore", stat: Stat, token: str | None) -> None:
-        self._store = store
-        self._stat = stat
-        self._token = token
-
-    @property
-    def stat(self) -> Stat:
-        return self._stat
-
-    async def read(self, start: int, stop: int) -> Buffer:
-        check_span(self._stat, start, stop)
-        if start == stop:
-            return b""
-        into = memoryview(bytearray(stop - start))
-        await self._store.fill(self._stat, start, stop, into, self._token)
-        return into
-
-    async def close(self) -> None:
-        pass
 
 
 class HttpStore:
@@ -184,8 +161,18 @@ class HttpStore:
             raise Conflict(f"{stat.path}: this is a directory; open a file below it")
         return HttpReader(self, stat, await self._bearer())
 
-    async def fill(self, stat: Stat, start: int, stop: int, into: memoryview, token: str | None) -> None:
-        """Read a range of exactly that version into a buffer.
+    async def fill(
+        self, stat: Stat, start: int, stop: int, into: memoryview, token: str | None, *, at: str | None = None
+    ) -> str | None:
+        """Read a range of exactly that version into a buffer; gives the URL that the server redirected to.
+
+        Args:
+            stat: The version.
+            start: First byte.
+            stop: Behind the last one.
+            into: Where they go.
+            token: For a request without a token of its own.
+            at: Where an earlier read was sent; another server is told no token there either.
 
         Raises:
             PreconditionFailed: the server has another version now.
@@ -193,10 +180,11 @@ class HttpStore:
         fields = {}
         if is_strong(stat.version):
             fields["If-Match"] = f'"{stat.version}"'
+        own = self._url(stat.path)
         current = await self._bearer() or token
-        if current:
+        if current and (at is None or origin_of(at) == origin_of(own)):
             fields["Authorization"] = f"Bearer {current}"
-        answer = await self._client.read_range(self._url(stat.path), start, stop, into, fields)
+        answer = await self._client.read_range(at or own, start, stop, into, fields)
         if answer.status not in {200, 206}:
             error = await refused(answer, stat.path, current)
             if isinstance(error, PreconditionFailed | RangeNotSatisfiable):
@@ -207,6 +195,7 @@ class HttpStore:
         says = says_version(answer.head)
         if total != stat.size or (says and version_of(answer.head, total) != stat.version):
             raise _changed(stat)
+        return answer.url if answer.url != own else None
 
     async def checksum(self, path: str, algorithm: str) -> str:
         path, digest = checked(path), hasher(algorithm)
