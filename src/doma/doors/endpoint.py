@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from doma.auth.bearer import bearer_of
 from doma.auth.gate import Gate
-from doma.auth.model import Identity, bearer
+from doma.auth.model import Identity, Verb, bearer
 from doma.auth.verifier import Verifier
-from doma.core.errors import DomaError, NotFound
+from doma.core.errors import DomaError, NotFound, Unauthenticated
 from doma.core.events import Emit
 from doma.core.paths import normalise
 from doma.doors.reads import HttpReads
@@ -91,6 +91,23 @@ class Site:
         if not identity.only:
             bearer.set(token)
         return identity
+
+    async def identify_reader(
+        self, endpoint: Endpoint, path: str, authorization: str | None, query: str
+    ) -> Identity | None:
+        """Who wants to read; a token that is no good harms nobody where none is needed.
+
+        ``pelicanfs`` says ``Bearer None`` when it has none.
+
+        Raises:
+            BadCredential, InvalidToken, IssuerUnavailable: as :meth:`identify`, of what is not public.
+        """
+        try:
+            return await self.identify(authorization, query)
+        except Unauthenticated:
+            if not endpoint.gate.may(None, Verb.READ, path):
+                raise
+            return None
 
     def name_in_full(self, error: DomaError, target: str) -> None:
         """Put the endpoint's name before the path that an error begins with.

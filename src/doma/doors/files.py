@@ -82,7 +82,7 @@ async def get(site: Site, scope: Scope, send: Send) -> None:
     method, headers = scope["method"], text_headers(scope["headers"])
     endpoint, path = site.find(normalise(wire_path(scope)))
     query = scope.get("query_string", b"").decode("latin-1")
-    identity = await site.identify(headers.get("authorization"), query)
+    identity = await site.identify_reader(endpoint, path, headers.get("authorization"), query)
     endpoint.gate.decide(identity, Verb.READ if method == "GET" else Verb.STAT, path)
     if method == "HEAD" and "x-upload-id" in headers:
         await _progress(endpoint, path, identity, headers, send)

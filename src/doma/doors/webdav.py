@@ -100,7 +100,11 @@ async def _serve(
         raise Unsupported(f"{method[:20]}: this method is unknown here; known ones are {ALLOW}")
     endpoint, path = site.find(normalise(files.wire_path(scope)))
     query = scope.get("query_string", b"").decode("latin-1")
-    identity = await site.identify(headers.get("authorization"), query)
+    said = headers.get("authorization")
+    if method in {"GET", "HEAD", "PROPFIND"}:
+        identity = await site.identify_reader(endpoint, path, said, query)
+    else:
+        identity = await site.identify(said, query)
     call = Call(site, endpoint, path, identity, scope, headers, receive, send)
     if method in _NOT_OFFERED:
         raise NotAllowed(f"{call.shown}: {method} is not offered; allowed are {ALLOW}")

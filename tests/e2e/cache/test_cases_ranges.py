@@ -312,6 +312,18 @@ def test_r28_what_is_not_there_or_not_allowed_is_said_and_not_kept_for_long(cach
         assert client.ask(f"/cache{path}")[::2] == (200, content(0, 5))
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("said", ["Bearer None", "Bearer a.b.c"])
+def test_a_token_that_is_none_harms_nothing_public(caching, clients, scheme, said):
+    client = clients[scheme]
+    path = prepared(caching, client, "warm", S)
+    for method, status in (("GET", 200), ("HEAD", 200), ("PROPFIND", 207)):
+        headers = {"Authorization": said, "Depth": "0"}
+        assert client.ask(f"/cache{path}", method=method, **headers)[0] == status
+        assert client.ask(f"/closed{path}", method=method, **headers)[0] == 401
+    assert client.ask(f"/cache{path}", method="DELETE", Authorization=said)[0] == 401
+
+
 # root://
 
 SIZES = [0, 1, 4095, 4096, 4097, (2 << 20) - 1, 2 << 20, (2 << 20) + 1]
