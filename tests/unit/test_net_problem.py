@@ -7,6 +7,8 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from doma.auth.bearer import bearer_of
 from doma.core.errors import (
@@ -21,7 +23,7 @@ from doma.core.errors import (
     from_problem,
     problem,
 )
-from doma.net.problem import headers_of, raise_for, render
+from doma.net.problem import headers_of, install, raise_for, render
 
 
 @pytest.mark.parametrize(
@@ -103,3 +105,23 @@ def test_an_answer_of_any_form_becomes_an_error_of_its_status(content):
     with pytest.raises(NotFound) as caught:
         raise_for(answer)
     assert "secret" not in str(caught.value)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(caplog):
+    async def taken(request):
+        await request.body()
+
+    app = Starlette(routes=[Route("/a", taken, methods=["POST"])])
+    install(app)
+    said = []
+
+    async def left():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        said.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/a", "raw_path": b"/a", "query_string": b""}
+    await app({**scope, "headers": [], "root_path": "", "scheme": "http", "server": ("a", 1)}, left, send)
+    assert said[0]["status"] == 400
+    assert not caplog.records

@@ -11,7 +11,7 @@ import httpx
 from fastapi.exceptions import RequestValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from doma.core.errors import (
@@ -110,7 +110,13 @@ def install(app: Starlette, realm: str = "localhost", *, json_by_default: bool =
             request, BadRequest(f"{request.method} {request.url.path}: {place}: {first['msg']}")
         )
 
+    async def gone(request: Request, error: Exception) -> Response:
+        # nobody reads it; what matters is that a client that leaves is no fault of ours
+        text = f"{request.method} {request.url.path}: the body of the request ended early"
+        return await known(request, BadRequest(text))
+
     app.add_exception_handler(DomaError, known)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(Exception, unknown)
