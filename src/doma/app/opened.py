@@ -20,6 +20,7 @@ from doma.app.endpoints import build_endpoints, forwarding
 from doma.app.home import Home
 from doma.app.identity import macaroons_of, make_issuer
 from doma.auth.issuer import Issuer
+from doma.auth.ledger import Ledger
 from doma.auth.revoked import Revocations
 from doma.auth.verifier import Verifier
 from doma.core import config
@@ -78,7 +79,7 @@ class Opened:
     events: EventWriter
     stream: Stream
     """Is told of open files."""
-    revocations: Revocations | None = None
+    revocations: Revocations
 
 
 async def open_site(
@@ -121,7 +122,9 @@ async def open_site(
     if issuer is not None:
         # any: a client of our own may be registered for tokens in the form of SciTokens
         trusted.insert(0, config.Issuer(issuer=issuer.url, vo=settings.auth.vo, profile="any"))
-    revocations = Revocations(issuer.ledger) if issuer is not None and issuer.ledger is not None else None
+    # without an issuer too: another server's, with the same tables, may be one of those that are trusted
+    ledger = issuer.ledger if issuer is not None else None
+    revocations = Revocations(ledger or Ledger(db, b""))
     audiences = _audiences(base, plain, host, port, settings)
     verifier = Verifier(
         trusted,
@@ -129,14 +132,13 @@ async def open_site(
         local={issuer.url: issuer.keys.jwks} if issuer is not None else {},
         skew=settings.auth.clock_skew,
         cache_dir=home / "keys" / "cache",
-        revoked=revocations or (),
+        revoked=revocations,
         macaroons=macaroons_of(home, shown, settings.auth.macaroon_lifetime),
     )
     stack.push_async_callback(verifier.close)
-    if revocations is not None:
-        revocations.on_new.append(verifier.drop)
-        await revocations.look()
-        background.spawn(revocations.watch())
+    revocations.on_new.append(verifier.drop)
+    await revocations.look()
+    background.spawn(revocations.watch())
     emit = EventWriter(db)
     background.spawn(emit.run())
     endpoints = build_endpoints(

@@ -40,7 +40,7 @@ class Verifier:
         clock: Unix seconds.
         skew: Seconds that ``nbf`` and ``iat`` may lie in the future, at most 300.
         cache_dir: Where fetched keys survive a restart; None: nowhere.
-        revoked: ``jti`` of tokens of the local issuers that are void; see :meth:`drop`.
+        revoked: ``jti`` of tokens that are void, random ones of our own issuers; see :meth:`drop`.
         macaroons: Judges our own macaroons; None: they are refused.
 
     Raises:
@@ -83,7 +83,6 @@ class Verifier:
                 else RemoteKeys(issuer, clock, cache_dir, self.forget)
             )
             self._trusted[name] = (issuer, keys)
-        self._local = frozenset(held)
         for name in held.keys() - self._trusted.keys():
             raise ConfigError(f"issuer {name}: has local keys but is not among the trusted issuers")
 
@@ -129,7 +128,7 @@ class Verifier:
         return identity
 
     def _valid(self, identity: Identity) -> Identity:
-        if identity.jti in self._revoked and identity.issuer.removesuffix("/") in self._local:
+        if identity.jti in self._revoked:
             raise InvalidToken(f"token: {identity.jti} of {identity.subject} was revoked; get a new one")
         return identity
 
