@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract.conftest import postgres_server as postgres_server
+
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
