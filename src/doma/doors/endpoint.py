@@ -10,6 +10,7 @@ from doma.auth.bearer import bearer_of
 from doma.auth.gate import Gate
 from doma.auth.model import Identity, Verb, bearer
 from doma.auth.verifier import Verifier
+from doma.cache.readonly import ReadOnly
 from doma.core.errors import DomaError, NotFound, Unauthenticated
 from doma.core.events import Emit
 from doma.core.paths import normalise
@@ -95,17 +96,17 @@ class Site:
     async def identify_reader(
         self, endpoint: Endpoint, path: str, authorization: str | None, query: str
     ) -> Identity | None:
-        """Who wants to read; a token that is no good harms nobody where none is needed.
+        """Who wants to read; a token that is no good does no harm at a cache where none is needed.
 
-        ``pelicanfs`` says ``Bearer None`` when it has none.
+        ``pelicanfs`` says ``Bearer None`` when it has none (cache contract §8).
 
         Raises:
-            BadCredential, InvalidToken, IssuerUnavailable: as :meth:`identify`, of what is not public.
+            BadCredential, InvalidToken, IssuerUnavailable: as :meth:`identify`.
         """
         try:
             return await self.identify(authorization, query)
         except Unauthenticated:
-            if not endpoint.gate.may(None, Verb.READ, path):
+            if not (isinstance(endpoint.store, ReadOnly) and endpoint.gate.may(None, Verb.READ, path)):
                 raise
             return None
 
