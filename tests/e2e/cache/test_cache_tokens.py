@@ -1,4 +1,4 @@
-"""Whose right counts: the client's own token goes to the origin, and what it allows is that client's alone."""
+"""Whose right counts: a client's token goes to the origin, and what it allows is that client's alone."""
 
 from collections.abc import Iterator
 
