@@ -9,27 +9,7 @@ import pytest
 from doma.doors.dav_call import FLUSH
 from doma.store.protocol import Locality, Space, Stat
 from doma.store.wrap import Counted
-
-D = "{DAV:}"
-ALL = '<propfind xmlns="DAV:"><{}/></propfind>'
-
-
-def responses(body):
-    root = ElementTree.fromstring(body)
-    assert root.tag == D + "multistatus"
-    return list(root)
-
-
-def properties(response, status="200"):
-    """Property to text, of the propstat with this status."""
-    for propstat in response.findall(D + "propstat"):
-        if status in propstat.findtext(D + "status", ""):
-            return {p.tag: p.text for p in propstat.find(D + "prop")}
-    return {}
-
-
-def hrefs(body):
-    return [r.findtext(D + "href") for r in responses(body)]
+from tests.contract.dav_reader import ALL, D, hrefs, properties, responses
 
 
 async def test_the_asked_resource_comes_first_and_collections_end_in_a_slash(door):

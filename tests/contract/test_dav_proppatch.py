@@ -3,23 +3,7 @@
 from xml.etree import ElementTree
 
 from doma.store.wrap import Counted
-
-D = "{DAV:}"
-ALL = '<propfind xmlns="DAV:"><{}/></propfind>'
-
-
-def responses(body):
-    root = ElementTree.fromstring(body)
-    assert root.tag == D + "multistatus"
-    return list(root)
-
-
-def properties(response, status="200"):
-    """Property to text, of the propstat with this status."""
-    for propstat in response.findall(D + "propstat"):
-        if status in propstat.findtext(D + "status", ""):
-            return {p.tag: p.text for p in propstat.find(D + "prop")}
-    return {}
+from tests.contract.dav_reader import ALL, D, properties, responses
 
 
 async def named(door, path, *names):

@@ -3,15 +3,10 @@
 import http.client
 import json
 from concurrent.futures import ThreadPoolExecutor
-from xml.etree import ElementTree
 
 import pytest
 
-D = "{DAV:}"
-
-
-def entries(body):
-    return [r.findtext(D + "href") for r in ElementTree.fromstring(body)]
+from tests.contract.dav_reader import hrefs
 
 
 def test_a_copy_client_makes_its_way_down_writes_checks_renames_and_cleans_up(ask):
@@ -27,7 +22,7 @@ def test_a_copy_client_makes_its_way_down_writes_checks_renames_and_cleans_up(as
     status, headers, _ = ask("HEAD", "/site/vo/run/f%20final.root", Want_Digest="ADLER32")
     assert (status, headers["content-length"]) == (200, str(len(data)))
     status, _, body = ask("PROPFIND", "/site/vo/run", Depth="1")
-    assert (status, entries(body)) == (207, ["/site/vo/run/", "/site/vo/run/f%20final.root"])
+    assert (status, hrefs(body)) == (207, ["/site/vo/run/", "/site/vo/run/f%20final.root"])
     assert ask("GET", "/site/vo/run/f%20final.root", Range="bytes=256-257")[2] == b"\x00\x01"
     listing = json.loads(ask("GET", "/site/vo/run/", Accept="application/json")[2])
     assert [e["bytes"] for e in listing["entries"]] == [len(data)]
