@@ -18,6 +18,7 @@ from doma.cache.catalogue import Catalogue
 from doma.cache.columns import Layouts
 from doma.cache.connections import Connections
 from doma.cache.current import NEGATIVE, Unkept, Validator, granted
+from doma.cache.disk import Disk
 from doma.cache.entry import Entry
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import Budget
@@ -91,6 +92,7 @@ class CacheStore(ReadOnly):
         self.layouts = Layouts(root) if config.foresight else None
         """What is known of the columns of the files here; None: nothing is fetched ahead by columns."""
         self.catalogue = Catalogue(self._shelf, config, clock, emit, origins.shown)
+        self._disk = Disk(root, self._counters, clock)
         self._connections = Connections()
         self._lanes = Lanes(
             config.fetches, clock, share=config.share, alone=config.alone, waiting=config.waiting
@@ -102,7 +104,7 @@ class CacheStore(ReadOnly):
             lanes=self._lanes,
             by_size=config.replicas_by_size,
             rng=rng or Random(),  # noqa: S311 - spreads retries, keeps no secret
-            room=self.catalogue.room,
+            room=self._room,
             landed=self._landed,
             distrust=self._distrust,
             foresee=self.layouts.foresee if self.layouts is not None else lambda fetcher: None,
@@ -346,6 +348,9 @@ class CacheStore(ReadOnly):
                 raise BadRequest(f"{path}: is a directory; prestage its files")
             raise Unsupported(f"{path}: may not be kept (its origin forbids it, or it is too large); read it")
         return found, self.catalogue.acquire(found)
+
+    async def _room(self, amount: int) -> bool:
+        return not self._disk.resting and await self.catalogue.room(amount)
 
     def _seen(self, entry: Entry, *, validated: bool) -> Seen:
         now, record = self._clock(), entry.record
