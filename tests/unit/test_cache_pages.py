@@ -3,11 +3,14 @@
 import asyncio
 import os
 import random
+import time
+from contextlib import suppress
 
 import pytest
 from crc32c import crc32c
 
 from doma.cache.extents import PAGE
+from doma.cache.mapped import Mapped
 from doma.cache.pages import PageFile
 from doma.net.xroot_pages import interleaved, separated
 
@@ -149,3 +152,24 @@ async def test_what_a_foreign_hand_wrote_is_noticed_though_it_is_in_memory(pages
     assert bad == [5]
     assert missing == [(5, 6)]
     assert crc32c(content[:PAGE]) == int.from_bytes(bytes(pages.interleaved(0, PAGE, content[:PAGE])[:4]))
+
+
+@pytest.mark.parametrize("questions", [1, 200], ids=["asked-alone", "asked-with-the-whole-unit"])
+def test_what_leaves_memory_is_noticed_however_often_the_kernel_was_asked(tmp_path, questions):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 * PAGE))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        mapped = Mapped(file.fileno(), 64 * PAGE)
+        spans = [(0, 8 * PAGE), (8 * PAGE, 64 * PAGE)]
+        for _ in range(questions):
+            assert mapped.absent(spans) is None
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            if os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT):
+                pytest.skip("this file system keeps its pages in memory")
+        end = time.monotonic() + 10
+        while mapped.absent(spans) is None and time.monotonic() < end:
+            pass  # an answer is believed for a moment
+        assert mapped.absent(spans) == spans[0]
+        assert mapped.absent(spans[1:]) == spans[1]

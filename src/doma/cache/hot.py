@@ -148,27 +148,40 @@ class HotObject:
 
     def _count_all(self, spans: Sequence[tuple[int, int]]) -> None:
         total = ahead = 0
+        look_ahead, seen = self._pages.ahead_left, self._fetcher.seen
         for start, stop in spans:
             total += stop - start
-            if self._pages.ahead_left:
+            if look_ahead:
                 ahead += self._pages.take_ahead(pages_of(start, stop))
-            self._fetcher.seen(start, stop)
+            seen(start, stop)
         ahead = min(total, ahead * PAGE)
         self._counters.prefetched += ahead
         self._counters.hit += total - ahead
         if self.cached is not None:
             self.cached.hit += total
+            self._tell(self.cached)
 
     def _count(self, start: int, stop: int) -> None:
         """Count each byte of one answer once, though a door asks again after a short write."""
         if not (self.single and self._from <= start <= self._to):
             self._from, self._to = start, start
         if stop > self._to:
-            if self.cached is not None and not self.cached.held:
-                self.cached.held, self.cached.accesses = self._pages.held, self._fetcher.opens
-            count_hit(self._counters, self.cached, self._pages, self._to, stop)
+            cached, counters = self.cached, self._counters
+            if cached is not None and not cached.held:
+                self._tell(cached)
+            if self._pages.ahead_left:
+                count_hit(counters, cached, self._pages, self._to, stop)
+            else:
+                counters.hit += stop - self._to
+                if cached is not None:
+                    cached.hit += stop - self._to
             self._fetcher.seen(self._to, stop)
             self._to = stop
+
+    def _tell(self, cached: Cached) -> None:
+        """Say once what the cache has of the file."""
+        if not cached.held:
+            cached.held, cached.accesses = self._pages.held, self._fetcher.opens
 
 
 def count_hit(

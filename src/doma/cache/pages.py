@@ -116,8 +116,8 @@ class PageFile:
 
     def mark_ahead(self, run: Run) -> None:
         """Note that the pages of a run were fetched before anybody asked for them."""
+        self.ahead_left += self._ahead.count(0, *run)
         self._ahead[run[0] : run[1]] = b"\1" * (run[1] - run[0])
-        self.ahead_left = self._ahead.count(1)
 
     def take_ahead(self, run: Run) -> int:
         """How many pages of a run are read for the first time after they were fetched ahead."""
@@ -129,18 +129,17 @@ class PageFile:
 
     def view(self, start: int, stop: int) -> memoryview | None:
         """The bytes ``[start, stop)`` from memory if all their pages were checked and nobody wrote since."""
-        if not self._sure(start, stop):
+        if start >= stop:
+            return memoryview(b"")
+        if not self._sure(((start, stop),)) or self._map is None:
             return None
-        return self._map.content[start:stop] if self._map is not None else memoryview(b"")
+        return self._map.content[start:stop]
 
     def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
         """:meth:`view` of several spans, none empty, at the cost of one; None unless all can be had."""
-        if not spans or not self._sure(*spans[0]) or self._map is None:
+        if not spans or not self._sure(spans) or self._map is None:
             return None
-        gap, resident, content = self._checked.find, self._map.resident, self._map.content
-        for start, stop in spans[1:]:
-            if gap(0, start // PAGE, -(-stop // PAGE)) >= 0 or not resident(start, stop):
-                return None
+        content = self._map.content
         return [content[start:stop] for start, stop in spans]
 
     def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
@@ -180,7 +179,7 @@ class PageFile:
 
     def fileno(self, start: int, stop: int) -> int | None:
         """The descriptor for ``sendfile`` of ``[start, stop)``, under the same conditions as :meth:`view`."""
-        return self._fd if self._sure(start, stop) else None
+        return self._fd if start >= stop or self._sure(((start, stop),)) else None
 
     async def load(self, run: Run, *, passing: bool = False) -> tuple[bytearray, list[Run], list[int]]:
         """The bytes of a run from disk, the runs of it that they lack, and which pages were damaged.
@@ -257,12 +256,12 @@ class PageFile:
         except OSError as e:
             log.warning("cache pages cannot be marked missing: %s", e)  # they are deleted anyway
 
-    def _sure(self, start: int, stop: int) -> bool:
-        if start >= stop:
-            return True
-        first, last = start // PAGE, -(-stop // PAGE)
-        if self._checked.find(0, first, last) >= 0:
-            return False
+    def _sure(self, spans: Sequence[tuple[int, int]]) -> bool:
+        """Whether all pages of these spans, none empty, were checked and may be served from memory."""
+        gap = self._checked.find
+        for start, stop in spans:
+            if gap(0, start // PAGE, -(-stop // PAGE)) >= 0:
+                return False
         if not self._unchanged():
             return False
         if not self._settled:
@@ -274,8 +273,10 @@ class PageFile:
                 self._map = Mapped(self._fd, self.size)
             except (OSError, ValueError):
                 return False
-        if self._map.resident(start, stop):
+        gone = self._map.absent(spans)
+        if gone is None:
             return True
+        first, last = gone[0] // PAGE, -(-gone[1] // PAGE)
         self._checked[first:last] = bytes(last - first)  # they come back from the disk
         return False
 
