@@ -71,7 +71,7 @@ def parse(header: str, size: int) -> list[Span] | None:
             f"Range {header[:80]}: the file has {size} bytes; ask within them", size=size
         )
     if len(spans) > 1:
-        total = sum(stop - start for start, stop in spans)
+        total = sum([stop - start for start, stop in spans])
         if total > max(2 * size, GENEROUS):
             return None
     return spans
@@ -146,7 +146,7 @@ def parts(
     heads = [b"%s%d-%d%s" % (between, start, stop - 1, after) for start, stop in spans]
     heads[0] = heads[0][2:]
     tail = f"\r\n--{boundary}--\r\n".encode()
-    total = sum(map(len, heads)) + len(tail) + sum(stop - start for start, stop in spans)
+    total = sum(map(len, heads)) + len(tail) + sum([stop - start for start, stop in spans])
     return heads, tail, total
 
 

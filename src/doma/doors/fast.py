@@ -140,9 +140,14 @@ class FastDoor:
             return None
         reading = self._reading(request, place, identity, hot)
         answer = self._answer(place, hot, stat.size, spans, request.tls)
-        if answer is not None and reading is not None:
-            reading.add([answer.size] if spans is None else [b - a for a, b in spans])
-        if answer is not None and tally is not None:
+        if answer is None:
+            return None
+        if reading is not None:
+            if spans is None or len(spans) == 1:
+                reading.add(answer.size, 1)
+            else:
+                reading.add(sum([stop - start for start, stop in spans]), len(spans))
+        if tally is not None:
             tally.read(place.endpoint.name, 206 if spans else 200, identity, answer.size, began)
         return answer
 

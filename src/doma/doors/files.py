@@ -184,7 +184,7 @@ def _watch(
     program, job = headers.get("user-agent", ""), headers.get("x-pelican-jobid", "")
     asked = Asked(host, scope.get("scheme") == "https", program, job)
     reading = reads.of(asked, identity, f"/{endpoint.name}{path}", reader.stat.size, cached=held is not None)
-    reading.add([stop - start for start, stop in answer.spans])
+    reading.add(sum(stop - start for start, stop in answer.spans), len(answer.spans))
     if held is not None:
         reader.cached = reading.file.cached  # type: ignore[attr-defined] # such a reader has it
 

@@ -7,7 +7,7 @@ Source: §10 of the cache contract.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -43,13 +43,13 @@ class Reading:
     """Unix seconds of the last request."""
     ended: bool = False
 
-    def add(self, sizes: Sequence[int]) -> None:
-        """Count one answer with these ranges."""
-        if len(sizes) == 1:
-            self.file.reads.add(sizes[0])
+    def add(self, size: int, ranges: int) -> None:
+        """Count one answer of so many bytes in so many ranges."""
+        if ranges == 1:
+            self.file.reads.add(size)
             return
-        self.file.readvs.add(sum(sizes))
-        self.file.segments.add(len(sizes))
+        self.file.readvs.add(size)
+        self.file.segments.add(ranges)
 
 
 class HttpReads:
