@@ -217,6 +217,20 @@ class Services:
             kind="counter",
             labels=("endpoint", "reason"),
         )
+        self.metrics.watch(
+            "doma_cache_origin_requests_total",
+            "Reads of caches at their origins; those that clients named are one, 'forwarded'.",
+            lambda: {(name, at): n for name, c in found.items() for at, n in c.connections.requests.items()},
+            kind="counter",
+            labels=("endpoint", "origin"),
+        )
+        self.metrics.watch(
+            "doma_cache_origin_latency_seconds_total",
+            "Seconds that these reads took together.",
+            lambda: {(name, at): n for name, c in found.items() for at, n in c.connections.seconds.items()},
+            kind="counter",
+            labels=("endpoint", "origin"),
+        )
         stream = self.opened.stream
         self.metrics.watch(
             "doma_cache_delivered_bytes_total",

@@ -4,8 +4,8 @@ A reader belongs to one version and one caller: what a token may open says nothi
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -29,10 +29,20 @@ class _Line:
 
 
 class Connections:
-    """Open readers at the origins, kept for the next range of the same version by the same caller."""
+    """Open readers at the origins, kept for the next range of the same version by the same caller.
 
-    def __init__(self, most: int = 64) -> None:
+    Args:
+        most: Readers that are kept.
+        label: Gives the name under which requests to an origin are counted; few names, whoever asks.
+    """
+
+    def __init__(self, most: int = 64, label: Callable[[str], str] = str) -> None:
         self._most = most
+        self._label = label
+        self.requests: Counter[str] = Counter()
+        """Uses of a reader that ended, by label of the origin."""
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """How long they took together, opening it included."""
         self._kept: OrderedDict[tuple[str, str, str, str], _Line] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -48,9 +58,13 @@ class Connections:
         while len(self._kept) > self._most:
             self._retire(self._kept.popitem(last=False)[1])
         line.users += 1
+        loop, label = asyncio.get_running_loop(), self._label(replica.name)
+        began = loop.time()
         try:
             yield await asyncio.shield(line.opening)
         finally:
+            self.requests[label] += 1
+            self.seconds[label] += loop.time() - began
             line.users -= 1
             if line.retired:
                 self._retire(line)

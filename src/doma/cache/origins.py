@@ -133,6 +133,10 @@ class Origins:
         replicas = (Replica(base, store, inner),)
         return Place(path, base, store, inner, named=True, key=key_of(base, inner), replicas=replicas)
 
+    def label(self, origin: str) -> str:
+        """The name of an origin in metrics; those that clients name have one together."""
+        return origin if origin == self.name or origin in self._others else "forwarded"
+
     def shown(self, origin: str, path: str) -> str:
         """The path in the cache of what lies under a path at one of the origins."""
         if origin == self.name:

@@ -93,14 +93,14 @@ class CacheStore(ReadOnly):
         """What is known of the columns of the files here; None: nothing is fetched ahead by columns."""
         self.catalogue = Catalogue(self._shelf, config, clock, emit, origins.shown)
         self._disk = Disk(root, self._counters, clock)
-        self._connections = Connections()
+        self.connections = Connections(label=origins.label)
         self._lanes = Lanes(
             config.fetches, clock, share=config.share, alone=config.alone, waiting=config.waiting
         )
         self._context = self.catalogue.context = Context(
             counters=self._counters,
             budget=Budget(config.memory),
-            connections=self._connections,
+            connections=self.connections,
             lanes=self._lanes,
             by_size=config.replicas_by_size,
             rng=rng or Random(),  # noqa: S311 - spreads retries, keeps no secret
@@ -336,7 +336,7 @@ class CacheStore(ReadOnly):
         if self.layouts is not None:
             await self.layouts.close()
         await self.catalogue.close()
-        await self._connections.close()
+        await self.connections.close()
         await self._origins.close()
         self._shelf.close()
 

@@ -168,3 +168,25 @@ def test_o2_files_of_others_come_while_an_origin_stalls(near: System, far: Syste
             time.sleep(0.01)
         assert get(near, "/cache/d/other.bin")[::2] == (200, DATA)
         assert {task.result() for task in waiting} <= {504, 503}
+
+
+def test_metrics_tell_of_each_origin_of_the_configuration_and_of_all_others_together(
+    near: System, far: System
+) -> None:
+    place = far.run["url"].removeprefix("http://")
+    far.put("/open/d/metric.bin", DATA)
+    for path in (
+        "/cache/d/metric.bin",
+        f"/cache/root:/{place}/open/d/metric.bin",
+        f"/cache/http:/{place}/open/d/metric.bin",
+    ):
+        assert get(near, path)[0] == 200
+    lines = near.ask("GET", "/metrics").text.splitlines()
+    for name in ("requests_total", "latency_seconds_total"):
+        told = {line.split("} ")[0]: float(line.split("} ")[1]) for line in lines
+                if line.startswith(f'doma_cache_origin_{name}{{endpoint="cache"')}  # fmt: skip
+        assert {key.partition('origin="')[2].rstrip('"') for key in told} == {
+            f"http://{place}/open",
+            "forwarded",
+        }
+        assert all(value > 0 for value in told.values())
