@@ -78,7 +78,11 @@ def without(run: Run, taken: Iterable[Run]) -> list[Run]:
 class Stride:
     """One reader's habit: how far it is worth to read ahead of it."""
 
+    cautious: bool = False
+    """Read ahead at most half of what was read in a row: it may be the file's directory, and end soon."""
     position: int = 0
+    begun: int = 0
+    """Where the adjacent reads began."""
     adjacent: int = 0
     window: int = 0
 
@@ -93,11 +97,19 @@ class Stride:
         >>> habit = Stride()
         >>> [habit.ahead(a, a + 100, 1000) for a in (0, 100, 200, 300, 900)]
         [0, 0, 200, 400, 0]
+        >>> habit = Stride(cautious=True)
+        >>> [habit.ahead(a, a + 100, 1000) for a in (0, 100, 200, 300, 400)]
+        [0, 0, 150, 200, 250]
         """
         self.adjacent = self.adjacent + 1 if start == self.position and self.position else 0
+        if not self.adjacent:
+            self.begun = start
         self.position = stop
         if self.adjacent < 2:
             self.window = 0
             return 0
         self.window = min(max(2 * (stop - start), 2 * self.window), EXTENT, limit)
+        if self.cautious:
+            self.window = min(self.window, (stop - self.begun) // 2)
+            return self.window if self.window >= stop - start else 0
         return self.window

@@ -173,6 +173,11 @@ class Fetcher:
             self._looked = True
             self._foresight = self._context.foresee(self)
 
+    @property
+    def guided(self) -> bool:
+        """Whether something else may know better than plain read-ahead what will be wanted."""
+        return self._foresight is not None
+
     def seen(self, start: int, stop: int) -> None:
         """Somebody reads these bytes: fetch what will be wanted next."""
         if self._foresight is None:

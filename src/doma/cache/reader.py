@@ -59,7 +59,7 @@ class CachedReader:
         self._only = only_if_cached
         self._context = context
         self._closed: Callable[[], None] | None = closed
-        self._stride = Stride()
+        self._stride = Stride(cautious=fetcher.guided)
         self._ahead: list[Flight] = []
         self._ahead_to = 0
         self._landing: list[Flight] = []
@@ -104,6 +104,7 @@ class CachedReader:
     def expect(self, stop: int) -> None:
         """Say where this reader will end (the end of a client's range): nothing is fetched ahead beyond."""
         self._end = min(stop, self._stat.size)
+        self._stride.cautious = False
 
     def prepare(self, start: int, stop: int) -> Mapping[str, str]:
         self.require(start, stop)
