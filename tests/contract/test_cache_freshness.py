@@ -256,7 +256,7 @@ async def test_f8_a_half_cached_old_version_fails_rather_than_mix(cache, origin)
     await put(origin, "/f", old)
     reader = await cache.open("/f")
     assert bytes(await reader.read(0, 4096)) == old[:4096]
-    await cache._connections.close()  # as after any pause: the next range opens the origin anew
+    await cache.connections.close()  # as after any pause: the next range opens the origin anew
     await put(origin, "/f", new)
     with pytest.raises(OriginFailed, match="another version"):
         await reader.read(20_000, 24_000)

@@ -259,7 +259,7 @@ async def test_f8_a_version_that_is_gone_at_its_origin_is_gone_though_a_replica_
     await reader.read(0, MIB)
     await put(one, "/f", bytes(len(DATA)))
     one.modified = 3000.0
-    cache._connections.drop(reader._fetcher.record.key, reader._fetcher.record.generation)
+    cache.connections.drop(reader._fetcher.record.key, reader._fetcher.record.generation)
     with pytest.raises((Replaced, OriginFailed)):
         await reader.read(3 * MIB, 4 * MIB)
     await reader.close()
