@@ -24,8 +24,8 @@ _STEP = 4096
 _UNIT = _STEP * _PAGE
 _BELIEVED = 0.05
 """Seconds that an answer holds."""
-_EXACT, _DEAR = 4e-6, 1e-4
-"""Seconds that a question for few pages takes, and one for a whole unit that is not mapped yet."""
+_EXACT, _CHEAP, _DEAR, _DEAREST = 4e-6, 1e-5, 1e-4, 5e-4
+"""Seconds that a question takes: for few pages; for a unit that is mapped, for one that is not, at most."""
 # The call takes a few microseconds and never waits: not worth letting go of the interpreter's lock.
 _mincore = ctypes.PyDLL(None).mincore
 _mincore.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p)
@@ -54,7 +54,7 @@ class Mapped:
         units = -(-size // _UNIT)
         self._until = [0.0] * units
         self._price, self._spent = [_DEAR] * units, [0.0] * units
-        """Seconds that the last question for a whole unit took, and those that smaller ones took since."""
+        """Seconds that the last question for a whole unit took too long, and that smaller ones took since."""
         self._told = [b""] * units
         """What the kernel said of the pages of each unit."""
 
@@ -85,7 +85,8 @@ class Mapped:
         began = monotonic()
         self._told[unit] = self._ask(unit * _UNIT, min((unit + 1) * _UNIT, len(self.content)))
         self._until[unit] = began + _BELIEVED
-        self._price[unit], self._spent[unit] = monotonic() - began, 0.0
+        self._price[unit] = min(monotonic() - began, _DEAREST) - _CHEAP
+        self._spent[unit] = 0.0
 
     def _ask(self, start: int, stop: int) -> bytes:
         """A byte for each page, 0 if it is not in memory; all 0 if the kernel won't say."""
