@@ -19,6 +19,7 @@ from doma.db.engine import Database
 from doma.doors.endpoint import Endpoint
 from doma.store.file import FileStore
 from doma.store.http import HttpStore
+from doma.store.http_trust import Authorities
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Store
 from doma.store.quota import Quota
@@ -55,7 +56,7 @@ def build_endpoints(
     roles: frozenset[str],
     data: Path | None,
     base: str,
-    ca_file: Path,
+    ca_file: Sequence[Path],
     issuers: Sequence[config.Issuer],
     emit: Emit,
     *,
@@ -71,7 +72,7 @@ def build_endpoints(
             brings ``results``.
         data: Folder to serve read-only as ``data``.
         base: ``https://host:port`` of this server, the origin of the default cache.
-        ca_file: CA that signed this server's certificate.
+        ca_file: Authorities of other servers besides the system's: our own, the grid's.
         issuers: Who is trusted, with their areas.
         emit: Takes the events of the caches.
         db: Where tape endpoints keep their rows.
@@ -182,7 +183,7 @@ def token_of(file: str) -> Callable[[], Awaitable[str]] | None:
     return token
 
 
-def bucket_store(address: str, section: config.S3, ca_file: Path | None) -> S3Store:
+def bucket_store(address: str, section: config.S3, ca_file: Authorities) -> S3Store:
     """The store of ``s3://bucket…`` with the keys that the configuration, else the environment has for it.
 
     Raises:
@@ -200,7 +201,7 @@ def _store(
     address: str,
     home: Home,
     settings: config.Config,
-    ca_file: Path,
+    ca_file: Sequence[Path],
     emit: Emit,
     section: config.Endpoint,
 ) -> Store:

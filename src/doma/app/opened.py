@@ -141,12 +141,14 @@ async def open_site(
     background.spawn(revocations.watch())
     emit = EventWriter(db)
     background.spawn(emit.run())
+    authorities = _authorities(files)
+    trusted_cas = [*authorities, *map(Path, filter(None, [settings.tpc.ca_file]))]
     endpoints = build_endpoints(
-        home, settings, roles, data, base, files.ca, trusted, emit, db=db, shared=shared
+        home, settings, roles, data, base, trusted_cas, trusted, emit, db=db, shared=shared
     )
     for endpoint in endpoints.values():
         stack.push_async_callback(endpoint.store.close)
-    third_party = ThirdParty(settings.tpc, _authorities(files))
+    third_party = ThirdParty(settings.tpc, authorities)
     stack.push_async_callback(third_party.close)
     stream = Stream(settings.monitor, port=int(port), sid=secrets.randbits(48), emit=emit)
     stack.callback(stream.close)

@@ -318,7 +318,8 @@ class Tpc(Section):
     plain_http: bool = False
     """Whether ``http://`` is spoken: bytes and tokens in the clear."""
     ca_file: str = ""
-    """Authorities to trust besides the system's and the grid's: a PEM file, or a folder of hashed ones."""
+    """Authorities to trust besides the system's and the grid's: a PEM file, or a folder of hashed ones. It
+    counts for origins of caches and other remote stores, too."""
     forward_credentials: tuple[tuple[str, str], ...] = ()
     """Pairs of ``https://host[:port]``: a redirect from the first to the second keeps the credentials."""
     stall: Seconds = 60

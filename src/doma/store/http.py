@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableSequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from doma.auth.model import bearer
 from doma.core.checksum import digest_header, hasher, read_digests, repr_digest_header, same
@@ -47,7 +46,7 @@ from doma.store.http_status import (
     version_of,
     whole_of,
 )
-from doma.store.http_trust import AddressGuard, context_of, is_loopback
+from doma.store.http_trust import AddressGuard, Authorities, context_of, is_loopback
 from doma.store.http_upload import HttpUpload
 from doma.store.multistatus import Multistatus, Resource, listed
 from doma.store.protocol import PIECE, Stat
@@ -81,7 +80,7 @@ class HttpStore:
         url: str,
         *,
         token: Token | None = None,
-        ca_file: str | Path | None = None,
+        ca_file: Authorities = None,
         allow_private: bool | None = None,
         limits: Limits | None = None,
         allow: Allow | None = None,

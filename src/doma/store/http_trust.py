@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -169,18 +169,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def context_of(*authorities: str | Path | None) -> ssl.SSLContext:
+Authorities = str | Path | Sequence[str | Path] | None
+"""PEM files, or folders of hashed ones (``/etc/grid-security/certificates``)."""
+
+
+def context_of(*authorities: Authorities) -> ssl.SSLContext:
     """A verifying context with the system's authorities and one's own.
 
     Args:
-        *authorities: PEM files, or folders of hashed ones (``/etc/grid-security/certificates``).
+        *authorities: Which to trust besides.
 
     Raises:
         ConfigError: one of them cannot be used.
     """
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
-    for place in [place for place in authorities if place]:
+    several = [[one] if isinstance(one, str | Path) else list(one or ()) for one in authorities]
+    for place in [place for places in several for place in places if place]:
         try:
             if Path(place).is_dir():
                 context.load_verify_locations(capath=place)

@@ -20,7 +20,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from doma.core.checksum import hasher
 from doma.core.errors import (
@@ -35,6 +34,7 @@ from doma.core.errors import (
 )
 from doma.core.paths import checked, parent
 from doma.net.pool import Limits
+from doma.store.http_trust import Authorities
 from doma.store.protocol import PIECE, Buffer, Stat
 from doma.store.s3_bucket import Bucket
 from doma.store.s3_signature import EMPTY, Credentials
@@ -100,7 +100,7 @@ class S3Store:
         url: str,
         *,
         credentials: Credentials | None = None,
-        ca_file: str | Path | None = None,
+        ca_file: Authorities = None,
         clock: Callable[[], float] = time.time,
         limits: Limits | None = None,
     ) -> None:

@@ -8,7 +8,6 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import md5, sha256
-from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 from xml.etree.ElementTree import Element, ParseError
 from xml.sax.saxutils import escape
@@ -32,7 +31,7 @@ from doma.core.errors import (
 from doma.core.url import origin_of
 from doma.net.client import RangeClient, Response
 from doma.net.pool import Limits
-from doma.store.http_trust import AddressGuard, context_of
+from doma.store.http_trust import AddressGuard, Authorities, context_of
 from doma.store.s3_signature import (
     EMPTY,
     UNSIGNED,
@@ -140,7 +139,7 @@ class Wire:
         address: Address,
         who: Credentials | None,
         clock: Callable[[], float],
-        ca_file: str | Path | None = None,
+        ca_file: Authorities = None,
         limits: Limits | None = None,
     ) -> None:
         self.address, self._who, self._clock = address, who, clock

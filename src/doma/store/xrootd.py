@@ -15,7 +15,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from secrets import token_hex
 from urllib.parse import urlsplit
 
@@ -27,7 +26,7 @@ from doma.core.url import Origin, origin_of
 from doma.net.xroot_client import XrootClient
 from doma.net.xroot_session import Allow, Times
 from doma.net.xroot_text import BACKUP, OFFLINE, StatLine
-from doma.store.http_trust import AddressGuard, context_of
+from doma.store.http_trust import AddressGuard, Authorities, context_of
 from doma.store.protocol import PIECE, Locality, Space, Stat
 from doma.store.writing import Tally, check_move, check_replaceable, check_target, check_version
 from doma.store.xrootd_file import OpenFile, XrootdReader, version_of
@@ -68,7 +67,7 @@ class XrootdStore:
         url: str,
         *,
         token: Token | None = None,
-        ca_file: str | Path | None = None,
+        ca_file: Authorities = None,
         allow_private: bool | None = None,
         fsync: bool = True,
         times: Times | None = None,
