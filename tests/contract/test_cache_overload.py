@@ -382,3 +382,33 @@ async def test_o13_a_disk_that_is_slower_than_the_origin_delays_nobody_and_gets_
     await until(lambda: cache.stats().bytes["stored"] == len(data))
     assert await get(cache, "/f") == data
     assert cache.stats().bytes["origin"] == len(data)
+
+
+async def test_who_reads_on_has_bytes_before_the_disk_and_all_is_on_disk_at_the_end_of_a_range(
+    scene, monkeypatch
+):
+    good, _, make = scene
+    data = blob(8 * MIB)
+    await put(good, "/f", data)
+    monkeypatch.setattr("doma.cache.fetch.DISK", 60.0)
+    cache, disk, save = make(), asyncio.Event(), PageFile.save
+
+    async def slow(self, first, buffer):
+        await disk.wait()
+        await save(self, first, buffer)
+
+    reader = await cache.open("/f")
+    reader.expect(8 * MIB)
+    for at in range(0, 2 * MIB, MIB):
+        await reader.read(at, at + MIB)
+    monkeypatch.setattr(PageFile, "save", slow)
+    for at in range(2 * MIB, 7 * MIB, MIB):
+        assert await reader.read(at, at + MIB) == data[at : at + MIB]
+    assert cache.stats().bytes["stored"] < 7 * MIB
+    last = asyncio.create_task(reader.read(7 * MIB, 8 * MIB))
+    await asyncio.sleep(0)
+    assert not last.done()
+    disk.set()
+    assert await last == data[7 * MIB :]
+    assert cache.stats().bytes["stored"] == cache.stats().bytes["origin"] == len(data)
+    await reader.close()

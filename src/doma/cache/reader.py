@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from doma.cache.extents import FLIGHT, PAGE, Run, Stride, pages_of, without
+from doma.cache.extents import PAGE, Run, Stride, pages_of, without
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import AHEAD_SHARE, Flight
 from doma.cache.freshness import patience
@@ -283,8 +283,8 @@ class CachedReader:
             self._let_go()
             return
         self._drop([f for f in self._ahead if f.task.done() and f.run[1] * PAGE <= stop])
-        # By halves of a small window, else by whole flights: not a request for each small read.
-        if stop + window - min(window // 2, FLIGHT) < self._ahead_to:
+        # By halves of the window: one that slides with every read would become a request per read.
+        if stop + window // 2 <= self._ahead_to:
             return
         end = min(self._end, stop + window, self._fetcher.reach(stop))
         first, last = -(-max(stop, self._ahead_to) // PAGE), -(-end // PAGE)
