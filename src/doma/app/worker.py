@@ -43,7 +43,9 @@ from doma.net.listener import Listener
 log = logging.getLogger(__name__)
 
 TELL = 2.0
-"""Seconds between two reports of numbers."""
+"""Seconds between two reports of numbers …"""
+SOON = 0.1
+"""… and between two of events that were written."""
 
 
 def main() -> None:
@@ -161,17 +163,22 @@ async def _learn(site: Site, scope: Scope) -> None:
 async def _tell(
     forward: Forward, metrics: Metrics, number: int, wrote: asyncio.Event, viewed: Mapping[str, CacheView]
 ) -> None:
-    """Tell the main process our numbers, and at once when events were written."""
+    """Tell the main process our numbers now and then, and at once, in few words, when events were written."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
     while True:
         with suppress(TimeoutError):
-            async with asyncio.timeout(TELL):
+            async with asyncio.timeout_at(due):
                 await wrote.wait()
-        events = wrote.is_set()
+        said: dict[str, Any] = {"number": number, "events": wrote.is_set()}
         wrote.clear()
-        seen = {name: view.report() for name, view in viewed.items()}
-        said = {"number": number, "numbers": metrics.give(), "events": events, "viewed": seen}
+        seen: dict[str, Any] = {}
+        if loop.time() >= due:
+            due = loop.time() + TELL
+            seen = {name: view.report() for name, view in viewed.items()}
+            said |= {"numbers": metrics.give(), "viewed": seen}
         with suppress(DomaError):
             await forward.post(REPORT, said)
-            for name, view in viewed.items():
-                view.reported(seen[name])
-        await asyncio.sleep(0.05)
+            for name in seen:
+                viewed[name].reported(seen[name])
+        await asyncio.sleep(SOON)

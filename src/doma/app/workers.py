@@ -134,8 +134,9 @@ class Workers:
 
     async def _report(self, request: Request) -> Response:
         said = await request.json()
-        self._metrics.take(f"worker {said['number']}", said["numbers"])
-        self._viewed(said["viewed"])
+        if "numbers" in said:
+            self._metrics.take(f"worker {said['number']}", said["numbers"])
+            self._viewed(said["viewed"])
         if said["events"]:
             self._wake()
         return Response(status_code=204)
