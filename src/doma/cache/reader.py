@@ -16,6 +16,7 @@ from doma.cache.lanes import Turn
 from doma.cache.origins import caller
 from doma.cache.source import account
 from doma.core.errors import (
+    DomaError,
     Forbidden,
     NotCached,
     NotFound,
@@ -26,6 +27,8 @@ from doma.core.errors import (
 from doma.monitor.opens import Cached
 from doma.store.protocol import Buffer, Reader, Stat
 
+CHECKSUM = 3019
+"""How root:// calls bytes that do not fit their checksum."""
 _TURNS = 16
 """How often a read looks again before it goes straight to the origin."""
 _KEEP = 1.0
@@ -64,6 +67,8 @@ class CachedReader:
         self._ahead_to = 0
         self._landing: list[Flight] = []
         self._reads = self._rested = 0
+        self._rotten: set[int] = set()
+        """Pages that were found damaged."""
         self._timer: asyncio.TimerHandle | None = None
         self._end = self._stat.size
         self._limit = int(context.budget.limit * AHEAD_SHARE)
@@ -195,12 +200,18 @@ class CachedReader:
             self._landing.append(flight)
 
     async def _fetched(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer:
-        for _ in range(_TURNS):
-            try:
-                return await self._read(start, stop, ahead, soon=soon)
-            except _Again:
-                continue
-        return await self._fetcher.direct(start, stop)
+        try:
+            for _ in range(_TURNS):
+                try:
+                    return await self._read(start, stop, ahead, soon=soon)
+                except _Again:
+                    continue
+            return await self._fetcher.direct(start, stop)
+        except DomaError as e:
+            first, last = pages_of(start, stop)
+            if any(first <= page < last for page in self._rotten):
+                e.detail["xrootd"] = CHECKSUM  # what is here is damaged, and the origin is away (C3)
+            raise
 
     async def _read(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer:
         run = pages_of(start, stop)
@@ -210,6 +221,7 @@ class CachedReader:
             buffer, missing, bad = await self._pages.load(run)
             if bad:
                 self._fetcher.damaged(bad)
+                self._rotten.update(bad)
         if buffer is not None and not missing:
             count_hit(self._context.counters, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)
