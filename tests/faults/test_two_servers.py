@@ -140,7 +140,12 @@ def test_a_staged_file_comes_once_whichever_server_is_asked(pair: Pair) -> None:
     again = a.ask("POST", "/api/v1/stage", token, json=files).json()["requestId"]
     for system, name in ((a, ident), (b, again)):
         place = f"/api/v1/stage/{name}"
-        told = until(lambda s=system, p=place: (r := s.ask("GET", p, token).json()).get("completedAt") and r)
+
+        def over(system: System = system, place: str = place) -> Any:
+            said = system.ask("GET", place, token).json()
+            return said if said.get("completedAt") else None
+
+        told = until(over)
         assert {file["state"] for file in told["files"]} == {"COMPLETED"}
     for path in paths:
         assert [s.ask("GET", path, token).content for s in (a, b)] == [path.encode()] * 2
@@ -207,11 +212,11 @@ def test_one_is_killed_and_the_other_goes_on(pair: Pair) -> None:
         other.ask("PUT", "/tape/late", token, content=b"late")
         info = {"paths": ["/tape/late"]}
 
-        def where(system: System = other, info: Any = info) -> str:
-            found: str = system.ask("POST", "/api/v1/archiveinfo", token, json=info).json()[0]["locality"]
-            return found
+        def there(system: System = other, info: Any = info) -> bool:
+            found = system.ask("POST", "/api/v1/archiveinfo", token, json=info).json()[0]["locality"]
+            return bool(found == "TAPE")
 
-        until(lambda where=where: where() == "TAPE")  # its drives work now, whoever had them before
+        until(there)  # its drives work now, whoever had them before
         one.up()
         assert one.ask("PUT", "/tape/late", token, content=b"again").status_code == 204
-        until(lambda where=where: where() == "TAPE")
+        until(there)
