@@ -106,9 +106,12 @@ def test_what_only_the_main_process_has_is_answered_by_all(three: System) -> Non
 
 
 def test_odd_targets_reach_the_main_process_as_they_were_sent(three: System) -> None:
-    target = "/cache/w/%C3%A9%20%2B.bin?x=%2F&y=a+b"
+    target = "/cache/w/%C3%A9%20%2B.bin"
     three.put("/site/w/é +.bin", b"odd")
     assert set(everyone(three, call(three, "GET", target))) == {(200, b"odd")}
+    refused = everyone(three, call(three, "GET", f"{target}?x=%2F&y=a+b"))
+    assert {status for status, _ in refused} == {400}
+    assert all("/cache/w/é +.bin: the query parameter 'x'".encode() in body for _, body in refused)
     assert {s for s, _ in everyone(three, call(three, "GET", "/cache/w/%2e%2e/x"))} == {400}
 
 

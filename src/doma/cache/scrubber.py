@@ -8,7 +8,9 @@ reader has it fetched. What is being looked at can be purged and evicted as ever
 import asyncio
 import json
 import logging
+import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from doma.cache.catalogue import Catalogue
@@ -86,6 +88,8 @@ class Scrubber:
         index = self._catalogue.keeper.index
         if self.now.ended or not self.now.began:
             self.now = Pass(began=self._clock())
+        with suppress(sqlite3.Error):  # what could not be written down is met at the next pass
+            await asyncio.to_thread(self._catalogue.keeper.flush)
         while (row := await asyncio.to_thread(index.after, self.now.key)) is not None:
             try:
                 await self._look(row.path)

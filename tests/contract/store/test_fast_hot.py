@@ -46,7 +46,7 @@ async def test_what_another_program_does_to_a_file_is_seen_at_once(store, tmp_pa
 
 async def test_a_folder_moved_by_another_program_is_seen_soon(store, tmp_path):
     (tmp_path / "a").rename(tmp_path / "z")
-    await asyncio.sleep(LOOK)
+    await asyncio.sleep(2 * LOOK)
     assert store.peek("/a/b/f") is None
 
 
