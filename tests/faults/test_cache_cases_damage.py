@@ -10,7 +10,10 @@ from doma.cache.extents import PAGE
 from doma.cache.record import key_of
 from doma.net.xroot_frames import P_HANDLE, P_READ, SEGMENT, Code, Status
 from doma.net.xroot_pages import separated
+from tests.e2e.cache.conftest import caching as caching
+from tests.e2e.cache.conftest import clients as clients
 from tests.e2e.cache.conftest import content
+from tests.e2e.cache.conftest import origin as origin
 
 S = 24 * PAGE + 77
 HURT = 5
