@@ -150,13 +150,7 @@ async def open_site(
         stack.push_async_callback(endpoint.store.close)
     third_party = ThirdParty(settings.tpc, authorities)
     stack.push_async_callback(third_party.close)
-    stream = Stream(settings.monitor, port=int(port), sid=secrets.randbits(48), emit=emit)
-    stack.callback(stream.close)
-    await stream.start()
-    background.spawn(stream.run())
-    reads = HttpReads(stream, settings.monitor.idle, clock=time.time, all=bool(settings.monitor.dest))
-    stack.callback(reads.close)
-    background.spawn(reads.run())
+    stream, reads = await _followed(settings.monitor, int(port), emit, background, stack)
 
     def tell(event: Event) -> None:
         emit(event)
@@ -171,6 +165,20 @@ async def open_site(
     return Opened(
         base, plain, db, files, context, issuer, verifier, site, background, emit, stream, revocations
     )
+
+
+async def _followed(
+    section: config.Monitor, port: int, emit: EventWriter, background: Background, stack: AsyncExitStack
+) -> tuple[Stream, HttpReads]:
+    """Who is told of open files, and what joins reads over HTTP to them; ended in reverse order."""
+    stream = Stream(section, port=port, sid=secrets.randbits(48), emit=emit)
+    stack.callback(stream.close)
+    await stream.start()
+    background.spawn(stream.run())
+    reads = HttpReads(stream, section.idle, clock=time.time, all=bool(section.dest))
+    stack.callback(reads.close)
+    background.spawn(reads.run())
+    return stream, reads
 
 
 def _server_context(listen: config.Listen, files: tls.Files) -> ssl.SSLContext:
