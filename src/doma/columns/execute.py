@@ -1,66 +1,46 @@
-"""One file from question to Parquet: open, check names, evaluate step by step, write. Runs in a worker."""
+"""One file from question to result: open, check names, evaluate step by step, write. Runs in a worker."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import awkward as ak
-
-from doma.columns.evaluate import Table, run
-from doma.columns.model import Outcome, Task
-from doma.columns.plan import Plan, compile_text
+from doma.columns.model import Outcome, Progress, Task
+from doma.columns.query import Tell, compile_query
 from doma.columns.remote import open_bytes
-from doma.columns.sink import ParquetSink
-from doma.columns.source import Source, Window, check_names, open_source
+from doma.columns.sink import open_sink
 
 
-def execute(task: Task, clock: Callable[[], float] = time.monotonic) -> Outcome:
+def quiet(progress: Progress) -> None:
+    """Tell nobody."""
+
+
+def execute(task: Task, tell: Tell = quiet, clock: Callable[[], float] = time.monotonic) -> Outcome:
     """Run a task.
 
     Raises:
         DomaError: what is wrong with the query or the file; no output is left then.
     """
     begun = clock()
-    plan = compile_text(task.selection)
+    query = compile_query(task.codegen, task.selection)
     data = open_bytes(task.url, task.token, task.ca_file, task.allow)
     try:
         if data.version and data.version in task.known:
-            return Outcome(data.version, cached=True, read=data.taken, seconds=clock() - begun)
-        source = open_source(data, plan.tree)
-        names = source.names if plan.branches is None else plan.branches
-        check_names(source, names)
-        empty = run(plan, Window(source, 0, 0, (plan.first, tuple(n for n in names if n not in plan.first))))
+            return Outcome(data.version, True, read=data.taken, seconds=clock() - begun, url=data.url)
+        last = Progress()
+
+        def seen(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+            tell(progress)
+
         rows = size = 0
         if task.output:
-            rows, size = _written(plan, source, names, empty, task)
-        return Outcome(data.version, False, rows, size, data.taken, clock() - begun, tuple(empty.columns))
+            with open_sink(Path(task.output), task.format) as sink:
+                columns = query.run(data, sink, task.step, seen)
+                size, rows = sink.close(), sink.rows
+        else:
+            columns = query.check(data)
+        took = clock() - begun
+        return Outcome(data.version, False, rows, size, data.taken, took, columns, last.of, data.url)
     finally:
         data.close()
-
-
-def _written(plan: Plan, source: Source, names: tuple[str, ...], empty: Table, task: Task) -> tuple[int, int]:
-    totals: list[Table] = []
-    with ParquetSink(Path(task.output), empty) as sink:
-        for window in source.windows(names, task.step, plan.first):
-            table = run(plan, window)
-            if table.total:
-                totals.append(table)
-            else:
-                sink.write(table)
-        if empty.total:
-            sink.write(_combined([empty, *totals]))
-        return sink.rows, sink.close()
-
-
-def _combined(tables: list[Table]) -> Table:
-    """One row from the rows of all steps: counts and sums add up, extremes compare."""
-    kind = tables[0].total
-    (name,) = tables[0].columns
-    merged = ak.concatenate([t.columns[name] for t in tables])
-    match kind:
-        case "Max":
-            return Table({name: ak.max(merged, keepdims=True, mask_identity=True)}, kind)
-        case "Min":
-            return Table({name: ak.min(merged, keepdims=True, mask_identity=True)}, kind)
-        case _:
-            return Table({name: ak.sum(merged, keepdims=True, mask_identity=False)}, kind)

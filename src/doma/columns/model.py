@@ -21,17 +21,21 @@ class State(StrEnum):
     """Where a request stands."""
 
     SUBMITTED = "Submitted"
+    LOOKUP = "Lookup"
+    PENDING = "Pending Lookup"
+    """Another request looks for the same dataset."""
     RUNNING = "Running"
     COMPLETE = "Complete"
     FATAL = "Fatal"
     CANCELED = "Canceled"
+    BAD = "Bad Dataset"
 
     @property
     def final(self) -> bool:
         return self in FINAL
 
 
-FINAL = frozenset({State.COMPLETE, State.FATAL, State.CANCELED})
+FINAL = frozenset({State.COMPLETE, State.FATAL, State.CANCELED, State.BAD})
 
 
 class FileState(StrEnum):
@@ -102,11 +106,21 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """One file and where else it lies."""
+
+    url: str
+    replicas: tuple[str, ...] = ()
+    """Further URLs of the same file, in the order in which they are tried."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """A question: one selection over some files."""
 
     selection: str
     files: tuple[str, ...]
+    """URLs; empty for a dataset that is still to be looked up."""
     title: str | None = None
     did: str | None = None
     codegen: str = "uproot"
@@ -203,8 +217,12 @@ class Task:
     url: str
     selection: str
     output: str
-    """Local path of the Parquet file to write; empty: only check the names against the file."""
+    """Local path of the file to write; empty: only check the names against the file."""
     token: str = field(default="", repr=False)
+    codegen: str = "uproot"
+    format: str = "parquet"
+    replicas: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Further places of the file, each with its token, tried in turn when one does not open."""
     known: tuple[str, ...] = ()
     """Versions of the input whose result is cached already."""
     step: int = 64 << 20
@@ -228,6 +246,24 @@ class Outcome:
     """Bytes taken from the input."""
     seconds: float = 0.0
     columns: tuple[str, ...] = ()
+    events: int = 0
+    """Entries of the input."""
+    url: str = ""
+    """The replica that was read."""
+    log: str = ""
+    """What the user's code printed, its last 64 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a file is."""
+
+    events: int = 0
+    """Entries of the input that are done."""
+    of: int = 0
+    """Entries of the input; 0: not known yet."""
+    read: int = 0
+    """Bytes taken from the input."""
 
 
 class Pool(Protocol):
@@ -241,8 +277,8 @@ class Pool(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def run(self, task: Task) -> Outcome:
-        """Run one file in a worker.
+    async def run(self, task: Task, tell: Callable[[Progress], None] | None = None) -> Outcome:
+        """Run one file in a worker; ``tell`` hears of its progress.
 
         Raises:
             DomaError: what is wrong with the file or the query; ServiceUnavailable when the worker died,

@@ -3,7 +3,7 @@
 Imports are done once. A reader thread watches the standard input: when it ends, the service is gone and the
 process leaves at once, whatever it is doing. A second thread says every few seconds that the process lives.
 
-Lines in: ``{"id", "task"}``. Lines out: ``{"ready"}``, ``{"beat"}``, ``{"id", "outcome"}`` or
+Lines in: ``{"id", "task"}``. Lines out: ``{"ready"}``, ``{"beat": progress}``, ``{"id", "outcome"}`` or
 ``{"id", "problem"}``. JSON, not pickle: what comes from a process that read a hostile file is only data.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from doma.columns.execute import execute
-from doma.columns.model import Task
+from doma.columns.model import Progress, Task
 from doma.core.errors import CorruptFile, DomaError, LimitExceeded, problem
 
 
@@ -41,20 +41,27 @@ def main(beat: float, memory: int) -> None:
 
     tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, tasks), daemon=True).start()
-    threading.Thread(target=_pulse, args=(say, beat), daemon=True).start()
+    progress = [Progress()]
+    threading.Thread(target=_pulse, args=(say, progress, beat), daemon=True).start()
     _limit(memory)
     say({"ready": os.getpid()})
     while True:
         order = tasks.get()
-        say({"id": order["id"], **_answer(order["task"])})
+        progress[0] = Progress()
+        say({"id": order["id"], **_answer(order["task"], progress)})
 
 
-def _answer(fields: dict[str, Any]) -> dict[str, Any]:
+def _answer(fields: dict[str, Any], progress: list[Progress]) -> dict[str, Any]:
     for name in ("known", "allow"):
         fields[name] = tuple(fields[name])
+    fields["replicas"] = tuple(map(tuple, fields["replicas"]))
     task = Task(**fields)
+
+    def seen(now: Progress) -> None:
+        progress[0] = now
+
     try:
-        return {"outcome": asdict(execute(task))}
+        return {"outcome": asdict(execute(task, seen))}
     except DomaError as e:
         return {"problem": problem(e)}
     except MemoryError:
@@ -78,11 +85,11 @@ def _listen(source: BinaryIO, tasks: "queue.SimpleQueue[dict[str, Any]]") -> Non
     os._exit(0)
 
 
-def _pulse(say: Any, beat: float) -> None:
+def _pulse(say: Any, progress: list[Progress], beat: float) -> None:
     pause = threading.Event()
     while not pause.wait(beat):
         try:
-            say({"beat": 1})
+            say({"beat": asdict(progress[0])})
         except OSError:
             os._exit(0)
 

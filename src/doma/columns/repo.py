@@ -41,8 +41,10 @@ class Job:
     attempt: int
     request: str
     url: str
+    replicas: tuple[str, ...]
     number: int
     selection: str
+    codegen: str
     digest: str
     format: str
     grant: Grant
@@ -74,8 +76,8 @@ def add(tx: Connection, id_: str, grant: Grant, ask: Submission, digest: str, no
         )
     )  # fmt: skip
     blank = {"request": id_, "state": FileState.WAITING, "attempt": 0, "bytes": 0, "events": 0,
-             "seconds": 0.0, "read": 0,
-             "visible": 0}  # fmt: skip
+             "seconds": 0.0, "read": 0, "visible": 0, "replicas": [], "cached": False, "entries": 0,
+             "passed": 0}  # fmt: skip
     rows = [{**blank, "number": i, "url": url} for i, url in enumerate(ask.files)]
     for start in range(0, len(rows), 500):
         tx.execute(insert(files), rows[start : start + 500])
@@ -132,11 +134,10 @@ def take(tx: Connection, worker: str, now: float, lease: float, limit: int) -> l
         (row,) = rows
         ask = tx.execute(select(requests).where(requests.c.id == row.request)).one()
         grant = Grant(ask.issuer, ask.subject, tuple(ask.scopes))
-        jobs.append(
-            Job(
-                row.id, row.attempt, ask.id, row.url, row.number, ask.selection, ask.digest, ask.format, grant
-            )
-        )
+        file = {"file": row.id, "attempt": row.attempt, "url": row.url, "number": row.number}
+        question = {"selection": ask.selection, "codegen": ask.codegen, "digest": ask.digest}
+        rest = {"format": ask.format, "replicas": tuple(row.replicas), "grant": grant}
+        jobs.append(Job(request=ask.id, **file, **question, **rest))
         if ask.state == State.SUBMITTED:
             tx.execute(update(requests).where(requests.c.id == ask.id).values(state=State.RUNNING))
             _tell(tx, "request.started", ask.id, ask.owner, now, {"state": State.RUNNING})
@@ -167,7 +168,8 @@ def done(tx: Connection, job: Job, name: str, path: str, version: str, outcome: 
     if not claims.settle(
         tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.DONE, name=name,
         bytes=outcome.bytes, events=outcome.rows, seconds=outcome.seconds, read=outcome.read, reason=None,
-        visible=visible,
+        visible=visible, cached=outcome.cached, entries=outcome.events, passed=outcome.events,
+        place=outcome.url or None, log=outcome.log or None,
     ):  # fmt: skip
         return False
     if outcome.version:
@@ -252,7 +254,7 @@ def _remember(tx: Connection, job: Job, path: str, version: str, outcome: Outcom
     tx.execute(
         insert(cache).values(
             key=key, input=place, version=outcome.version, path=path, object_version=version,
-            bytes=outcome.bytes, events=outcome.rows, request=job.request, made=now,
+            bytes=outcome.bytes, events=outcome.rows, request=job.request, made=now, used=now,
         )
     )  # fmt: skip
 

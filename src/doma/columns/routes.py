@@ -16,7 +16,8 @@ from doma.auth.bearer import bearer_of
 from doma.auth.verifier import Verifier
 from doma.columns import model
 from doma.columns.model import FileState, Grant, Submission
-from doma.columns.service import CODEGENS, ColumnService
+from doma.columns.query import CODEGENS
+from doma.columns.service import ColumnService
 from doma.core.errors import BadQuery, BadRequest, LimitExceeded, Unauthenticated
 
 T = TypeVar("T", bound=BaseModel)

@@ -121,10 +121,11 @@ class Runner:
                 task.cancel()
         self._notify()
 
-    async def check(self, grant: Grant, selection: str, url: str) -> Outcome:
+    async def check(self, grant: Grant, codegen: str, selection: str, url: str) -> Outcome:
         """Compare the names of a selection with a file, without running it."""
         token = await self._tokens.token(grant, url)
-        return await self._pool.run(replace(self._task(url, selection, "", token, ()), timeout=CHECK))
+        task = replace(self._task(url, selection, "", token, ()), codegen=codegen, timeout=CHECK)
+        return await self._pool.run(task)
 
     async def remove(self, id_: str) -> None:
         """Remove a request, its objects first: a crash in between leaves rows, and it is repeated."""
@@ -134,7 +135,10 @@ class Runner:
 
     def _task(self, url: str, selection: str, output: str, token: str, known: tuple[str, ...]) -> Task:
         c = self._config
-        return Task(url, selection, output, token, known, c.step, self._ca_file, self._allow, c.file_timeout)
+        return Task(
+            url, selection, output, token, known=known, step=c.step, ca_file=self._ca_file, allow=self._allow,
+            timeout=c.file_timeout,
+        )  # fmt: skip
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], what: str) -> None:
         """Repeat one turn of a loop; trouble of the database is said and waited out."""
@@ -204,7 +208,12 @@ class Runner:
         known = await self._db.look(lambda tx: repo.known(tx, job.digest, job.url, job.format))
         token = await self._tokens.token(job.grant, job.url)
         versions = tuple(k.version for k in known)
-        outcome = await self._pool.run(self._task(job.url, job.selection, str(output), token, versions))
+        task = replace(
+            self._task(job.url, job.selection, str(output), token, versions),
+            codegen=job.codegen,
+            format=job.format,
+        )
+        outcome = await self._pool.run(task)
         name = object_name(job.url)
         path = f"/{job.request}/{name}"
         stat: Stat | None = None
@@ -212,9 +221,9 @@ class Runner:
             (hit,) = [k for k in known if k.version == outcome.version][:1]
             stat = await self._taken_over(job, hit, path)
             if stat is None:
-                outcome = await self._pool.run(self._task(job.url, job.selection, str(output), token, ()))
+                outcome = await self._pool.run(replace(task, known=()))
             else:
-                outcome = Outcome(hit.version, True, hit.events, hit.bytes, outcome.read, outcome.seconds)
+                outcome = replace(outcome, rows=hit.events, bytes=hit.bytes)
         if stat is None:
             stat = await put(self._results, path, output, partial(self._ours, job))
         version, now = stat.version, self._clock()

@@ -26,16 +26,15 @@ from doma.columns.model import (
     UrlSigner,
 )
 from doma.columns.overview import overview
-from doma.columns.plan import Plan, compile_text
+from doma.columns.query import CODEGENS, Query, compile_query
 from doma.columns.runner import Runner
+from doma.columns.sink import FORMATS
 from doma.core.config import Columns
 from doma.core.errors import BadQuery, BadRequest, Conflict, LimitExceeded, NotFound
 from doma.core.paths import encode
 from doma.db.engine import Database
 from doma.store.protocol import Store
 
-FORMATS = ("parquet",)
-CODEGENS = ("uproot",)
 MAX_FILES = 100_000
 MAX_URL = 2000
 CHECK = 2.0
@@ -112,20 +111,16 @@ class ColumnService:
         for url in ask.files:
             _check_url(url, self._allow)
         files = tuple(dict.fromkeys(ask.files))
-        plan = await asyncio.to_thread(compile_text, ask.selection)
+        query = await asyncio.to_thread(compile_query, ask.codegen, ask.selection)
         if files:
-            await self._check(grant, ask, plan, files[0])
+            await self._check(grant, ask, query, files[0])
         id_ = str(uuid.uuid4())
         stored = Submission(
             ask.selection, files, ask.title, ask.did, ask.codegen, ask.format, ask.destination
         )
-        await self._db.run(lambda tx: repo.add(tx, id_, grant, stored, plan.digest, self._clock()))
+        await self._db.run(lambda tx: repo.add(tx, id_, grant, stored, query.digest, self._clock()))
         self._runner.wake()
         return id_
-
-    async def explain(self, selection: str) -> Plan:
-        """The plan of a selection."""
-        return await asyncio.to_thread(compile_text, selection)
 
     async def status(self, owner: str, id_: str) -> Request:
         """A request of this owner; anybody else's does not exist. Raises NotFound."""
@@ -196,13 +191,13 @@ class ColumnService:
             raise BadRequest(f"request {id_}: it is {found.state}; cancel it first")
         await self._runner.remove(id_)
 
-    async def _check(self, grant: Grant, ask: Submission, plan: Plan, url: str) -> None:
+    async def _check(self, grant: Grant, ask: Submission, query: Query, url: str) -> None:
         """Compare names with the first file if it opens quickly; other trouble is the file's, later."""
-        if await self._db.look(lambda tx: repo.known(tx, plan.digest, url, ask.format)):
+        if await self._db.look(lambda tx: repo.known(tx, query.digest, url, ask.format)):
             return  # the same question was answered from some version of this file: its names exist
         if len(self._checks) >= self._slots or self._runner.busy:
             return
-        task = asyncio.create_task(self._runner.check(grant, ask.selection, url))
+        task = asyncio.create_task(self._runner.check(grant, ask.codegen, ask.selection, url))
         self._checks.add(task)
         task.add_done_callback(self._checked)
         await asyncio.wait({task}, timeout=CHECK)

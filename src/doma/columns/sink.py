@@ -9,6 +9,7 @@ Source: servicex.md §9 of the project's contracts.
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Protocol, Self
 
 import awkward as ak
 import pyarrow as pa
@@ -17,37 +18,81 @@ import pyarrow.parquet as pq
 from doma.columns.evaluate import Table
 from doma.core.errors import BadQuery, StorageFull, StorageUnavailable
 
+FORMATS = ("parquet",)
 GROUP = 16 << 20
 """Bytes gathered into one row group."""
 
 
+TREE = "servicex"
+"""The output tree of a query that names none."""
+
+
+class Sink(Protocol):
+    """A result being written; leaving its context by an error removes the file."""
+
+    rows: int
+    """Rows so far, of all trees."""
+
+    def write(self, table: Table, tree: str = TREE) -> None:
+        """Append rows to an output tree; its first table, which may have no rows, fixes names and types.
+
+        Raises:
+            BadQuery: a column that the format cannot hold, or that differs from the tree's, named.
+            StorageFull, StorageUnavailable.
+        """
+
+    def copy(self, path: str, thing: Any) -> None:
+        """Store a histogram (an uproot model) under a path, unchanged; BadQuery if the format cannot."""
+
+    def close(self) -> int:
+        """Finish and make durable; the size in bytes."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_sink(path: Path, format_: str) -> Sink:
+    """A result file to be made; it must not be read before it is closed. Raises BadQuery: unknown format."""
+    if format_ == "parquet":
+        return ParquetSink(path)
+    raise BadQuery(f"result-format: {format_[:40]!r} is not offered; there is {', '.join(FORMATS)}")
+
+
 class ParquetSink:
-    """A result being written.
+    """A Parquet file."""
 
-    Args:
-        path: The file to make; it must not be read before :meth:`close`.
-        like: A table without rows: column names and types of all that follow.
-    """
-
-    def __init__(self, path: Path, like: Table) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._schema = to_arrow(like).schema
+        self._writer: Any = None
+        self._schema: Any = None
         self._waiting: list[pa.Table] = []
         self._held = 0
         self._groups = 0
         self.rows = 0
         try:
             self._file = path.open("xb")
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
-        except pa.ArrowException as e:
-            self._file.close()
-            raise BadQuery(f"query: the result does not fit into Parquet: {e}") from e
         except OSError as e:
             raise _translated(path, e) from e
 
-    def write(self, table: Table) -> None:
-        """Append the rows of a step."""
+    def copy(self, path: str, thing: Any) -> None:
+        raise BadQuery(f"query: the histogram {path!r} cannot be stored in Parquet; ask for root-file")
+
+    def _begin(self, schema: Any) -> None:
+        self._schema = schema
+        try:
+            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
+        except pa.ArrowException as e:
+            raise BadQuery(f"query: the result does not fit into Parquet: {e}") from e
+        except OSError as e:
+            raise _translated(self._path, e) from e
+
+    def write(self, table: Table, tree: str = TREE) -> None:
         data = to_arrow(table)
+        if self._schema is None:
+            self._begin(data.schema)
         if data.schema != self._schema:
             try:
                 data = data.cast(self._schema)
@@ -60,8 +105,9 @@ class ParquetSink:
             self._flush()
 
     def close(self) -> int:
-        """Finish and make durable; returns the size in bytes."""
         try:
+            if self._schema is None:
+                self._begin(pa.schema([]))
             self._flush()
             self._writer.close()
             self._file.flush()
@@ -71,7 +117,7 @@ class ParquetSink:
         except OSError as e:
             raise _translated(self._path, e) from e
 
-    def __enter__(self) -> "ParquetSink":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

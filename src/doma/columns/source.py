@@ -40,6 +40,7 @@ class Source(Protocol):
     place: str
     """URL and tree, for messages."""
     names: tuple[str, ...]
+    entries: int
 
     def read(self, names: tuple[str, ...], start: int, stop: int) -> Columns:
         """Entries ``[start, stop)`` of some columns; an empty range gives typed empty arrays."""

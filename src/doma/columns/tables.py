@@ -6,6 +6,7 @@ Revisions under ``db/migrations`` make them.
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -29,6 +30,7 @@ requests = Table(
     Column("scopes", JSON, nullable=False),
     Column("title", Text),
     Column("did", Text, nullable=False),
+    Column("dataset", Integer),
     Column("selection", Text, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("codegen", String(32), nullable=False),
@@ -55,6 +57,7 @@ files = Table(
     Column("request", String(36), ForeignKey(requests.c.id, ondelete="CASCADE"), nullable=False),
     Column("number", Integer, nullable=False),
     Column("url", Text, nullable=False),
+    Column("replicas", JSON, nullable=False),
     Column("state", String(16), nullable=False),
     Column("owner", String(128)),
     Column("lease_until", Double),
@@ -66,9 +69,17 @@ files = Table(
     Column("seconds", Double, nullable=False),
     Column("read", BigInteger, nullable=False),
     Column("visible", BigInteger, nullable=False),
+    Column("cached", Boolean, nullable=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("passed", BigInteger, nullable=False),
+    Column("moved", Double),
+    Column("place", Text),
+    Column("log", Text),
     UniqueConstraint("request", "number"),
     Index(None, "state", "lease_until"),
 )
+"""``entries``: of the input; ``passed``: those done, as of ``moved``; ``place``: the replica that was read;
+``cached``: the result was taken over; ``log``: what the user's code printed."""
 
 cache = Table(
     "column_cache",
@@ -82,6 +93,7 @@ cache = Table(
     Column("events", BigInteger, nullable=False),
     Column("request", String(36), nullable=False),
     Column("made", Double, nullable=False),
+    Column("used", Double, nullable=False),
     Index(None, "input"),
     Index(None, "request"),
 )

@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from doma.columns.model import Outcome, Task
+from doma.columns.model import Outcome, Progress, Task
 from doma.core.errors import OriginFailed, ServiceUnavailable, TimedOut, from_problem
 
 log = logging.getLogger(__name__)
+
+Tell = Callable[[Progress], None]
 
 LINE = 1 << 20
 """Longest answer line."""
@@ -69,7 +72,7 @@ class WorkerPool:
         self._free = asyncio.Queue()
         await asyncio.gather(*(w.kill() for w in workers))
 
-    async def run(self, task: Task) -> Outcome:
+    async def run(self, task: Task, tell: Tell | None = None) -> Outcome:
         """Run a task on the next free worker."""
         if self._stopped:
             raise ServiceUnavailable("columns: the workers are stopped; try again later")
@@ -77,7 +80,7 @@ class WorkerPool:
         try:
             async with asyncio.timeout(START + task.timeout):
                 await worker.launch()
-            return await worker.run(task)
+            return await worker.run(task, tell)
         except TimeoutError as e:
             raise ServiceUnavailable("columns: a worker process does not start; see the server's log") from e
         finally:
@@ -132,7 +135,7 @@ class _Worker:
             )
             self._ready = False
 
-    async def run(self, task: Task) -> Outcome:
+    async def run(self, task: Task, tell: Tell | None) -> Outcome:
         """Run one task; on any doubt the worker is left not idle, and its owner kills it."""
         self.idle = False
         self._number += 1
@@ -144,7 +147,7 @@ class _Worker:
             async with asyncio.timeout(task.timeout + (0 if self._ready else START)):
                 process.stdin.write(line)
                 await process.stdin.drain()
-                answer = await self._answer(process)
+                answer = await self._answer(process, tell)
         except TimeoutError as e:
             raise TimedOut(
                 f"{task.url}: not finished after {task.timeout:.0f} s; the worker was stopped"
@@ -157,7 +160,7 @@ class _Worker:
         fields: dict[str, Any] = answer["outcome"]
         return Outcome(**{**fields, "columns": tuple(fields["columns"])})
 
-    async def _answer(self, process: asyncio.subprocess.Process) -> dict[str, Any]:
+    async def _answer(self, process: asyncio.subprocess.Process, tell: Tell | None) -> dict[str, Any]:
         assert process.stdout is not None
         while True:
             silence = self._silence if self._ready else START
@@ -174,6 +177,8 @@ class _Worker:
             self._ready = self._ready or "ready" in answer
             if answer.get("id") == self._number:
                 return answer
+            if tell is not None and "beat" in answer:
+                tell(Progress(**answer["beat"]))
 
     async def kill(self) -> None:
         """End the process and wait for it. Idempotent."""

@@ -20,7 +20,7 @@ from doma.columns.client import ColumnClient
 from doma.columns.model import Grant, Outcome, Task
 from doma.columns.routes import router
 from doma.columns.service import ColumnService
-from doma.columns.worker import WorkerPool
+from doma.columns.worker import Tell, WorkerPool
 from doma.core import config
 from doma.net import problem, tls
 from doma.store.file import FileStore
@@ -147,8 +147,8 @@ class Recorder(WorkerPool):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.outcomes: list[Outcome] = []
 
-    async def run(self, task: Task) -> Outcome:
-        outcome = await super().run(task)
+    async def run(self, task: Task, tell: Tell | None = None) -> Outcome:
+        outcome = await super().run(task, tell)
         if task.output:
             self.outcomes.append(outcome)
         return outcome

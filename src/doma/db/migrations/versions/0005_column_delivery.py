@@ -1,0 +1,35 @@
+"""Column delivery: datasets of requests, replicas and progress of files, use of cached results."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+FILES = ("replicas", "cached", "entries", "passed", "moved", "place", "log")
+
+
+def upgrade() -> None:
+    op.add_column("column_requests", sa.Column("dataset", sa.Integer(), nullable=True))
+    with op.batch_alter_table("column_files") as table:
+        table.add_column(sa.Column("replicas", sa.JSON(), nullable=False, server_default="[]"))
+        table.add_column(sa.Column("cached", sa.Boolean(), nullable=False, server_default=sa.false()))
+        table.add_column(sa.Column("entries", sa.BigInteger(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("passed", sa.BigInteger(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("moved", sa.Double(), nullable=True))
+        table.add_column(sa.Column("place", sa.Text(), nullable=True))
+        table.add_column(sa.Column("log", sa.Text(), nullable=True))
+    with op.batch_alter_table("column_cache") as table:
+        table.add_column(sa.Column("used", sa.Double(), nullable=False, server_default="0"))
+
+
+def downgrade() -> None:
+    with op.batch_alter_table("column_cache") as table:
+        table.drop_column("used")
+    with op.batch_alter_table("column_files") as table:
+        for name in FILES:
+            table.drop_column(name)
+    with op.batch_alter_table("column_requests") as table:
+        table.drop_column("dataset")
