@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".venv"
 BIN = HOME / "bin"
 PINS = ROOT / "constraints.txt"
+REFERENCE = ROOT / "tests" / "clients" / "reference.txt"
 
 
 def run(*command: str | Path) -> int:
@@ -60,11 +61,33 @@ def lock(args: Sequence[str]) -> int:
     if not (tool / "bin" / "uv").exists():
         venv.create(tool, with_pip=True)
         must(tool / "bin" / "pip", "install", "--quiet", "--only-binary", ":all:", "uv")
-    options = "--extra test --universal --upgrade --generate-hashes --no-emit-index-url --no-annotate"
+    options = "--universal --upgrade --generate-hashes --no-emit-index-url --no-annotate"
     options += " --no-header --python-version 3.11 --quiet"
-    command = (tool / "bin" / "uv", "pip", "compile", "pyproject.toml", *options.split())
-    must(*command, "--output-file", PINS, *args)
+    command = (tool / "bin" / "uv", "pip", "compile", *options.split(), *args)
+    must(*command, "pyproject.toml", "--extra", "test", "--output-file", PINS)
+    must(*command, REFERENCE.with_suffix(".in"), "--output-file", REFERENCE)
     return 0
+
+
+def reference() -> None:
+    """Make ``.venv/reference`` for other people's engine, which needs older packages than we do."""
+    pins, place = REFERENCE, HOME / "reference"
+    stamp, state = place / "doma.stamp", hashlib.sha256(pins.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text() == state:
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    venv.create(place, with_pip=True)
+    pip = (
+        place / "bin" / "python",
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "install",
+        "--no-deps",
+    )
+    must(*pip, "--require-hashes", "--only-binary", ":all:", "-r", pins)
+    stamp.write_text(state)
 
 
 def check(args: Sequence[str]) -> int:
@@ -94,8 +117,10 @@ def main(argv: Sequence[str]) -> int:
     if verb == "check":
         return check(args)
     if verb == "bench":
-        programs = sorted((ROOT / "tests" / "bench").glob("bench_*.py"))
+        programs = sorted((ROOT / "tests" / "bench").rglob("bench_*.py"))
         return max(run(BIN / "python", program, *args) for program in programs)
+    if verb == "clients":
+        reference()
     places = {"test": (), "faults": ("tests/faults",), "clients": ("tests/clients",)}
     return run(BIN / "python", "-m", "pytest", "-q", *places[verb], *args) if verb in places else 0
 
