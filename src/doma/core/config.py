@@ -257,10 +257,43 @@ class Columns(Section):
     """Address space a worker may grow by."""
     file_timeout: Seconds = 600
     """Wall-clock limit of one file."""
+    stall: Seconds = 120
+    """A file in which neither a byte nor an event moves for this time is tried again by another worker."""
     lease: Seconds = 30
     """A worker that shows no sign of life for this time loses its file."""
     retention: Seconds = 30 * 24 * 3600
     """Requests and results are kept for this time after they end."""
+    cache_size: Bytes = 10 << 30
+    """Bytes of results that are kept after their requests are gone, for whoever asks the same again."""
+    cache_age: Seconds = 30 * 24 * 3600
+    """A result that nobody asked for in this time is not given to another request."""
+
+
+class Datasets(Section):
+    """Data identifiers that column delivery resolves."""
+
+    default: str = "rucio"
+    """The scheme of an identifier that is written without one."""
+    age: Seconds = 24 * 3600
+    """An answer of a catalogue counts for this time."""
+    timeout: Seconds = 300
+    """A catalogue must answer within this time."""
+    prefer: tuple[str, ...] = ()
+    """Prefixes of URLs whose replicas are tried first, in this order; then ``root://``, then the rest."""
+    xrootd: bool = True
+    """Whether ``xrootd://root://host//folder/*.root`` is offered."""
+    opendata: str = "https://opendata.cern.ch"
+    """Server of ``cernopendata://NUMBER``; empty: not offered."""
+    rucio: str = ""
+    """Server of ``rucio://scope:name``; empty: not offered. Needs the extra ``rucio``."""
+    rucio_auth: str = ""
+    """Authentication server of Rucio; empty: ``rucio``."""
+    rucio_account: str = ""
+    """Rucio account that asks."""
+    rucio_token_file: str = ""
+    """A file with the token to show to Rucio, read again for every question."""
+    rucio_ca_file: str = ""
+    """CA bundle for Rucio; empty: the system's."""
 
 
 class Scan(Section):
@@ -370,6 +403,7 @@ class Config(Section):
     cache: Cache = Cache()
     tpc: Tpc = Tpc()
     columns: Columns = Columns()
+    datasets: Datasets = Datasets()
     scan: Scan = Scan()
     s3: S3 = S3()
     staging: Staging = Staging()
