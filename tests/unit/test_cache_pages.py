@@ -1,17 +1,19 @@
 """The page file: what pgread sends of it, and what happens when its pages leave memory."""
 
 import asyncio
+import mmap
 import os
 import random
-import time
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from crc32c import crc32c
 
 from doma.cache.extents import PAGE
-from doma.cache.mapped import Mapped
 from doma.cache.pages import PageFile
+from doma.cache.resident import Resident, without_read_ahead
 from doma.net.xroot_pages import interleaved, separated
 
 SIZE = 40 * PAGE + 1234
@@ -154,22 +156,66 @@ async def test_what_a_foreign_hand_wrote_is_noticed_though_it_is_in_memory(pages
     assert crc32c(content[:PAGE]) == int.from_bytes(bytes(pages.interleaved(0, PAGE, content[:PAGE])[:4]))
 
 
-@pytest.mark.parametrize("questions", [1, 200], ids=["asked-alone", "asked-with-the-whole-unit"])
-def test_what_leaves_memory_is_noticed_however_often_the_kernel_was_asked(tmp_path, questions):
+def test_what_leaves_memory_is_noticed_at_once(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(bytes(64 * PAGE))
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        mapped = Mapped(file.fileno(), 64 * PAGE)
-        spans = [(0, 8 * PAGE), (8 * PAGE, 64 * PAGE)]
-        for _ in range(questions):
-            assert mapped.absent(spans) is None
+        resident = Resident(file.fileno(), 64 * PAGE)
+        assert resident.holds(0, 64 * PAGE)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with suppress(OSError):
             if os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT):
                 pytest.skip("this file system keeps its pages in memory")
-        end = time.monotonic() + 10
-        while mapped.absent(spans) is None and time.monotonic() < end:
-            pass  # an answer is believed for a moment
-        assert mapped.absent(spans) == spans[0]
-        assert mapped.absent(spans[1:]) == spans[1]
+        assert not resident.holds(0, 64 * PAGE)
+        without_read_ahead(file.fileno())
+        os.pread(file.fileno(), 8 * PAGE, 16 * PAGE)
+        assert resident.holds(16 * PAGE + 1, 24 * PAGE)
+        assert not resident.holds(16 * PAGE, 25 * PAGE)
+        assert not resident.holds(15 * PAGE, 16 * PAGE + 1)
+
+
+async def test_a_file_system_that_refuses_to_be_asked_while_reading_is_asked_before(content):
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        pytest.skip("no file system in memory here")
+    with tempfile.TemporaryDirectory(dir=memory, prefix="doma-") as folder:
+        pages = PageFile(Path(folder) / "pages", SIZE)
+        await pages.save(0, content)
+        await settle(pages)
+        assert pages.view(0, SIZE) == content
+        assert pages.views([(0, 10), (PAGE, 3 * PAGE)]) == [content[:10], content[PAGE : 3 * PAGE]]
+        assert pages.fileno(0, SIZE) is not None
+
+
+async def test_bytes_that_were_served_take_no_memory_of_this_process(tmp_path):
+    size = 64 << 20
+    pages = PageFile(tmp_path / "large", size)
+    data = random.Random(4).randbytes(1 << 20)
+    for at in range(0, size, len(data)):
+        await pages.save(at // PAGE, data)
+    await asyncio.sleep(0.03)
+    for at in range(0, size, len(data)):
+        await pages.load((at // PAGE, (at + len(data)) // PAGE))
+    before = resident_size()
+    for at in range(0, size, len(data)):
+        assert pages.view(at, at + len(data)) == data
+        assert pages.interleaved(at, at + len(data)) is not None
+        assert pages.fileno(at, at + len(data)) is not None
+    assert resident_size() - before < 16 << 20
+
+
+def resident_size():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+async def test_no_more_is_given_out_of_memory_at_once_than_a_request_may_take(tmp_path):
+    size = 4 << 20
+    pages = PageFile(tmp_path / "large", size)
+    await pages.save(0, bytes(size))
+    await asyncio.sleep(0.03)
+    await pages.load((0, pages.count))
+    assert pages.view(0, 2 << 20) == bytes(2 << 20)
+    assert pages.view(0, (2 << 20) + 1) is None
+    assert pages.views([(0, 1 << 20)] * 2) is not None
+    assert pages.views([(0, 1 << 20)] * 3) is None

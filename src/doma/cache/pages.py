@@ -6,10 +6,10 @@ whose bytes do not fit its checksum is a missing page; so a crash at any instant
 cut file costs a fetch and never a wrong byte (cases C1-C6, C8).
 
 The file is private and never shrinks under a map of it (trap T4). A page is checked when it is first read
-and trusted from then on while three things hold: it has not left memory (asked before each use, ``mapped``),
-the file's change time stands where our own last write left it (somebody may write to it all the same; change
-times younger than a clock tick prove nothing, like a version control system's "racily clean" entries), and
-ten minutes have not passed (another process may have read it back into memory).
+and trusted from then on while three things hold: it has not left memory (each later read takes it only if the
+kernel need not go to the disk), the file's change time stands where our own last write left it (somebody may
+write to it all the same; change times younger than a clock tick prove nothing, like a version control
+system's "racily clean" entries), and ten minutes have not passed (another process may have read it back).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ import numpy as np
 from crc32c import crc32c
 
 from doma.cache.extents import PAGE, Run
-from doma.cache.mapped import Mapped, without_read_ahead
+from doma.cache.resident import Resident, without_read_ahead
 from doma.store.protocol import Buffer
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ _TICK = 20_000_000
 """Nanoseconds; longer than the granularity of the kernel's file times."""
 _TRUST = 600_000_000_000
 """Nanoseconds after which checked pages are checked again, in memory or not."""
+_MOST = 2 << 20
+"""Bytes that are read at once without waiting; more goes in parts."""
 _INLINE = 256 << 10
 """Writes up to this size are done on the event loop, longer ones in a thread (trap T21)."""
 
@@ -75,7 +77,8 @@ class PageFile:
         self._ahead = bytearray(self.count)
         self.ahead_left = 0
         """Pages that were fetched ahead and not read yet."""
-        self._map: Mapped | None = None
+        self._resident: Resident | None = None
+        self._nowait = os.RWF_NOWAIT
         self._seen = 0
         self._settled = False
         """The change time is older than a clock tick: a write by another hand would show."""
@@ -128,19 +131,27 @@ class PageFile:
         return found
 
     def view(self, start: int, stop: int) -> memoryview | None:
-        """The bytes ``[start, stop)`` from memory if all their pages were checked and nobody wrote since."""
+        """The bytes ``[start, stop)``, 2 MiB at most, if they were checked and are in memory, unchanged."""
         if start >= stop:
-            return memoryview(b"")
-        if not self._sure(((start, stop),)) or self._map is None:
+            return _EMPTY
+        if stop - start > _MOST or not self._sure(((start, stop),)):
             return None
-        return self._map.content[start:stop]
+        buffer = np.empty(stop - start, np.uint8)
+        return buffer.data if self._take(buffer, start) else None
 
     def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
         """:meth:`view` of several spans, none empty, at the cost of one; None unless all can be had."""
-        if not spans or not self._sure(spans) or self._map is None:
+        total = sum([stop - start for start, stop in spans])
+        if not 0 < total <= _MOST or not self._sure(spans):
             return None
-        content = self._map.content
-        return [content[start:stop] for start, stop in spans]
+        whole, at, out = np.empty(total, np.uint8).data, 0, []
+        for start, stop in spans:
+            part = whole[at : at + stop - start]
+            if not self._take(part, start):
+                return None
+            out.append(part)
+            at += stop - start
+        return out
 
     def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
         """``[start, stop)`` as a pgread of root:// carries it: each page behind its stored CRC32C (C13).
@@ -179,7 +190,14 @@ class PageFile:
 
     def fileno(self, start: int, stop: int) -> int | None:
         """The descriptor for ``sendfile`` of ``[start, stop)``, under the same conditions as :meth:`view`."""
-        return self._fd if start >= stop or self._sure(((start, stop),)) else None
+        if start >= stop:
+            return self._fd
+        if not self._sure(((start, stop),)):
+            return None
+        if self._in_memory(start, stop):
+            return self._fd
+        self._unsure(start, stop)
+        return None
 
     async def load(self, run: Run, *, passing: bool = False) -> tuple[bytearray, list[Run], list[int]]:
         """The bytes of a run from disk, the runs of it that they lack, and which pages were damaged.
@@ -242,8 +260,8 @@ class PageFile:
 
     def doubt(self, start: int, stop: int) -> None:
         """Have the pages of ``[start, stop)`` checked at their next use, from the disk where it can be."""
+        self._unsure(start, stop)
         first, last = start // PAGE, -(-stop // PAGE)
-        self._checked[first:last] = bytes(last - first)
         with suppress(OSError):  # what was not written yet stays in memory, and is checked there
             os.posix_fadvise(self._fd, first * PAGE, (last - first) * PAGE, os.POSIX_FADV_DONTNEED)
 
@@ -268,17 +286,34 @@ class PageFile:
             if time.time_ns() - self._seen <= _TICK:
                 return False
             self._settled = True
-        if self._map is None:
+        return True
+
+    def _take(self, buffer: Any, start: int) -> bool:
+        """Fill a buffer from ``start`` on if all of that is in memory; else those pages are checked again."""
+        stop = start + len(buffer)
+        try:
+            asked = self._nowait or self._in_memory(start, stop)
+            if asked and os.preadv(self._fd, (buffer,), start, self._nowait) == len(buffer):
+                return True
+        except OSError as e:  # EAGAIN: not all of it
+            if e.errno == errno.EOPNOTSUPP:
+                self._nowait = 0  # some file systems can only be asked beforehand
+                return self._take(buffer, start)
+        self._unsure(start, stop)
+        return False
+
+    def _in_memory(self, start: int, stop: int) -> bool:
+        if self._resident is None:
             try:
-                self._map = Mapped(self._fd, self.size)
+                self._resident = Resident(self._fd, self.size)
             except (OSError, ValueError):
                 return False
-        gone = self._map.absent(spans)
-        if gone is None:
-            return True
-        first, last = gone[0] // PAGE, -(-gone[1] // PAGE)
-        self._checked[first:last] = bytes(last - first)  # they come back from the disk
-        return False
+        return self._resident.holds(start, stop)
+
+    def _unsure(self, start: int, stop: int) -> None:
+        """Have the pages of ``[start, stop)`` checked when they are read the next time."""
+        first, last = start // PAGE, -(-stop // PAGE)
+        self._checked[first:last] = bytes(last - first)
 
     def _unchanged(self) -> bool:
         """Whether the file is as we left it; if not, nothing in it counts as checked any more."""
@@ -353,5 +388,6 @@ def _gaps(present: bytearray, run: Run) -> list[Run]:
     return out
 
 
+_EMPTY = memoryview(b"")
 _ONES = bytes(int(i == 1) for i in range(256))
 """A presence byte that is anything but 1 says: not there."""

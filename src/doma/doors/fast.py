@@ -212,7 +212,8 @@ class FastDoor:
         if size <= SMALL:
             view = hot.view(start, stop) if size else _EMPTY
             return None if view is None else Answer(head, (view,) if size else (), size=size)
-        if hot.view(start, min(stop, (start // SMALL + 1) * SMALL)) is None:
+        first = min(stop, (start // SMALL + 1) * SMALL)
+        if hot.fileno(start, first) is None and hot.view(start, first) is None:
             return None
         return Answer(head, span=Span(hot, start, stop, place.cold), size=size)
 
