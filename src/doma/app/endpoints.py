@@ -41,7 +41,7 @@ RESERVED = frozenset(
         "servicex",
         "token",
     }
-    | {"redoc", "static", "transformation-request"}
+    | {"redoc", "requests", "static", "transformation-request"}
 )
 """First path components that belong to services."""
 
@@ -113,7 +113,13 @@ def build_endpoints(
     if "columns" in roles:
         # results belong to whoever asked: a wide "storage.read:/" opens nothing here
         private = Gate(prefixes, wide=False, name="results")
-        built["results"] = Endpoint("results", FileStore(home / "results"), private, writable=False)
+        place = settings.columns.results
+        kept = (
+            _store("results", place, home, settings, ca_file, emit, config.Endpoint(store=place))
+            if place
+            else FileStore(home / "results")
+        )
+        built["results"] = Endpoint("results", kept, private, writable=False)
     return built
 
 

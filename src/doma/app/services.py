@@ -1,6 +1,7 @@
 """The services of one process: their apps under one root, and their life."""
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from doma.app.endpoints import RESERVED, caches
@@ -35,8 +37,12 @@ from doma.store.file import FileStore
 from doma.store.tape import TapeStore
 from doma.store.tape_requests import StageRequests
 from doma.web import app as web
+from doma.web.access import is_own
 from doma.web.overview import Overview
 from doma.web.stream import Streams
+
+_LAX = frozenset({"servicex", "token", "transformation-request", "requests"})
+"""Services whose paths may hold ``//``."""
 
 
 class Minter:
@@ -280,7 +286,8 @@ class Services:
         self.urls["tape"] = f"{opened.base}/api/v1"
 
     def _columns(self, root: Any) -> None:
-        from doma.columns.routes import router
+        from doma.columns import login
+        from doma.columns.routes import caller_of, router
         from doma.columns.service import ColumnService
         from doma.columns.worker import WorkerPool
 
@@ -300,16 +307,28 @@ class Services:
             work_dir=self.home / "work",
             ca_file=str(self.opened.files.ca),
             allow=(self.opened.base,),
+            url_life=min(section.url_life, section.retention),
         )
+        caller = caller_of(self.opened.verifier, self._alone)
         root.include_router(
             router(
                 self._service,
                 self.opened.verifier,
-                log_url=f"{self.opened.base}/servicex/transformation",
+                log_url=f"{self.opened.base}/requests",
                 results_url=f"{self.opened.base}/results",
+                keys=self.s3_door.keys,
+                caller=caller,
+                retention=section.retention,
             )
         )
+        root.include_router(login.router(self.opened.issuer, self.opened.verifier))
         self.urls["servicex"] = self.opened.base
+
+    def _alone(self, request: Request) -> Grant | None:
+        """Who asks without a token: the user whose process this is, where the configuration wants that."""
+        if not self.config.columns.open or self.opened.issuer is None or not is_own(request):
+            return None
+        return Grant(self.opened.issuer.url, "admin", ("storage.read:/",))
 
     async def _scan(self) -> None:
         from doma.scan.flight import FlightDoor
@@ -345,6 +364,9 @@ def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIAp
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         first = scope["path"].lstrip("/").partition("/")[0] if scope["type"] == "http" else ""
+        if first in _LAX and "//" in scope["path"]:
+            # ServiceX's clients join addresses that end in a slash
+            scope = {**scope, "path": re.sub("/+", "/", scope["path"])}
         await (root if first in services else doors)(scope, receive, send)
 
     return app

@@ -1,28 +1,38 @@
-"""ServiceX's REST routes over the column service. Wire spellings live here only.
+"""ServiceX's REST routes over the column service; :mod:`doma.columns.wire` has the words.
+
+Clients read what they get on GET, whatever a bare 400 says: info, lists and status answer 401, 404 or 5xx.
 
 Source: servicex.md §3 of the project's contracts.
 """
 
 import json
-from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ValidationError
 
-from doma import __version__
 from doma.auth.bearer import bearer_of
+from doma.auth.model import Verb
 from doma.auth.verifier import Verifier
-from doma.columns import model
-from doma.columns.model import FileState, Grant, Submission
+from doma.columns import model, wire
+from doma.columns.model import Grant
 from doma.columns.query import CODEGENS
 from doma.columns.service import ColumnService
-from doma.core.errors import BadQuery, BadRequest, LimitExceeded, Unauthenticated
+from doma.columns.wire import SubmitBody, UrlsBody
+from doma.core.errors import BadCredential, BadRequest, LimitExceeded, Unauthenticated
+from doma.doors.s3_keys import Keys, Right
 
 T = TypeVar("T", bound=BaseModel)
 MAX_BODY = 32 << 20
+HOLD = 2.0
+"""Seconds for which a submission is held, so that a small request has ended at the first look."""
 LONG_POLL = 3.0
+"""The same for a look at it; the client waits 5 s."""
+DAY = 24 * 3600
 CAPABILITIES = [
     "poll_local_transformation_results",
     "long_sample_titles_10240",
@@ -30,104 +40,130 @@ CAPABILITIES = [
     "generate_file_urls",
 ]
 
-
-class SubmitBody(BaseModel):
-    """§3.2; clients send more keys than mean anything here."""
-
-    model_config = ConfigDict(extra="ignore", populate_by_name=True, strict=True)
-
-    selection: str
-    title: str | None = Field(default=None, max_length=10240)
-    did: str | None = None
-    file_list: list[str] | None = Field(default=None, alias="file-list")
-    codegen: str = "uproot"
-    destination: Literal["object-store", "volume"] = Field(default="object-store", alias="result-destination")
-    format: Literal["parquet", "root-file", "root-rntuple"] = Field(default="parquet", alias="result-format")
+Caller = Callable[[Request], Awaitable[Grant]]
+"""Who asks, by the request; raises Unauthenticated, InvalidToken, IssuerUnavailable."""
 
 
-class UrlsBody(BaseModel):
-    """§3.5."""
+def caller_of(verifier: Verifier, alone: Callable[[Request], Grant | None] = lambda request: None) -> Caller:
+    """Who asks.
 
-    model_config = ConfigDict(extra="ignore")
+    Args:
+        verifier: Of bearer tokens; the owner is ``issuer#subject``.
+        alone: Who asks without a token in open single-user mode; None: nobody.
+    """
 
-    request_id: str
-    file_list: list[str] = Field(max_length=100_000)
-    scheme: Literal["http", "xrootd"] = "http"
+    async def caller(request: Request) -> Grant:
+        try:
+            token = bearer_of(request.headers.get("authorization"))
+        except BadCredential as e:
+            if request.headers.get("authorization", "").strip().lower() != "bearer":
+                raise Unauthenticated(e.message) from e
+            token = None
+        # a client without a token writes Python's None into its header
+        if token is None or token == "None":  # noqa: S105 - the word itself
+            found = alone(request)
+            if found is None:
+                raise Unauthenticated(
+                    f"{request.url.path}: this needs a bearer token; see 'doma columns login'"
+                )
+            return found
+        return Grant.of(await verifier.verify(token))
+
+    return caller
 
 
-def router(service: ColumnService, verifier: Verifier, *, log_url: str, results_url: str) -> APIRouter:
+def router(
+    service: ColumnService,
+    verifier: Verifier,
+    *,
+    log_url: str,
+    results_url: str,
+    keys: Keys | None = None,
+    caller: Caller | None = None,
+    retention: float = 30 * DAY,
+    clock: Callable[[], float] = time.time,
+) -> APIRouter:
     """The routes; the app mounts them under the prefix that is the client's endpoint.
 
     Args:
         service: What answers.
-        verifier: Every route needs a token that it accepts; the owner is ``issuer#subject``.
+        verifier: Every route needs a token that it accepts.
         log_url: Address that tells about a request once its id is appended.
         results_url: https URL of the result endpoint.
+        keys: Makes the key pair of each request; None: there is no S3 door.
+        caller: Who asks, if not just by token.
+        retention: Seconds that results are kept; keys live longer.
+        clock: Unix seconds.
     """
     api = APIRouter(tags=["columns"], redirect_slashes=False)
+    Who = Annotated[Grant, Depends(caller or caller_of(verifier))]
 
-    async def caller(request: Request) -> Grant:
-        token = bearer_of(request.headers.get("authorization"))
-        if token is None:
-            raise Unauthenticated(f"{request.url.path}: this needs a bearer token")
-        return Grant.of(await verifier.verify(token))
-
-    Caller = Annotated[Grant, Depends(caller)]
-
-    def record(found: model.Request, *, keys: bool) -> dict[str, Any]:
-        entry = _record(found, f"{log_url.rstrip('/')}/{found.id}")
-        return entry | _object_store(results_url) if keys else entry
+    def shown(request: Request, found: model.Request) -> dict[str, Any]:
+        return wire.record(found, _alike(request, f"{log_url.rstrip('/')}/{found.id}"))
 
     @api.get("/servicex")
-    async def info(who: Caller) -> dict[str, Any]:
+    async def info(who: Who) -> dict[str, Any]:
         return {
-            "app-version": f"doma {__version__}",
+            "app-version": wire.VERSION,
             "code-gen-image": dict.fromkeys(CODEGENS, "builtin"),
             "capabilities": CAPABILITIES,
         }
 
     @api.post("/servicex/transformation")
-    async def submit(request: Request, who: Caller) -> dict[str, str]:
-        return {"request_id": await service.submit(who, _submission(await _body(request, SubmitBody)))}
+    async def submit(request: Request, who: Who, wait: str = "") -> dict[str, str]:
+        id_ = await service.submit(who, (await _body(request, SubmitBody)).submission())
+        await service.wait(who.owner, id_, _seconds(wait, HOLD))
+        return {"request_id": id_}
 
     @api.get("/servicex/transformation")
-    async def listing(who: Caller) -> dict[str, Any]:
-        return {"requests": [record(r, keys=False) for r in await service.list(who.owner)]}
+    async def listing(request: Request, who: Who) -> dict[str, Any]:
+        return {"requests": [shown(request, r) for r in await service.list(who.owner)]}
 
     @api.post("/servicex/transformation/file-urls")
-    async def file_urls(request: Request, who: Caller) -> dict[str, Any]:
+    async def file_urls(request: Request, who: Who) -> dict[str, Any]:
         body = await _body(request, UrlsBody)
         urls = await service.urls(who.owner, body.request_id, body.file_list)
-        return {"uris": {n: [u.url, dict(u.headers), u.expires] for n, u in urls.items()}}
+        place = _root if body.scheme == "xrootd" else lambda url: _alike(request, url)
+        return {"uris": {n: [place(u.url), dict(u.headers), u.expires] for n, u in urls.items()}}
+
+    @api.post("/servicex/transformation/cancel-all")
+    async def cancel_all(who: Who) -> dict[str, Any]:
+        stopped = []
+        for found in await service.list(who.owner):
+            if not found.state.final:
+                await service.cancel(who.owner, found.id)
+                stopped.append(found.id)
+        return {"canceled": stopped, "message": f"Canceled {len(stopped)} transform requests"}
 
     @api.get("/servicex/transformation/{id_}")
-    async def one(id_: str, who: Caller) -> dict[str, Any]:
-        return record(await service.wait(who.owner, id_, LONG_POLL), keys=True)
+    async def one(request: Request, id_: str, who: Who) -> dict[str, Any]:
+        found = await service.wait(who.owner, id_, LONG_POLL)
+        last = (found.finished or clock()) + retention
+        return shown(request, found) | _object_store(_alike(request, results_url), found, keys, last)
 
     @api.get("/servicex/transformation/{id_}/status")
     async def status(
-        id_: str,
-        who: Caller,
-        details: str = "",
-        wait: Annotated[float, Query(ge=0, le=LONG_POLL)] = LONG_POLL,
+        request: Request, id_: str, who: Who, details: str = "", wait: str = ""
     ) -> dict[str, Any]:
-        found = await service.wait(who.owner, id_, wait)
-        rows = await service.results(who.owner, id_) if details.lower() in {"true", "1", "yes"} else None
-        entry = record(found, keys=False)
-        return entry if rows is None else {**entry, "details": [_result(r) for r in rows]}
+        found = await service.wait(who.owner, id_, _seconds(wait, LONG_POLL))
+        rows = await service.results(who.owner, id_)
+        entry = shown(request, found) | {"request-id": id_, "stats": wire.stats(rows)}
+        if details.lower() in {"true", "1", "yes"}:
+            entry["details"] = [wire.result(r) for r in rows]
+        return entry
 
     @api.get("/servicex/transformation/{id_}/results")
-    async def results(id_: str, who: Caller, later_than: str = "") -> dict[str, Any]:
-        rows = await service.results(who.owner, id_, _instant(later_than))
-        return {"results": [_result(r) for r in rows]}
+    async def results(id_: str, who: Who, later_than: str = "") -> dict[str, Any]:
+        rows = await service.results(who.owner, id_, wire.instant(later_than))
+        return {"results": [wire.result(r) for r in rows]}
 
     @api.api_route("/servicex/transformation/{id_}/cancel", methods=["GET", "POST"])
-    async def cancel(id_: str, who: Caller) -> dict[str, str]:
+    async def cancel(id_: str, who: Who) -> dict[str, str]:
         await service.cancel(who.owner, id_)
         return {"message": f"Canceled transform request {id_}"}
 
     @api.delete("/servicex/transformation/{id_}")
-    async def delete(id_: str, who: Caller) -> dict[str, str]:
+    async def delete(id_: str, who: Who) -> dict[str, str]:
         await service.delete(who.owner, id_)
         return {"message": f"Deleted transform request {id_}"}
 
@@ -153,76 +189,47 @@ async def _body(request: Request, kind: type[T]) -> T:
         raise BadRequest(f"Invalid transform request: {where}: {first['msg']}") from e
 
 
-def _submission(body: SubmitBody) -> Submission:
-    if (body.did is None) == (body.file_list is None):
-        raise BadQuery("Invalid transform request: give either did or file-list, not both")
-    if body.did is not None:
-        scheme = body.did.partition("://")[0] if "://" in body.did else "rucio"
-        raise BadQuery(f"did: no finder for {scheme[:20]!r} is configured; give the files as file-list")
-    if body.destination != "object-store":
-        raise BadQuery("result-destination: 'volume' is not offered; there is object-store")
-    return Submission(
-        body.selection,
-        tuple(body.file_list or ()),
-        body.title,
-        None,
-        body.codegen,
-        body.format,
-        body.destination,
-    )
-
-
-def _instant(text: str) -> int:
-    """Microseconds of ``later_than``; without offset it is UTC. Raises BadQuery (never on a client's own)."""
-    if not text:
-        return -1
+def _seconds(text: str, most: float) -> float:
+    """How long to wait; nonsense is the most, since a client would misread a 400 here."""
     try:
-        moment = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError as e:
-        raise BadQuery(f"later_than: {text[:40]!r} is no ISO 8601 time") from e
-    moment = moment.replace(tzinfo=moment.tzinfo or UTC)
-    if moment.year < 1970:
-        return -1
-    whole = moment.replace(microsecond=0)
-    return int(whole.timestamp()) * 1_000_000 + moment.microsecond
+        found = float(text)
+    except ValueError:
+        return most
+    return min(max(found, 0.0), most) if math.isfinite(found) else most
 
 
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _object_store(results_url: str, found: model.Request, keys: Keys | None, last: float) -> dict[str, Any]:
+    """Where results lie, in the words of the S3 client, and a key pair that reads this bucket and no more.
 
-
-def _object_store(results_url: str) -> dict[str, Any]:
-    """Where results lie, in the words of the S3 client; it has no keys before there is an S3 door."""
+    The bucket goes with the request, and with it what the keys open. The keys outlive the results, also those
+    that a client got when the request began, and are the same in every answer of a day.
+    """
     place = urlsplit(results_url)
+    access = secret = ""
+    if keys is not None:
+        issuer, _, subject = found.owner.partition("#")
+        expires = float((math.ceil(last / DAY) + 7) * DAY)
+        endpoint = place.path.rpartition("/")[2]
+        key = keys.issue(
+            Right(endpoint, f"/{found.id}", (Verb.READ,), issuer, subject, expires), session=False
+        )
+        access, secret = key.access_key, key.secret_key
     return {
         "minio-endpoint": place.netloc,
         "minio-secured": place.scheme == "https",
-        "minio-access-key": "",
-        "minio-secret-key": "",
+        "minio-access-key": access,
+        "minio-secret-key": secret,
     }
 
 
-def _record(r: model.Request, log_url: str) -> dict[str, Any]:
-    return {
-        "request_id": r.id, "title": r.title, "did": r.did, "did_id": int.from_bytes(r.did.encode()[:3]),
-        "selection": r.selection, "tree-name": None, "image": "builtin", "workers": 1,
-        "result-destination": r.destination, "result-format": r.format, "generated-code-cm": "",
-        "code-gen-image": "builtin", "app-version": f"doma {__version__}", "status": r.state.value,
-        "failure-info": r.failure, "files": r.files, "files-completed": r.completed, "files-failed": r.failed,
-        "files-remaining": r.files - r.completed - r.failed, "submit-time": _time(r.submitted),
-        "finish-time": "None" if r.finished is None else _time(r.finished), "log-url": log_url,
-    }  # fmt: skip
+def _alike(request: Request, url: str) -> str:
+    """An https URL of ours, with http for who came by http: on loopback, where no CA need be known."""
+    secure = "https" in {request.url.scheme, request.headers.get("x-forwarded-proto")}
+    return url if secure else "http" + url.removeprefix("https")
 
 
-def _result(r: model.FileResult) -> dict[str, Any]:
-    # Naive UTC: the client forces the offset on. Built from integers, so that no microsecond is lost.
-    seconds, micro = divmod(r.visible, 1_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None, microsecond=micro)
-    return {
-        "id": r.id, "request-id": r.request, "file-id": r.number, "file-path": r.url,
-        "transform_status": "success" if r.state is FileState.DONE else "failure",
-        "transform_time": round(r.seconds), "total-events": r.events, "total-bytes": r.bytes,
-        "avg-rate": r.events / r.seconds if r.seconds else 0.0, "s3-object-name": r.name or "",
-        "created_at": moment.isoformat(timespec="microseconds"), "reason": r.reason,
-        "input-bytes": r.read,
-    }  # fmt: skip
+def _root(url: str) -> str:
+    """The same object at the root:// door; the token goes along as XRootD's clients send it."""
+    parts = urlsplit(url)
+    query = parts.query.replace("authz=", "authz=Bearer%20", 1)
+    return f"root://{parts.netloc}/{parts.path}" + (f"?{query}" if query else "")

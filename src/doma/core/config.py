@@ -267,6 +267,12 @@ class Columns(Section):
     """Bytes of results that are kept after their requests are gone, for whoever asks the same again."""
     cache_age: Seconds = 30 * 24 * 3600
     """A result that nobody asked for in this time is not given to another request."""
+    results: str = ""
+    """Store of the results, ``s3://bucket/prefix`` or ``file:///folder``; empty: a folder of the home."""
+    url_life: Seconds = 30 * 24 * 3600
+    """Addresses of results are good for this time, as long as the results are kept."""
+    open: bool = False
+    """Single-user mode: who runs the system may ask for columns without a token, from its own machine."""
 
 
 class Datasets(Section):

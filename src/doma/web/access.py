@@ -97,6 +97,12 @@ def owner_of_peer(request: Request) -> int | None:
     return None
 
 
+def is_own(request: Request, peer: Peer = owner_of_peer) -> bool:
+    """Whether a program of who runs this process asks: no page in a browser, which anybody may have made."""
+    foreign = "origin" in request.headers or "sec-fetch-site" in request.headers
+    return not foreign and is_local(request) and peer(request) in {os.geteuid(), 0}
+
+
 def is_local(request: Request) -> bool:
     """Whether the request was made on this machine and by nobody's proxy."""
     if request.client is None or any(name in request.headers for name in _FORWARDED):
