@@ -29,6 +29,9 @@ from doma.core.errors import (
 
 log = logging.getLogger(__name__)
 
+RETRY = 5.0
+"""Seconds to wait where an error that passes names none."""
+
 
 def headers_of(error: DomaError, realm: str) -> dict[str, str]:
     """The answer headers that belong to an error: code, challenge, ``Retry-After``, ``Content-Range``."""
@@ -56,8 +59,8 @@ def headers_of(error: DomaError, realm: str) -> dict[str, str]:
         headers["X-Locality"] = "TAPE"
     if "offset" in error.detail:
         headers["X-Upload-Offset"] = str(error.detail["offset"])
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    if error.retry_after is not None or error.http in {429, 503}:
+        headers["Retry-After"] = str(max(1, round(error.retry_after or RETRY)))
     return headers
 
 
