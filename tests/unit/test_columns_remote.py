@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doma.columns import remote
-from doma.columns.remote import RemoteFile, open_bytes
+from doma.columns import remote, remote_http
+from doma.columns.model import Task
+from doma.columns.remote import RemoteFile, open_bytes, open_input
 from doma.columns.source import _merged
 from doma.core.errors import (
     BadRequest,
@@ -30,6 +31,10 @@ class Server:
 
     def __init__(self) -> None:
         self.etag = '"1"'
+        self.digest = ""
+        self.dead = False
+        self.asked: list[tuple[str, str]] = []
+        self.connections = 0
         self.tokens: list[str | None] = []
         self.elsewhere = ""
         server = self
@@ -38,8 +43,22 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                server.asked.append((self.command, self.path))
                 server.tokens.append(self.headers.get("Authorization"))
                 server.answer(self, self.path)
+
+            def do_HEAD(self) -> None:
+                server.asked.append((self.command, self.path))
+                told = {"ETag": server.etag, "Content-Length": str(len(DATA)), "Digest": server.digest}
+                self.send_response(200 if self.path != "/nohead" else 405)
+                for key, value in told.items():
+                    if value:
+                        self.send_header(key, value)
+                self.end_headers()
+
+            def setup(self) -> None:
+                server.connections += 1
+                super().setup()
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -51,6 +70,7 @@ class Server:
         self.thread.start()
 
     def answer(self, h: http.server.BaseHTTPRequestHandler, path: str) -> None:
+        path = path.partition("?")[0]
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", h.headers["Range"])
         assert match
         start, stop = int(match[1]), min(int(match[2]) + 1, len(DATA))
@@ -64,6 +84,8 @@ class Server:
             headers, status, body = {"Location": "file:///etc/passwd"}, 302, b""
         elif path == "/whole":
             headers, status, body = {}, 200, DATA
+        elif self.dead:
+            headers, status, body = {}, 503, b""
         elif path == "/short":
             body = body[:-1]
         elif path == "/nowhere":
@@ -80,6 +102,11 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+
+
+@pytest.fixture(autouse=True)
+def well() -> None:
+    remote._sick.clear()
 
 
 @pytest.fixture
@@ -128,6 +155,113 @@ def test_the_token_does_not_follow_a_redirect_to_another_origin(server):
         other.close()
 
 
+def test_a_version_is_learnt_without_reading_a_byte(server):
+    task = Task(f"{server.origin}/file", "", "", known=("1",), allow=(server.origin,))
+    data = open_input(task)
+    assert (data.version, data.size, data.taken) == ("1", len(DATA), 0)
+    assert server.asked == [("HEAD", "/file")]
+    assert data.read(5, 9) == DATA[5:9]
+    data.close()
+
+
+def test_a_server_that_refuses_head_is_asked_for_the_first_block(server):
+    task = Task(f"{server.origin}/nohead", "", "", known=("1",), allow=(server.origin,))
+    data = open_input(task)
+    assert (data.version, data.size) == ("1", len(DATA))
+    assert 0 < data.taken <= remote.BLOCK
+    data.close()
+
+
+def test_a_server_without_ranges_is_read_whole_after_its_head(server):
+    server.etag = ""
+    task = Task(f"{server.origin}/whole", "", "", known=("1",), allow=(server.origin,))
+    data = open_input(task)
+    assert data.taken == 0
+    assert data.read(200_000, 500_000) == DATA[200_000:500_000]
+    data.close()
+
+
+def test_files_of_one_server_share_connections(server):
+    before = server.connections
+    for i in range(20):
+        data = opened(server, f"/file?{i}")
+        assert data.read(300_000, 600_000) == DATA[300_000:600_000]
+        data.close()
+    assert server.connections - before <= 1
+
+
+def test_a_kept_connection_that_the_server_closed_is_made_again(server):
+    opened(server, "/file").close()
+    for key in list(remote_http.CONNECTIONS._free):
+        if (kept := remote_http.CONNECTIONS.take(key)) is not None:
+            kept.sock.shutdown(2)
+            remote_http.CONNECTIONS.give(key, kept)
+    data = opened(server, "/file")
+    assert data.read(0, 3) == DATA[:3]
+    data.close()
+
+
+def replicas(*urls: str, known: tuple[str, ...] = ()) -> Task:
+    allow = tuple({"/".join(u.split("/")[:3]) for u in urls})
+    return Task(urls[0], "", "", replicas=tuple((u, "") for u in urls[1:]), allow=allow, known=known)
+
+
+def test_the_next_replica_is_read_where_the_first_does_not_open(server):
+    data = open_input(replicas("http://127.0.0.1:9/gone", f"{server.origin}/404", f"{server.origin}/file"))
+    assert data.url == f"{server.origin}/file"
+    assert data.read(0, 8) == DATA[:8]
+    data.close()
+
+
+def test_what_is_wrong_with_every_replica_is_said(server):
+    with pytest.raises(StorageUnavailable) as caught:
+        open_input(replicas(f"{server.origin}/404", f"{server.origin}/500"))
+    assert "/404" in caught.value.message
+    assert "/500" in caught.value.message
+
+
+@pytest.mark.parametrize("same", ["digest", "version"])
+def test_another_replica_takes_over_in_the_middle_if_its_content_is_the_same(server, same):
+    other = Server()
+    try:
+        if same == "digest":
+            server.digest = other.digest = "adler32=01020304"
+            other.etag = '"other"'
+        data = open_input(replicas(f"{server.origin}/a", f"{other.origin}/b", known=("x",)))
+        assert data.read(0, 300_000) == DATA[:300_000]
+        server.dead = True
+        assert data.read(400_000, 800_000) == DATA[400_000:800_000]
+        assert data.url == f"{other.origin}/b"
+        assert data.taken == 700_000
+        data.close()
+    finally:
+        other.close()
+
+
+def test_a_replica_of_other_content_never_takes_over_in_the_middle(server):
+    other = Server()
+    other.etag = '"other"'
+    try:
+        task = replicas(f"{server.origin}/a", f"{other.origin}/b")
+        data = open_input(task)
+        data.read(0, 300_000)
+        server.dead = True
+        with pytest.raises(StorageUnavailable):
+            data.read(400_000, 800_000)
+        data.close()
+        again = open_input(task)  # the next attempt begins with the one that is well
+        assert again.url == f"{other.origin}/b"
+        again.close()
+    finally:
+        other.close()
+
+
+def test_tokens_in_a_url_are_not_in_messages(server):
+    with pytest.raises(NotFound) as caught:
+        opened(server, "/404?authz=hush")
+    assert "hush" not in caught.value.message
+
+
 REFUSED = {
     "/401": InvalidToken,
     "/403": Forbidden,
@@ -158,8 +292,16 @@ def test_private_addresses_are_not_contacted(url):
         open_bytes(url)
 
 
-def test_only_http_is_spoken():
-    for url in ("ftp://a/b", "root://a//b", "http:///x", "x"):
+def test_only_known_schemes_are_spoken():
+    for url in (
+        "ftp://a/b",
+        "http:///x",
+        "x",
+        "https://me:pw@a/b",
+        "https://a/b c",
+        "gopher://x",
+        "root:///b",
+    ):
         with pytest.raises(BadRequest):
             open_bytes(url)
     with pytest.raises(Forbidden):

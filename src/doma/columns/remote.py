@@ -1,23 +1,19 @@
-"""The bytes of one version of one input file, by URL, for a worker process.
+"""The bytes of one version of one input file, by URL and with its replicas, for a worker process.
 
-Ranges only, over kept-alive connections; the version (ETag) of the first answer is demanded of every other,
-so a file that changes underneath fails instead of mixing. The token goes to the named origin only, and a
-private address is contacted only if the configuration names it.
+Engines: :mod:`doma.columns.remote_http`, :mod:`doma.columns.remote_root`, and files of this machine where the
+configuration allows them. An object of a bucket is read by a signed URL that comes in place of a token.
 """
 
-import http.client
-import ipaddress
 import os
-import re
-import socket
-import ssl
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from doma.columns.model import Task
+from doma.columns.remote_http import BLOCK, RemoteFile
 from doma.core.errors import (
     BadRequest,
     CorruptFile,
@@ -27,26 +23,36 @@ from doma.core.errors import (
     NotFound,
     OriginFailed,
     StorageUnavailable,
+    TimedOut,
     Unsupported,
 )
+from doma.core.url import redacted
 
-BLOCK = 128 << 10
-"""Read-ahead of single small reads."""
-BLOCKS = 32
-WHOLE = 64 << 20
-"""A file whose server knows no ranges is read whole up to this size."""
-TIMEOUT = 30.0
-REDIRECTS = 5
-AGENT = "doma"
+__all__ = ["BLOCK", "Bytes", "LocalFile", "RemoteFile", "check_url", "open_bytes", "open_input"]
+
+ROOT = ("root", "roots", "xroot", "xroots")
+SCHEMES = ("https", "http", *ROOT, "s3")
+MAX_URL = 2000
+SICK = 60.0
+"""Seconds for which a place that failed is tried last."""
+
+ELSEWHERE = (NotFound, Forbidden, InvalidToken, OriginFailed, StorageUnavailable, TimedOut, Unsupported)
+"""Trouble of one replica, which another need not have."""
 
 
 class Bytes(Protocol):
     """Random access to one version of a file; safe for several threads."""
 
-    url: str
     size: int
     version: str
-    taken: int
+
+    @property
+    def url(self) -> str:
+        """What is read, as messages may show it; of several replicas the one in use."""
+
+    @property
+    def taken(self) -> int:
+        """Bytes that came from it."""
 
     def read(self, start: int, stop: int) -> bytes:
         """Exactly ``[start, stop)``."""
@@ -54,21 +60,172 @@ class Bytes(Protocol):
     def close(self) -> None: ...
 
 
-def open_bytes(url: str, token: str = "", ca_file: str = "", allow: tuple[str, ...] = ()) -> Bytes:
-    """Open an input.
+class Replica(Bytes, Protocol):
+    """What an engine gives."""
+
+    adler32: str
+    """Empty: not known."""
+
+
+def check_url(url: str, allow: Sequence[str] = ()) -> None:
+    """Refuse what cannot be an input, without contacting anything.
+
+    Raises:
+        BadRequest: it is no URL of a scheme that is read.
+    """
+    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
+        raise BadRequest(f"{url[:200]!a}: a URL has at most {MAX_URL} printable ASCII characters, no space")
+    try:
+        parts = urlsplit(url)
+        ok = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        ok, parts = False, urlsplit("")
+    if parts.scheme == "file" and "file://" in allow:
+        return
+    if parts.scheme not in SCHEMES or not ok:
+        raise BadRequest(
+            f"{redacted(url)[:200]!a}: only https://, http://, root:// and s3:// files can be read"
+        )
+    if parts.username is not None:
+        raise BadRequest(
+            f"{redacted(url)[:200]!a}: a URL must not hold a user name or password; the token is used"
+        )
+
+
+def open_bytes(
+    url: str,
+    token: str = "",
+    ca_file: str = "",
+    allow: tuple[str, ...] = (),
+    *,
+    lazy: bool = False,
+    digest: bool = False,
+) -> Replica:
+    """Open one replica.
+
+    Args:
+        url: Where it lies.
+        token: Bearer token; for ``s3://`` a signed https URL.
+        ca_file: Authorities to trust besides the system's.
+        allow: Origins in private networks that may be read; ``file://``: local paths.
+        lazy: Read no byte before it is asked for, where the server can tell the version without.
+        digest: Ask for the adler32.
 
     Raises:
         BadRequest: no URL we can read. Forbidden: the address or the file may not be read.
         NotFound, StorageUnavailable, OriginFailed: what its server says.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "file":
+    scheme = url.partition("://")[0].lower()
+    if scheme == "file":
         if "file://" not in allow:
             raise Forbidden(f"{url}: local files are not read here; give an https:// URL")
-        return LocalFile(url, unquote(parts.path))
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise BadRequest(f"{url[:200]}: only http:// and https:// files can be read")
-    return RemoteFile(url, token, ca_file, allow)
+        return LocalFile(url, unquote(urlsplit(url).path))
+    check_url(url, allow)
+    if scheme in ROOT:
+        from doma.columns.remote_root import RootFile
+
+        return RootFile(url, token, ca_file, allow)
+    if scheme == "s3":
+        if not token:
+            raise Forbidden(
+                f"{url}: objects of this bucket are not read here; the administrator can allow it"
+            )
+        return RemoteFile(url, "", ca_file, allow, lazy=lazy, place=token)
+    return RemoteFile(url, token, ca_file, allow, lazy=lazy, digest=digest)
+
+
+def open_input(task: Task) -> Bytes:
+    """Open the file of a task at the first of its replicas that opens.
+
+    No byte is read before it is asked for if the task knows versions whose result is there already, or replicas.
+
+    Raises:
+        DomaError: what is wrong with the file; of several replicas the first one's trouble that may pass.
+    """
+    places = ((task.url, task.token), *task.replicas)
+    return Input(places, task.ca_file, task.allow, lazy=bool(task.known or task.replicas))
+
+
+class Input:
+    """A file with replicas: another one takes over where one fails, if it surely has the same content.
+
+    Args:
+        places: URL and token of each replica, in the order of preference; those that failed lately go last.
+        ca_file: Authorities to trust besides the system's.
+        allow: As :func:`open_bytes` takes it.
+        lazy: As there.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[tuple[str, str]],
+        ca_file: str,
+        allow: tuple[str, ...],
+        *,
+        lazy: bool = False,
+    ) -> None:
+        self._left = sorted(dict(places).items(), key=lambda place: _health(place[0]))
+        self._ca_file, self._allow, self._lazy = ca_file, allow, lazy
+        self._several, self._lock, self._before = len(self._left) > 1, threading.Lock(), 0
+        self._now = self._next([])
+        self.size, self.version = self._now.size, self._now.version
+
+    @property
+    def url(self) -> str:
+        """The replica that is read."""
+        return self._now.url
+
+    @property
+    def taken(self) -> int:
+        """Bytes that came from all replicas."""
+        return self._before + self._now.taken
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Exactly ``[start, stop)``."""
+        while True:
+            used = self._now
+            try:
+                return used.read(start, stop)
+            except ELSEWHERE as e:
+                _note(used.url, e)
+                with self._lock:
+                    if self._now is used:
+                        self._replace(used, e)
+
+    def close(self) -> None:
+        self._now.close()
+
+    def _replace(self, lost: Replica, trouble: DomaError) -> None:
+        """Go on with another replica of the same content; without one the trouble is the file's."""
+        while self._left:
+            try:
+                other = self._next([trouble])
+            except DomaError as e:
+                raise trouble from e
+            if _same(lost, other):
+                self._before += lost.taken
+                self._now = other
+                lost.close()
+                return
+            other.close()
+        raise trouble
+
+    def _next(self, troubles: list[DomaError]) -> Replica:
+        """The next replica that opens."""
+        while self._left:
+            url, token = self._left.pop(0)
+            try:
+                return open_bytes(
+                    url, token, self._ca_file, self._allow, lazy=self._lazy, digest=self._several
+                )
+            except ELSEWHERE as e:
+                _note(url, e)
+                troubles.append(e)
+        first = next((t for t in troubles if t.retry != "no"), troubles[0])
+        if len(troubles) == 1:
+            raise first
+        told = "; ".join(t.message for t in troubles)
+        raise type(first)(f"{first.message} (of {len(troubles)} replicas: {told})"[:2000])
 
 
 class LocalFile:
@@ -82,7 +239,7 @@ class LocalFile:
         except OSError as e:
             raise StorageUnavailable(f"{url}: cannot be opened: {e.strerror}") from e
         stat = os.fstat(self._file.fileno())
-        self.url, self.size, self.taken = url, stat.st_size, 0
+        self.url, self.size, self.taken, self.adler32 = url, stat.st_size, 0, ""
         self.version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}-{stat.st_ino:x}"
 
     def read(self, start: int, stop: int) -> bytes:
@@ -96,196 +253,36 @@ class LocalFile:
         self._file.close()
 
 
-class RemoteFile:
-    """A file of an HTTP server."""
-
-    def __init__(self, url: str, token: str, ca_file: str, allow: tuple[str, ...]) -> None:
-        self.url, self.taken, self.version, self.size = url, 0, "", 0
-        self._place, self._token, self._allow = url, token, allow
-        self._tls = ssl.create_default_context()
-        if ca_file:
-            # Besides the system's: inputs lie at this site and elsewhere.
-            self._tls.load_verify_locations(ca_file)
-        self._local = threading.local()
-        self._opened: list[http.client.HTTPConnection] = []
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._whole: bytes | None = None
-        self._etag = ""
-        try:
-            self._begin()
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, start: int, stop: int) -> bytes:
-        if not 0 <= start <= stop <= self.size:
-            raise CorruptFile(f"{self.url}: bytes {start}-{stop} lie beyond its end ({self.size} bytes)")
-        if self._whole is not None:
-            return self._whole[start:stop]
-        if stop - start > BLOCK:
-            return self._fetch(start, stop)
-        first, last = start // BLOCK, max(start, stop - 1) // BLOCK
-        data = b"".join(self._block(i) for i in range(first, last + 1))
-        return data[start - first * BLOCK : stop - first * BLOCK]
-
-    def close(self) -> None:
-        with self._lock:
-            for connection in self._opened:
-                connection.close()
-            self._opened.clear()
-
-    def _block(self, number: int) -> bytes:
-        with self._lock:
-            data = self._blocks.get(number)
-            if data is not None:
-                self._blocks.move_to_end(number)
-                return data
-        data = self._fetch(number * BLOCK, min(self.size, (number + 1) * BLOCK))
-        with self._lock:
-            self._blocks[number] = data
-            while len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        return data
-
-    def _begin(self) -> None:
-        """The first block tells size and version; redirects are followed here and remembered."""
-        for _ in range(REDIRECTS):
-            answer, body = self._ask(0, BLOCK)
-            if answer.status not in {301, 302, 303, 307, 308}:
-                break
-            self._redirected(answer.getheader("Location", ""))
-        else:
-            raise OriginFailed(f"{self.url}: more than {REDIRECTS} redirects")
-        self._etag = answer.getheader("ETag", "")
-        self.version = self._etag.strip('"') if not self._etag.startswith("W/") else ""
-        if answer.status == 416:
-            self.size = 0
-        elif answer.status == 200:
-            self._whole, self.size = body, len(body)
-        else:
-            match = re.fullmatch(r"bytes 0-(\d+)/(\d+)", answer.getheader("Content-Range", ""))
-            if match is None or int(match[1]) + 1 != len(body):
-                raise OriginFailed(f"{self.url}: its server answered a range without a usable Content-Range")
-            self.size = int(match[2])
-            self._blocks[0] = body
-
-    def _redirected(self, location: str) -> None:
-        target = urljoin(self._place, location)
-        if urlsplit(target).scheme not in {"http", "https"} or not urlsplit(target).hostname:
-            raise OriginFailed(f"{self.url}: its server redirects to something that is no HTTP URL")
-        if urlsplit(target)[:2] != urlsplit(self._place)[:2]:
-            self._token = ""
-        self._drop()
-        self._place = target
-
-    def _fetch(self, start: int, stop: int) -> bytes:
-        answer, body = self._ask(start, stop)
-        if answer.status == 412 or answer.getheader("ETag", "") != self._etag:
-            raise OriginFailed(f"{self.url}: the file changed while it was read; submit again")
-        if answer.status != 206 or len(body) != stop - start:
-            raise OriginFailed(
-                f"{self.url}: asked for {stop - start} bytes, got {len(body)} ({answer.status})"
-            )
-        return body
-
-    def _ask(self, start: int, stop: int) -> tuple[http.client.HTTPResponse, bytes]:
-        """One ranged GET; a connection that the server closed meanwhile is opened again, once."""
-        headers = {
-            "Range": f"bytes={start}-{stop - 1}",
-            "Accept-Encoding": "identity",
-            "User-Agent": AGENT,
-        }
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        if self.version:
-            headers["If-Match"] = self._etag
-        parts = urlsplit(self._place)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        for attempt in (1, 2):
-            try:
-                connection = self._connection()
-                connection.request("GET", target, headers=headers)
-                answer = connection.getresponse()
-                body = self._body(answer)
-            except TimeoutError as e:
-                self._drop()
-                raise StorageUnavailable(f"{self.url}: no answer for {TIMEOUT:.0f} s") from e
-            except (OSError, http.client.HTTPException, ValueError) as e:
-                self._drop()
-                if attempt == 2 or isinstance(e, ValueError | ssl.SSLCertVerificationError):
-                    raise StorageUnavailable(
-                        f"{self.url}: cannot be read: {str(e) or type(e).__name__}"
-                    ) from e
-            else:
-                self._refuse(answer, body)
-                self.taken += len(body)
-                return answer, body
-        raise AssertionError("unreachable")
-
-    def _body(self, answer: http.client.HTTPResponse) -> bytes:
-        if answer.status == 200 and int(answer.getheader("Content-Length") or WHOLE + 1) > WHOLE:
-            self._drop()
-            raise Unsupported(
-                f"{self.url}: its server serves no byte ranges, and the file is too large to load"
-            )
-        limit = WHOLE if answer.status in {200, 206} else 64 << 10
-        body = answer.read(limit + 1)
-        if len(body) > limit:
-            self._drop()
-        return body
-
-    def _refuse(self, answer: http.client.HTTPResponse, body: bytes) -> None:
-        status = answer.status
-        if status < 400 or status in {412, 416}:
-            return
-        said = body[:200].decode("utf-8", "replace").split("\n")[0].strip()
-        kinds: Mapping[int, type[DomaError]] = {
-            401: InvalidToken,
-            403: Forbidden,
-            404: NotFound,
-            410: NotFound,
-        }
-        kind = kinds.get(status, StorageUnavailable if status >= 500 or status == 429 else OriginFailed)
-        raise kind(
-            f"{self.url}: its server answered {status}{f' ({said})' if said.isprintable() and said else ''}"
-        )
-
-    def _connection(self) -> http.client.HTTPConnection:
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            return connection
-        parts = urlsplit(self._place)
-        assert parts.hostname is not None
-        # The checked address is the connected one: a second look-up could answer something else.
-        address = _address(self.url, f"{parts.scheme}://{parts.netloc}", parts.hostname, self._allow)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        sock = socket.create_connection((address, port), TIMEOUT)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if parts.scheme == "https":
-            sock = self._tls.wrap_socket(sock, server_hostname=parts.hostname)
-        connection = http.client.HTTPConnection(parts.netloc, timeout=TIMEOUT)
-        connection.auto_open = 0  # it must never connect by itself: without TLS, to an unchecked address
-        connection.sock = sock
-        self._local.connection = connection
-        with self._lock:
-            self._opened.append(connection)
-        return connection
-
-    def _drop(self) -> None:
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+def _same(one: Replica, other: Replica) -> bool:
+    """Whether two replicas surely hold the same bytes."""
+    if one.size != other.size:
+        return False
+    if one.adler32 and other.adler32:
+        return one.adler32 == other.adler32
+    # Two engines make versions in two ways; an equal one of the same engine means the same file.
+    return bool(one.version) and one.version == other.version and type(one) is type(other)
 
 
-def _address(url: str, origin: str, host: str, allow: tuple[str, ...]) -> str:
-    """The address to connect to; a private one only by configuration: no query may probe our network."""
-    try:
-        found = [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except OSError as e:
-        raise StorageUnavailable(f"{url}: the host {host} is not known") from e
-    public = [a for a in found if origin in allow or ipaddress.ip_address(a.split("%")[0]).is_global]
-    if not public:
-        raise Forbidden(f"{url}: {host} lies in a private network; the administrator can allow {origin}")
-    return public[0]
+_sick: dict[str, float] = {}
+"""Files and servers that failed in this process, and when."""
+
+
+def _server(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _note(url: str, error: DomaError) -> None:
+    """Remember a place that failed; a server that does not answer fails for all its files."""
+    now = time.monotonic()
+    if len(_sick) > 4096:
+        _sick.clear()
+    _sick[url] = now
+    if isinstance(error, StorageUnavailable | TimedOut):
+        _sick[_server(url)] = now
+
+
+def _health(url: str) -> int:
+    """0 for a place that is not known to be sick, else 1."""
+    recent = time.monotonic() - SICK
+    return int(max(_sick.get(url, recent), _sick.get(_server(url), recent)) > recent)
