@@ -50,7 +50,8 @@ class Server:
             def do_HEAD(self) -> None:
                 server.asked.append((self.command, self.path))
                 told = {"ETag": server.etag, "Content-Length": str(len(DATA)), "Digest": server.digest}
-                self.send_response(200 if self.path != "/nohead" else 405)
+                refused = 405 if self.path == "/nohead" else 200
+                self.send_response(int(self.path[1:]) if self.path[1:].isdigit() else refused)
                 for key, value in told.items():
                     if value:
                         self.send_header(key, value)

@@ -137,7 +137,8 @@ def open_bytes(
 def open_input(task: Task) -> Bytes:
     """Open the file of a task at the first of its replicas that opens.
 
-    No byte is read before it is asked for if the task knows versions whose result is there already, or replicas.
+    No byte is read before it is asked for if the task knows versions whose result is there already, or
+    replicas.
 
     Raises:
         DomaError: what is wrong with the file; of several replicas the first one's trouble that may pass.

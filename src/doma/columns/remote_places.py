@@ -24,7 +24,9 @@ class Road:
 
     >>> road = Road(own=("https://here.org",), cache="https://here.org/cache", through=("https://*",))
     >>> road.places(("root://a.org//f", "https://b.org/f", "https://here.org/site/f"))[:2]
-    ('https://here.org/site/f', 'https://here.org/cache/https://b.org/f')
+    ('https://here.org/site/f', 'root://a.org//f')
+    >>> road.places(("root://a.org//f", "https://b.org/f"))[:2]
+    ('https://here.org/cache/https://b.org/f', 'root://a.org//f')
     """
 
     own: tuple[str, ...] = ()
