@@ -290,6 +290,7 @@ class Services:
         from doma.columns.routes import caller_of, router
         from doma.columns.service import ColumnService
         from doma.columns.worker import WorkerPool
+        from doma.web import requests
 
         if self.opened.issuer is None:
             raise ConfigError(
@@ -322,6 +323,8 @@ class Services:
             )
         )
         root.include_router(login.router(self.opened.issuer, self.opened.verifier))
+        shown = requests.Pages(self.opened.db, self._service, self.opened.verifier)
+        root.include_router(requests.router(shown, root.state.streams, caller))
         self.urls["servicex"] = self.opened.base
 
     def _alone(self, request: Request) -> Grant | None:

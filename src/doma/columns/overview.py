@@ -1,11 +1,15 @@
-"""What an operator sees of everybody's requests: how many there are, and the youngest."""
+"""What pages show: everybody's requests for operators, and one request with its files."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import Connection, case, func, or_, select
 
-from doma.columns.model import Glance, Overview, State
-from doma.columns.tables import requests
+from doma.columns import repo
+from doma.columns.model import FileState, Glance, Overview, Progressed, Request, State
+from doma.columns.tables import files, requests
 
 _SHOWN = [requests.c[name] for name in Glance.__slots__]
 
@@ -27,5 +31,55 @@ def overview(tx: Connection, since: float, limit: int) -> Overview:
         complete=counts[State.COMPLETE],
         failed=counts[State.FATAL],
         canceled=counts[State.CANCELED],
-        recent=tuple(Glance(**{**row._mapping, "state": State(row.state)}) for row in rows[:limit]),
+        recent=tuple(_glance(row._mapping) for row in rows[:limit]),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One request as its page shows it."""
+
+    request: Request
+    progress: Progressed
+    files: Sequence[Mapping[str, Any]]
+    """Rows of ``column_files``: what failed first, then what runs, what waits, what is done."""
+    more: int
+    """Files that are not among them."""
+
+
+def recent(tx: Connection, owner: str | None, limit: int) -> list[Glance]:
+    """The youngest requests of an owner; None: of everybody."""
+    wanted = select(*_SHOWN).order_by(requests.c.submitted.desc()).limit(limit)
+    if owner is not None:
+        wanted = wanted.where(requests.c.owner == owner)
+    return [_glance(row._mapping) for row in tx.execute(wanted)]
+
+
+def watched(
+    tx: Connection, id_: str, owner: str | None, limit: int, *, failed: bool = False
+) -> Watched | None:
+    """A request of an owner (None: of anybody) with at most ``limit`` files; only failed ones if so asked."""
+    whose = tx.execute(select(requests.c.owner).where(requests.c.id == id_)).scalar()
+    if whose is None or owner not in {None, whose}:
+        return None
+    found = repo.get(tx, id_, whose)
+    if found is None:
+        return None
+    c = files.c
+    mine = c.request == id_
+    if failed:
+        mine &= c.state == FileState.FAILED
+    rank = case(
+        (c.state == FileState.FAILED, 0),
+        (c.state == FileState.RUNNING, 1),
+        (c.state == FileState.WAITING, 2),
+        else_=3,
+    )
+    rows = tx.execute(select(files).where(mine).order_by(rank, c.number).limit(limit)).mappings()
+    listed = [dict(row) for row in rows]
+    of = found.failed if failed else found.files
+    return Watched(found, repo.progress(tx, id_), listed, max(0, of - len(listed)))
+
+
+def _glance(row: Mapping[Any, Any]) -> Glance:
+    return Glance(**{**row, "state": State(row["state"])})

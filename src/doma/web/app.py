@@ -32,21 +32,21 @@ from doma.web.access import ADMIN, Peer, must_be_known, must_be_operator, owner_
 from doma.web.overview import Snapshot
 from doma.web.stream import Asked, Streams
 
-_PAGE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
-_SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+PAGE = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _POLICY = (
     "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    " base-uri 'none'; form-action {forms}; frame-ancestors 'self'"
 )
 
-_pages = Environment(
+pages = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_pages.filters |= {"bytes": spell.size, "count": spell.count, "utc": spell.instant}
-_pages.filters |= {"duration": spell.duration, "facts": spell.facts}
+pages.filters |= {"bytes": spell.size, "count": spell.count, "utc": spell.instant}
+pages.filters |= {"duration": spell.duration, "facts": spell.facts}
 
 
 def app(
@@ -96,18 +96,17 @@ def app(
             last=_number(last_event_id if last_event_id is not None else last),
             until=who.expires,
         )
-        return StreamingResponse(flows.lines(asked), media_type="text/event-stream", headers=_SSE)
+        return StreamingResponse(flows.lines(asked), media_type="text/event-stream", headers=SSE)
 
     @web.get("/")
     async def status(request: Request) -> Response:
         await must_be_operator(request, verifier, peer)
         now = await snapshot()
         if "json" in request.headers.get("accept", ""):
-            return JSONResponse(now, headers=_PAGE)
+            return JSONResponse(now, headers=PAGE)
         nonce = secrets.token_urlsafe(16)
-        page = _pages.get_template("status.html").render(now=now, nonce=nonce)
-        policy = {"Content-Security-Policy": _POLICY.format(nonce=nonce)}
-        return HTMLResponse(page, headers=_PAGE | policy)
+        page = pages.get_template("status.html").render(now=now, nonce=nonce)
+        return HTMLResponse(page, headers=PAGE | policy(nonce))
 
     @web.get("/events/page")
     async def live(request: Request) -> Response:
@@ -115,11 +114,16 @@ def app(
         flows.check_room()
 
         async def fragment() -> str:
-            return _pages.get_template("live.html").render(now=await snapshot())
+            return pages.get_template("live.html").render(now=await snapshot())
 
-        return StreamingResponse(flows.page(fragment, until), media_type="text/event-stream", headers=_SSE)
+        return StreamingResponse(flows.page(fragment, until), media_type="text/event-stream", headers=SSE)
 
     return web
+
+
+def policy(nonce: str, *, forms: bool = False) -> dict[str, str]:
+    """The header that lets a page run its own script and style, and send forms to nobody else."""
+    return {"Content-Security-Policy": _POLICY.format(nonce=nonce, forms="'self'" if forms else "'none'")}
 
 
 def _patterns(kinds: list[str] | None) -> tuple[str, ...]:

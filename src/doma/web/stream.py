@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection, func, select
 
@@ -99,19 +100,32 @@ class Streams:
             self._open.discard(subscription)
             subscription.close()
 
-    async def page(self, render: Callable[[], Awaitable[str]], until: float) -> AsyncIterator[str]:
-        """Send what ``render`` gives, and again when it has changed, until ``until`` (Unix seconds)."""
+    async def page(
+        self,
+        render: Callable[[], Awaitable[Any]],
+        until: float,
+        last: Callable[[Any], bool] = lambda now: False,
+    ) -> AsyncIterator[str]:
+        """Send what ``render`` gives, and again when it has changed.
+
+        Args:
+            render: The present state, JSON-ready.
+            until: Unix seconds when it ends.
+            last: Whether nothing comes after a state.
+        """
         # An event only wakes it: one that waits is as good as many.
         subscription = self._bus.subscribe(capacity=1)
         self._open.add(subscription)
         try:
             loop = asyncio.get_running_loop()
-            sent, spoke = "", loop.time()
+            sent, spoke = None, loop.time()
             while self._clock() < until:
                 now = await render()
                 if now != sent or loop.time() - spoke >= self._heartbeat:
                     yield f"data: {json.dumps(now)}\n\n"
                     sent, spoke = now, loop.time()
+                if last(now):
+                    return
                 try:
                     async with asyncio.timeout(self._look):
                         await anext(subscription)
