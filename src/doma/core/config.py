@@ -273,6 +273,19 @@ class Columns(Section):
     """Addresses of results are good for this time, as long as the results are kept."""
     open: bool = False
     """Single-user mode: who runs the system may ask for columns without a token, from its own machine."""
+    python: Literal["auto", "off", "unsafe-single-user"] = "auto"
+    """Python functions: where a self-test shows that this machine can isolate them, never, or with nothing but
+    limits around them, as the user who runs the system: only where nobody else can submit."""
+    python_memory: Bytes = 2 << 30
+    """Address space of a function."""
+    python_timeout: Seconds = Field(default=300, ge=1)
+    """Wall-clock limit of a function on one file, and its processor time."""
+    python_output: Bytes = 2 << 30
+    """Bytes that a function may return for one file."""
+    python_scratch: Bytes = Field(default=256 << 20, ge=1 << 20)
+    """Bytes of files that a function may write while it runs."""
+    python_uids: int = Field(default=0x70000000, ge=1000, lt=0x7F000000)
+    """Where the system runs as root, a function runs as this user id plus its worker's process id."""
 
 
 class Datasets(Section):
@@ -291,15 +304,26 @@ class Datasets(Section):
     opendata: str = "https://opendata.cern.ch"
     """Server of ``cernopendata://NUMBER``; empty: not offered."""
     rucio: str = ""
-    """Server of ``rucio://scope:name``; empty: not offered. Needs the extra ``rucio``."""
+    """Server of ``rucio://scope:name``; empty: not offered."""
     rucio_auth: str = ""
     """Authentication server of Rucio; empty: ``rucio``."""
     rucio_account: str = ""
     """Rucio account that asks."""
     rucio_token_file: str = ""
-    """A file with the token to show to Rucio, read again for every question."""
+    """A file with the token to show to Rucio, read again for every question; else one is asked for …"""
+    rucio_user: str = ""
+    """… with this user name …"""
+    rucio_password: SecretStr = SecretStr("")
+    """… and this password, …"""
+    rucio_cert_file: str = ""
+    """… or with this certificate or proxy and its key, a PEM file."""
     rucio_ca_file: str = ""
-    """CA bundle for Rucio; empty: the system's."""
+    """CA bundle for Rucio besides the system's."""
+
+    @field_serializer("rucio_password")
+    def _hidden(self, value: SecretStr, info: SerializationInfo) -> str:
+        """Stars, unless whoever writes it down asks for secrets: a process that hands on its settings."""
+        return value.get_secret_value() if (info.context or {}).get("secrets") else str(value)
 
 
 class Scan(Section):
