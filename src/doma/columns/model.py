@@ -149,6 +149,28 @@ class Request:
     failed: int
     submitted: float
     finished: float | None
+    dataset: int | None = None
+    """The dataset's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a request is, over all its files."""
+
+    files: int
+    completed: int
+    failed: int
+    running: int
+    entries: int
+    """Of the inputs, as far as they are known."""
+    passed: int
+    """Those of them that are done."""
+    read: int
+    """Bytes taken from the inputs."""
+    bytes: int
+    """Of the results."""
+    events: int
+    """Rows of the results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +221,22 @@ class FileResult:
     """Bytes that were taken from the input."""
     visible: int
     """Microseconds, strictly increasing in the order in which the results of a request became visible."""
+    attempt: int = 0
+    """How often it was begun."""
+    cached: bool = False
+    """The result was taken over from another request."""
+    entries: int = 0
+    """Entries of the input, as far as they are known."""
+    passed: int = 0
+    """Those of them that are done."""
+    moved: float | None = None
+    """When it last told of progress."""
+    place: str | None = None
+    """The replica that was read."""
+    log: str | None = None
+    """What the user's code printed."""
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Attempts that failed: ``attempt``, ``reason``, ``at`` (Unix seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +268,8 @@ class Task:
     allow: tuple[str, ...] = ()
     """Origins that may be read although they lie in a private network; ``file://`` allows local paths."""
     timeout: float = 600.0
+    sandbox: str = ""
+    """How python functions are isolated, and their limits; empty: they do not run here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +292,8 @@ class Outcome:
     """The replica that was read."""
     log: str = ""
     """What the user's code printed, its last 64 KiB."""
+    stored: str = ""
+    """Where the result was uploaded to in the result store, if it is no local file."""
 
 
 @dataclass(frozen=True, slots=True)
