@@ -14,7 +14,7 @@ from doma.core.errors import BadQuery
 if TYPE_CHECKING:
     from doma.columns.sink import Sink
 
-CODEGENS = ("uproot",)
+CODEGENS = ("uproot", "python")
 """Languages of this installation; what a service offers may be fewer."""
 
 Tell = Callable[[Progress], None]
@@ -42,8 +42,8 @@ class Query(Protocol):
         """
 
 
-def compile_query(codegen: str, selection: str) -> Query:
-    """The query of a selection.
+def compile_query(codegen: str, selection: str, sandbox: str = "") -> Query:
+    """The query of a selection; ``sandbox`` isolates functions when they run (:class:`Task`).
 
     Raises:
         BadQuery, UnknownColumn, LimitExceeded: what is wrong, where, and what is near.
@@ -53,5 +53,9 @@ def compile_query(codegen: str, selection: str) -> Query:
             from doma.columns.funcadl import FuncAdl
 
             return FuncAdl(selection)
+        case "python":
+            from doma.columns.function import PythonFunction
+
+            return PythonFunction(selection, sandbox)
         case _:
             raise BadQuery(f"codegen: {codegen[:40]!r} is not offered; there is {', '.join(CODEGENS)}")
