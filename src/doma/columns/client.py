@@ -6,21 +6,39 @@ Example:
 """
 
 import asyncio
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import httpx
 
 from doma.columns.model import State
-from doma.core.errors import Cancelled, CorruptFile, StorageUnavailable, TimedOut, WrongSize
+from doma.core.errors import (
+    Cancelled,
+    ConfigError,
+    CorruptFile,
+    NotFound,
+    StorageUnavailable,
+    TimedOut,
+    WrongSize,
+)
 from doma.net.problem import raise_for
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROOT = "servicex/transformation"
+FORMATS = {
+    "parquet": "parquet",
+    "root-ttree": "root-file",
+    "root-file": "root-file",
+    "root-rntuple": "root-rntuple",
+}
+"""Formats as users write them, to those of the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,42 +72,101 @@ class ColumnClient:
         self.read_bytes = 0
         """Bytes that the service took from the inputs of these results."""
 
-    async def submit(self, selection: str, files: Sequence[str], *, title: str | None = None) -> str:
-        """Ask; returns the request's id. Raises BadQuery, UnknownColumn, … as the service says."""
-        body = {
-            "selection": selection,
-            "file-list": list(files),
-            "codegen": "uproot",
-            "result-destination": "object-store",
-            "result-format": "parquet",
-        }
-        return str(
-            (await self._call("POST", ROOT, json=body | ({"title": title} if title else {})))["request_id"]
-        )
+    async def offered(self) -> dict[str, Any]:
+        """What the service is and can: ``app-version``, ``code-gen-image``, ``capabilities``."""
+        return await self._call("GET", "servicex")
 
-    async def status(self, id_: str) -> dict[str, Any]:
-        """The status record; held by the service for up to 3 s while the request runs."""
-        return await self._call("GET", f"{ROOT}/{quote(id_)}/status")
+    async def submit(
+        self,
+        selection: str,
+        files: Sequence[str] = (),
+        *,
+        did: str | None = None,
+        codegen: str = "uproot",
+        format: str = "parquet",
+        title: str | None = None,
+    ) -> str:
+        """Ask; returns the request's id at once.
 
-    async def wait(self, id_: str, timeout: float = 600.0) -> dict[str, Any]:
-        """The status record of the ended request.
+        Args:
+            selection: The query, in the words of ``codegen``.
+            files: URLs of the inputs.
+            did: A dataset instead of files: ``scheme://name[?files=N]``.
+            codegen: The language: ``uproot`` (qastle text), ``uproot-raw``, ``python``.
+            format: ``parquet``, ``root-ttree`` or ``root-rntuple``.
+            title: For people.
 
         Raises:
-            CorruptFile: every file failed; the message is the first reason. Cancelled. TimedOut.
+            BadQuery, UnknownColumn, …: as the service says.
+        """
+        body = {
+            "selection": selection,
+            "codegen": codegen,
+            "result-destination": "object-store",
+            "result-format": FORMATS.get(format, format),
+        }
+        body |= {"title": title} if title else {}
+        inputs: dict[str, Any] = {"file-list": list(files)} if did is None else {"did": did}
+        return str((await self._call("POST", f"{ROOT}?wait=0", json=body | inputs))["request_id"])
+
+    async def requests(self) -> list[dict[str, Any]]:
+        """One's own requests, youngest first."""
+        found: list[dict[str, Any]] = (await self._call("GET", ROOT))["requests"]
+        return found
+
+    async def status(self, id_: str, *, wait: float = 3.0, details: bool = False) -> dict[str, Any]:
+        """The status record; held by the service for up to 3 s while the request runs."""
+        asked = f"wait={wait:g}" + ("&details=true" if details else "")
+        return await self._call("GET", f"{ROOT}/{quote(id_)}/status?{asked}")
+
+    async def watch(self, id_: str) -> AsyncIterator[dict[str, Any]]:
+        """Its progress, live, until it has ended; the service's ``Progressed`` with its ``status``."""
+        path = f"{ROOT}/{quote(id_)}/events"
+        try:
+            async with self._http.stream("GET", path, timeout=60) as answer:
+                if answer.is_error:
+                    await answer.aread()
+                raise_for(answer)
+                async for line in answer.aiter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line.removeprefix("data: "))
+        except httpx.HTTPError as e:
+            raise _silent("GET", path, e) from e
+
+    async def wait(
+        self, id_: str, timeout: float = 600.0, tell: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """The status record of the ended request.
+
+        Args:
+            id_: The request.
+            timeout: Seconds.
+            tell: Hears of its progress, see :meth:`watch`.
+
+        Raises:
+            CorruptFile: every file failed; the message is the first reason. NotFound: the dataset is not
+                there. Cancelled. TimedOut.
         """
         try:
             async with asyncio.timeout(timeout):
+                if tell is not None:
+                    async for state in self.watch(id_):
+                        tell(state)
                 while not State((found := await self.status(id_))["status"]).final:
                     pass  # each call waits at the service
         except TimeoutError as e:
             raise TimedOut(
                 f"request {id_}: not finished after {timeout:.0f} s; it goes on at the service"
             ) from e
-        if found["status"] == State.CANCELED:
-            raise Cancelled(f"request {id_}: it was canceled")
-        if found["status"] == State.FATAL:
-            raise CorruptFile(f"request {id_}: no file could be delivered: {found['failure-info']}")
-        return found
+        match State(found["status"]):
+            case State.CANCELED:
+                raise Cancelled(f"request {id_}: it was canceled")
+            case State.BAD:
+                raise NotFound(f"request {id_}: its dataset cannot be used: {found['failure-info']}")
+            case State.FATAL:
+                raise CorruptFile(f"request {id_}: no file could be delivered: {found['failure-info']}")
+            case _:
+                return found
 
     async def urls(self, id_: str) -> list[Delivered]:
         """The results so far, in the order of the input files; each URL works by itself."""
@@ -103,25 +180,41 @@ class ColumnClient:
         """Stop a request."""
         await self._call("POST", f"{ROOT}/{quote(id_)}/cancel")
 
+    async def cancel_all(self) -> list[str]:
+        """Stop all one's own requests; the ids of those that ran."""
+        stopped: list[str] = (await self._call("POST", f"{ROOT}/cancel-all"))["canceled"]
+        return stopped
+
     async def delete(self, id_: str) -> None:
         """Remove an ended request and its results."""
         await self._call("DELETE", f"{ROOT}/{quote(id_)}")
 
     async def columns(
-        self, selection: str, files: Sequence[str], *, timeout: float = 600.0, partial: bool = False
+        self,
+        selection: str,
+        files: Sequence[str] = (),
+        *,
+        did: str | None = None,
+        codegen: str = "uproot",
+        timeout: float = 600.0,
+        partial: bool = False,
+        tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> "pa.Table":
         """Ask, wait, read: one table of all files in the order given.
 
         Args:
-            selection: The query as qastle text.
+            selection: The query, in the words of ``codegen``.
             files: URLs of the inputs.
+            did: A dataset instead of files.
+            codegen: The language.
             timeout: Seconds to wait for the request.
+            tell: Hears of its progress, see :meth:`watch`.
             partial: Take what there is when some files failed; otherwise that is CorruptFile.
         """
         import pyarrow as pa
 
-        id_ = await self.submit(selection, files)
-        found = await self.wait(id_, timeout)
+        id_ = await self.submit(selection, files, did=did, codegen=codegen)
+        found = await self.wait(id_, timeout, tell)
         if found["files-failed"] and not partial:
             raise CorruptFile(
                 f"request {id_}: {found['files-failed']} of {found['files']} files failed: "
@@ -153,15 +246,49 @@ class ColumnClient:
         held.write(answer.content)
         return pq.read_table(pa.BufferReader(held.getvalue()))
 
+    async def download(self, result: Delivered, folder: Path) -> Path:
+        """One result as a file of the folder, under its own name, in place of what had it.
+
+        Raises:
+            WrongSize: other bytes came than were announced; nothing is left behind. ConfigError: the folder.
+        """
+        name = result.name.replace("/", "_")
+        target, part = folder / name, folder / f".{name}.part"
+        try:
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            async with self._results.stream("GET", result.url, headers=result.headers, timeout=60) as answer:
+                if answer.is_error:
+                    await answer.aread()
+                raise_for(answer)
+                with part.open("wb") as file:
+                    async for piece in answer.aiter_raw(1 << 20):
+                        await asyncio.to_thread(file.write, piece)
+                    size = file.tell()
+            if size != result.bytes:
+                raise WrongSize(f"result {name}: {size} bytes came, {result.bytes} were announced; ask again")
+            os.replace(part, target)
+        except httpx.HTTPError as e:
+            raise _silent("GET", f"result {name}", e) from e
+        except OSError as e:
+            raise ConfigError(f"{target}: cannot be written: {e.strerror}") from e
+        finally:
+            part.unlink(missing_ok=True)
+        self.received += result.bytes
+        return target
+
     async def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
             answer = raise_for(await self._http.request(method, path, timeout=30, **arguments))
         except httpx.HTTPError as e:
-            raise StorageUnavailable(
-                f"{method} {path}: the service does not answer: {str(e) or type(e).__name__}"
-            ) from e
+            raise _silent(method, path, e) from e
         found: dict[str, Any] = answer.json()
         return found
+
+
+def _silent(method: str, what: str, error: httpx.HTTPError) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"{method} {what}: the service does not answer: {str(error) or type(error).__name__}"
+    )
 
 
 def _delivered(row: dict[str, Any], uri: list[Any]) -> Delivered:

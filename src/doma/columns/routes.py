@@ -20,7 +20,6 @@ from doma.auth.model import Verb
 from doma.auth.verifier import Verifier
 from doma.columns import model, wire
 from doma.columns.model import Grant
-from doma.columns.query import CODEGENS
 from doma.columns.service import ColumnService
 from doma.columns.wire import SubmitBody, UrlsBody
 from doma.core.errors import BadCredential, BadRequest, LimitExceeded, Unauthenticated
@@ -105,7 +104,7 @@ def router(
     async def info(who: Who) -> dict[str, Any]:
         return {
             "app-version": wire.VERSION,
-            "code-gen-image": dict.fromkeys(CODEGENS, "builtin"),
+            "code-gen-image": dict.fromkeys(service.codegens, "builtin"),
             "capabilities": CAPABILITIES,
         }
 

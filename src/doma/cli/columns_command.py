@@ -1,0 +1,178 @@
+"""The verbs of column delivery: ask, follow, stop, and what a query means."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+columns = typer.Typer(no_args_is_help=True, help="Column delivery: a query over files, delivered as columns.")
+
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the running system; default: ~/.local/share/doma.")
+]
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        help="https://HOST:PORT of another system; the token comes from $BEARER_TOKEN or $BEARER_TOKEN_FILE.",
+    ),
+]
+CaOption = Annotated[Path | None, typer.Option("--ca", help="PEM file of the authority behind --url.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Query = Annotated[
+    str,
+    typer.Argument(
+        help="qastle or func_adl text, JSON of uproot-raw, or @FILE with one of them or a Python function."
+    ),
+]
+Codegen = Annotated[
+    str, typer.Option(help="uproot, uproot-raw or python; default: by what the query looks like.")
+]
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids of requests.")]
+Id = Annotated[str, typer.Argument(help="Id of a request.")]
+
+
+@columns.command()
+def deliver(
+    query: Query,
+    files: Annotated[list[str] | None, typer.Argument(help="URLs of the inputs.")] = None,
+    did: Annotated[
+        str,
+        typer.Option(help="A dataset instead of files: rucio://scope:name?files=3, cernopendata://1507"),
+    ] = "",
+    list_: Annotated[
+        Path | None, typer.Option("--from", help="File with one URL a line; - is standard input.")
+    ] = None,
+    codegen: Codegen = "",
+    format: Annotated[str, typer.Option(help="parquet, root-ttree or root-rntuple.")] = "parquet",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(),
+    title: Annotated[str, typer.Option(help="For people who look at it.")] = "",
+    timeout: Annotated[str, typer.Option(help="How long to wait: 90, 10m, 2h.")] = "1d",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the request's id and leave.")] = False,
+    home: HomeOption = None,
+    url: UrlOption = "",
+    ca: CaOption = None,
+    json: Json = False,
+) -> None:
+    """Ask for columns and bring the results here; prints their paths."""
+    from doma.cli.columns import Asked, Place, deliver
+
+    asked = Asked(query, tuple(files or ()), did, list_, codegen, format, title)
+    deliver(Place(home, url, ca), asked, out, timeout, no_wait, json)
+
+
+@columns.command(name="ls")
+def list_requests(
+    home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False
+) -> None:
+    """Your requests, youngest first."""
+    from doma.cli.columns import Place, list_requests
+
+    list_requests(Place(home, url, ca), json)
+
+
+@columns.command()
+def show(
+    id: Id,
+    out: Annotated[Path | None, typer.Option(help="Bring the results into this folder, too.")] = None,
+    home: HomeOption = None,
+    url: UrlOption = "",
+    ca: CaOption = None,
+    json: Json = False,
+) -> None:
+    """One request with its files."""
+    from doma.cli.columns import Place, show_request
+
+    show_request(Place(home, url, ca), id, out, json)
+
+
+@columns.command()
+def cancel(
+    ids: Ids = None,
+    all: Annotated[bool, typer.Option("--all", help="Every request of yours that runs.")] = False,
+    home: HomeOption = None,
+    url: UrlOption = "",
+    ca: CaOption = None,
+    json: Json = False,
+) -> None:
+    """Stop requests; what is done stays."""
+    from doma.cli.columns import Place, cancel
+
+    cancel(Place(home, url, ca), ids or [], all, json)
+
+
+@columns.command(name="rm")
+def remove(
+    ids: Ids = None, home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False
+) -> None:
+    """Remove ended requests with their results."""
+    from doma.cli.columns import Place, remove
+
+    remove(Place(home, url, ca), ids or [], json)
+
+
+@columns.command()
+def logs(
+    id: Id, home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False
+) -> None:
+    """What went wrong in a request, file by file, and what its functions printed."""
+    from doma.cli.columns import Place, logs
+
+    logs(Place(home, url, ca), id, json)
+
+
+@columns.command()
+def codegens(home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False) -> None:
+    """The query languages that a service offers."""
+    from doma.cli.columns import Place, codegens
+
+    codegens(Place(home, url, ca), json)
+
+
+@columns.command()
+def explain(
+    query: Query,
+    file: Annotated[str, typer.Argument(help="A local path or URL to look the columns up in.")] = "",
+    codegen: Codegen = "",
+    home: HomeOption = None,
+    json: Json = False,
+) -> None:
+    """What a query reads, does and gives; needs no service, and runs nothing."""
+    from doma.cli.columns_explain import explain
+
+    explain(query, file, codegen, home, json)
+
+
+@columns.command()
+def login(
+    write: Annotated[
+        Path | None, typer.Option(help="File to write, such as ~/.servicex; else print it.")
+    ] = None,
+    subject: Annotated[str, typer.Option(help="Whom the token speaks for; operators only.")] = "",
+    scope: Annotated[str, typer.Option(help="What may be read: storage.read:/path …")] = "",
+    lifetime: Annotated[str, typer.Option(help="Life of the token: 12h, 30d.")] = "30d",
+    home: HomeOption = None,
+    url: UrlOption = "",
+    ca: CaOption = None,
+    json: Json = False,
+) -> None:
+    """A servicex.yaml for ServiceX's own client, with a token that it refreshes itself with."""
+    from doma.cli.columns import Place
+    from doma.cli.columns_login import login
+
+    login(Place(home, url, ca), write, subject, scope, lifetime, json)
+
+
+@columns.command()
+def logout(
+    file: Annotated[Path, typer.Argument(help="The servicex.yaml.")],
+    home: HomeOption = None,
+    url: UrlOption = "",
+    ca: CaOption = None,
+    json: Json = False,
+) -> None:
+    """Make the tokens in a servicex.yaml void."""
+    from doma.cli.columns import Place
+    from doma.cli.columns_login import logout
+
+    logout(Place(home, url, ca), file, json)
