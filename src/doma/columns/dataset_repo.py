@@ -107,6 +107,12 @@ def found(tx: Connection, id_: int) -> Found | None:
     return None if row is None else _found(row)
 
 
+def current(tx: Connection, name: Name) -> Found | None:
+    """The dataset that a name has now, however old its answer is."""
+    row = tx.execute(select(datasets).where(datasets.c.current == name.key)).one_or_none()
+    return None if row is None else _found(row)
+
+
 def inputs(tx: Connection, id_: int) -> list[Input]:
     """The files of a dataset as a request takes them, in order."""
     c = dataset_files.c

@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -22,6 +23,8 @@ from doma.columns.model import Grant, Input
 from doma.core import config
 from doma.core.errors import BadQuery, BadRequest, ConfigError, DomaError, NotFound, TimedOut
 from doma.db.engine import Database
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +146,14 @@ class Datasets:
 
         if not await self._db.run(mark):
             raise BadRequest(f"dataset {id_}: it is marked stale already")
+
+    async def catalogue(self, look: Callable[[Connection], T]) -> T:
+        """Read this server's own catalogue (:mod:`doma.columns.dataset_catalogue`)."""
+        return await self._db.look(look)
+
+    async def change(self, work: Callable[[Connection, float], T]) -> T:
+        """Change it; the function is given the time."""
+        return await self._db.run(lambda tx: work(tx, self._clock()))
 
     async def again(self, id_: int, url: str) -> Input | None:
         """Where a file lies now whose replicas do not open; None: its catalogue knows no other place.

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
+from urllib.parse import quote
 
 from doma.columns.model import Grant
 from doma.core.errors import BadQuery, LimitExceeded
@@ -125,6 +126,14 @@ def chosen(found: Iterable[FoundFile], files: int | None) -> list[FoundFile]:
         if len(unique) > MAX_FILES:
             raise too_many()
     return [unique[name] for name in sorted(unique)][:files]
+
+
+NOWHERE = "nowhere:"
+
+
+def nowhere(name: str) -> str:
+    """What stands for the replica of a file that has none: the file fails with this name, and is not lost."""
+    return f"{NOWHERE}{quote(name, safe='/:')[: MAX_URL - len(NOWHERE)]}"
 
 
 def too_many() -> LimitExceeded:

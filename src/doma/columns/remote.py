@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
+from doma.columns.finder import NOWHERE
 from doma.columns.model import Task
 from doma.columns.remote_http import BLOCK, RemoteFile
 from doma.core.errors import (
@@ -115,6 +116,10 @@ def open_bytes(
         BadRequest: no URL we can read. Forbidden: the address or the file may not be read.
         NotFound, StorageUnavailable, OriginFailed: what its server says.
     """
+    if url.startswith(NOWHERE):
+        raise NotFound(
+            f"{unquote(url.removeprefix(NOWHERE))}: its catalogue knows no replica that can be read"
+        )
     scheme = url.partition("://")[0].lower()
     if scheme == "file":
         if "file://" not in allow:
