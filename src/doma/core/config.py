@@ -274,8 +274,8 @@ class Columns(Section):
     open: bool = False
     """Single-user mode: who runs the system may ask for columns without a token, from its own machine."""
     python: Literal["auto", "off", "unsafe-single-user"] = "auto"
-    """Python functions: where a self-test shows that this machine can isolate them, never, or with nothing but
-    limits around them, as the user who runs the system: only where nobody else can submit."""
+    """Python functions: where a self-test shows that this machine can isolate them, never, or with nothing
+    but limits around them, as the user who runs the system: only where nobody else can submit."""
     python_memory: Bytes = 2 << 30
     """Address space of a function."""
     python_timeout: Seconds = Field(default=300, ge=1)
