@@ -271,6 +271,17 @@ class Columns(Section):
     """Store of the results, ``s3://bucket/prefix`` or ``file:///folder``; empty: a folder of the home."""
     url_life: Seconds = 30 * 24 * 3600
     """Addresses of results are good for this time, as long as the results are kept."""
+    inputs: tuple[str, ...] = ()
+    """Origins in private networks that may be read (``https://host:port``, ``root://host:port``); ``file://``:
+    files of this machine, too."""
+    cache: str = "cache"
+    """Cache that inputs of other sites are read through: an endpoint of this server, for the origins in
+    ``cache.allow``, or the URL of another one; empty: none. What it does not give is read at its origin."""
+    cache_for: tuple[str, ...] = ("*",)
+    """Origins (globs over ``https://host[:port]``, ``root://host[:port]``) that a cache by URL serves."""
+    buckets: tuple[str, ...] = ()
+    """``s3://bucket/prefix?endpoint=https://host``, whose objects every user may have read as
+    ``s3://bucket/prefix/key``, with the keys in ``s3.buckets``."""
     open: bool = False
     """Single-user mode: who runs the system may ask for columns without a token, from its own machine."""
     python: Literal["auto", "off", "unsafe-single-user"] = "auto"

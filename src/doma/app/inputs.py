@@ -1,0 +1,130 @@
+"""Inputs of column delivery: where they may lie, with what right they are read, which catalogues name them."""
+
+import os
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from doma.app.endpoints import caches
+from doma.app.opened import Opened
+from doma.auth.issuer import Issuer
+from doma.columns import repo
+from doma.columns.datasets import Datasets
+from doma.columns.finder import Finder
+from doma.columns.finder_catalogue import CatalogueFinder
+from doma.columns.finder_opendata import OpenDataFinder
+from doma.columns.finder_rucio import RucioFinder
+from doma.columns.finder_xrootd import XrootdFinder
+from doma.columns.model import Grant, TokenSource
+from doma.columns.remote_places import Buckets, Road
+from doma.core.config import Config
+from doma.core.errors import ConfigError, DomaError
+from doma.core.paths import encode
+from doma.core.url import Origin, origin_of
+from doma.store.s3_signature import Credentials
+from doma.store.s3_wire import address_of, credentials_of
+
+
+class Minter:
+    """Rights that the system gives on somebody's behalf, never wider than what they had."""
+
+    def __init__(self, issuer: Issuer, base: str, buckets: Buckets) -> None:
+        self._issuer, self._base, self._buckets = issuer, base, buckets
+        self._own = frozenset(own_origins(base))
+
+    async def token(self, owner: Grant, url: str) -> str:
+        """A read token of a grant for an input of this server; empty for any other host or issuer.
+
+        For an object of a bucket that may be read: the signed URL that reads it.
+        """
+        if url.startswith("s3://"):
+            return self._buckets.signed(url, time.time())
+        if owner.issuer != self._issuer.url or not owner.scopes or _origin(url) not in self._own:
+            return ""
+        return self._issuer.issue(
+            subject=owner.subject, scopes=" ".join(owner.scopes), audience=(self._base,)
+        )
+
+    def sign(self, owner: str, path: str, expires: float) -> str:
+        """A token that reads one path of the results and nothing else."""
+        return self._issuer.issue(
+            subject=owner.rpartition("#")[2],
+            scopes=f"storage.read:{encode(path)}",
+            audience=(self._base,),
+            lifetime=max(1.0, expires - time.time()),
+            alg="ES256",
+        )
+
+
+def own_origins(base: str) -> tuple[str, ...]:
+    """This server as the origin of inputs, by every protocol of its port."""
+    origin = origin_of(base)
+    return tuple(str(Origin(s, origin.host, origin.port)) for s in ("https", "root", "roots"))
+
+
+def allowed(config: Config, base: str) -> tuple[str, ...]:
+    """Origins that may be read although they lie in a private network.
+
+    Raises:
+        ConfigError: one of those that the configuration names is no origin.
+    """
+    named = [word if word == "file://" else _named(word) for word in config.columns.inputs]
+    cache = config.columns.cache
+    around = [_named(cache)] if "://" in cache else []
+    buckets = [address_of(bucket).endpoint for bucket in config.columns.buckets]
+    return tuple(dict.fromkeys([base, *own_origins(base), *named, *around, *buckets]))
+
+
+def road_of(config: Config, opened: Opened) -> Road:
+    """The way to inputs. Raises ConfigError: the cache is neither an endpoint nor a URL."""
+    own, cache = own_origins(opened.base), config.columns.cache
+    if "://" in cache:
+        return Road(own, cache, config.columns.cache_for)
+    if cache not in caches(opened.site.endpoints):
+        # the default names one that a site need not have
+        if cache not in {"", "cache"}:
+            raise ConfigError(f"columns.cache: {cache!r} is no caching endpoint of this server")
+        return Road(own)
+    return Road(own, f"{opened.base}/{cache}", config.cache.allow)
+
+
+def buckets_of(config: Config) -> Buckets:
+    """The buckets whose objects may be inputs. Raises ConfigError."""
+    keys: dict[str, Credentials | None] = {}
+    for address in config.columns.buckets:
+        found = config.s3.buckets.get(urlsplit(address).netloc)
+        if found is None or not found.access_key:
+            keys[address] = credentials_of(os.environ)
+            continue
+        secret, token = found.secret_key.get_secret_value(), found.session_token.get_secret_value()
+        keys[address] = Credentials(found.access_key, secret, token)
+    return Buckets(keys)
+
+
+def make_datasets(
+    config: Config, opened: Opened, tokens: TokenSource, *, clock: Callable[[], float] = time.time
+) -> Datasets:
+    """Datasets with the catalogues that the configuration offers. Raises ConfigError."""
+    section = config.datasets
+    finders: list[Finder] = [CatalogueFinder(opened.db, section)]
+    if section.xrootd:
+        finders.append(XrootdFinder(opened.files.ca, allowed(config, opened.base), tokens.token))
+    if section.opendata:
+        finders.append(OpenDataFinder(section))
+    if section.rucio:
+        finders.append(RucioFinder(section, clock))
+    return Datasets(opened.db, finders, section, repo.settled, clock=clock)
+
+
+def _named(url: str) -> str:
+    try:
+        return str(origin_of(url))
+    except DomaError as e:
+        raise ConfigError(f"columns: {e.message}") from e
+
+
+def _origin(url: str) -> str:
+    try:
+        return str(origin_of(url))
+    except DomaError:
+        return ""
