@@ -1,4 +1,4 @@
-"""Inputs of column delivery: where they may lie, with what right they are read, which catalogues name them."""
+"""Inputs of column delivery: where they may lie, with what right they are read, which catalogues name any."""
 
 import os
 import time

@@ -17,14 +17,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from doma.app.endpoints import RESERVED, caches
 from doma.app.home import Home
 from doma.app.opened import Opened
-from doma.auth.issuer import Issuer
 from doma.auth.routes import issuer_app, metadata_route
 from doma.bus.local import Bus
 from doma.cache.store import CacheStore
 from doma.columns.model import Grant
 from doma.core.config import Config
 from doma.core.errors import ConfigError
-from doma.core.paths import encode
 from doma.doors import macaroons, s3, s3_routes, tape, webdav
 from doma.doors.root import RootDoor
 from doma.doors.s3_call import Door
@@ -43,31 +41,6 @@ from doma.web.stream import Streams
 
 _LAX = frozenset({"servicex", "token", "transformation-request", "requests"})
 """Services whose paths may hold ``//``."""
-
-
-class Minter:
-    """Tokens that the system makes on somebody's behalf, never wider than what they had."""
-
-    def __init__(self, issuer: Issuer, base: str) -> None:
-        self._issuer, self._base = issuer, base
-
-    async def token(self, owner: Grant, url: str) -> str:
-        """A read token of a grant for an input of this server; empty for any other host or issuer."""
-        if owner.issuer != self._issuer.url or _origin(url) != self._base or not owner.scopes:
-            return ""
-        return self._issuer.issue(
-            subject=owner.subject, scopes=" ".join(owner.scopes), audience=(self._base,)
-        )
-
-    def sign(self, owner: str, path: str, expires: float) -> str:
-        """A token that reads one path of the results and nothing else."""
-        return self._issuer.issue(
-            subject=owner.rpartition("#")[2],
-            scopes=f"storage.read:{encode(path)}",
-            audience=(self._base,),
-            lifetime=max(1.0, expires - time.time()),
-            alg="ES256",
-        )
 
 
 @dataclass
@@ -237,6 +210,12 @@ class Services:
             kind="counter",
             labels=("endpoint", "origin"),
         )
+        self.metrics.watch(
+            "doma_cache_queue_depth",
+            "Reads that wait for their turn at an origin.",
+            lambda: {(name, at): n for name, c in found.items() for at, n in c.lanes.depth().items()},
+            labels=("endpoint", "origin"),
+        )
         stream = self.opened.stream
         self.metrics.watch(
             "doma_cache_delivered_bytes_total",
@@ -286,7 +265,8 @@ class Services:
         self.urls["tape"] = f"{opened.base}/api/v1"
 
     def _columns(self, root: Any) -> None:
-        from doma.columns import login
+        from doma.app import inputs
+        from doma.columns import dataset_routes, login
         from doma.columns.routes import caller_of, router
         from doma.columns.service import ColumnService
         from doma.columns.worker import WorkerPool
@@ -296,7 +276,10 @@ class Services:
             raise ConfigError(
                 "auth.embedded = false: the role 'columns' needs the embedded issuer to renew tokens"
             )
-        mint, section = Minter(self.opened.issuer, self.opened.base), self.config.columns
+        section = self.config.columns
+        mint = inputs.Minter(self.opened.issuer, self.opened.base, inputs.buckets_of(self.config))
+        allow = inputs.allowed(self.config, self.opened.base)
+        datasets = inputs.make_datasets(self.config, self.opened, mint)
         self._service = ColumnService(
             self.opened.db,
             self.opened.site.endpoints["results"].store,
@@ -307,7 +290,9 @@ class Services:
             section,
             work_dir=self.home / "work",
             ca_file=str(self.opened.files.ca),
-            allow=(self.opened.base,),
+            allow=allow,
+            datasets=datasets,
+            road=inputs.road_of(self.config, self.opened),
             url_life=min(section.url_life, section.retention),
         )
         caller = caller_of(self.opened.verifier, self._alone)
@@ -322,6 +307,7 @@ class Services:
                 retention=section.retention,
             )
         )
+        root.include_router(dataset_routes.router(datasets, caller, allow))
         root.include_router(login.router(self.opened.issuer, self.opened.verifier))
         shown = requests.Pages(self.opened.db, self._service, self.opened.verifier)
         root.include_router(requests.router(shown, root.state.streams, caller))
@@ -377,8 +363,3 @@ def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIAp
 
 def _numbers(found: Mapping[str, CacheStore], metric: str) -> dict[tuple[str, ...], float]:
     return {(name,): cache.stats().metrics()[metric] for name, cache in found.items()}
-
-
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
