@@ -6,7 +6,7 @@ from pathlib import Path
 
 from doma.columns.model import Outcome, Progress, Task
 from doma.columns.query import Tell, compile_query
-from doma.columns.remote import open_bytes
+from doma.columns.remote import Bytes, open_input
 from doma.columns.sink import open_sink
 
 
@@ -14,15 +14,31 @@ def quiet(progress: Progress) -> None:
     """Tell nobody."""
 
 
-def execute(task: Task, tell: Tell = quiet, clock: Callable[[], float] = time.monotonic) -> Outcome:
+def unwatched(data: Bytes) -> None:
+    """Watch nothing."""
+
+
+def execute(
+    task: Task,
+    tell: Tell = quiet,
+    opened: Callable[[Bytes], None] = unwatched,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
     """Run a task.
+
+    Args:
+        task: What to do.
+        tell: Hears of progress after every step.
+        opened: Gets the input once it is open; its ``taken`` grows while the task runs.
+        clock: Monotonic seconds.
 
     Raises:
         DomaError: what is wrong with the query or the file; no output is left then.
     """
     begun = clock()
     query = compile_query(task.codegen, task.selection)
-    data = open_bytes(task.url, task.token, task.ca_file, task.allow)
+    data = open_input(task)
+    opened(data)
     try:
         if data.version and data.version in task.known:
             return Outcome(data.version, True, read=data.taken, seconds=clock() - begun, url=data.url)

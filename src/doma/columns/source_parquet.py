@@ -1,0 +1,112 @@
+"""Parquet files as columns, by pyarrow."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from doma.columns.fetch import FileLike
+from doma.columns.remote import Bytes
+from doma.columns.source import Columns, Index, Window
+from doma.core.errors import CorruptFile, DomaError
+
+
+class ParquetSource:
+    """A Parquet file."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.place = data.url
+        file = pa.PythonFile(FileLike(data), mode="r")
+        self._file = self._guarded(lambda: pq.ParquetFile(file, pre_buffer=True))
+        self._meta = self._file.metadata
+        self.names = tuple(self._file.schema_arrow.names)
+        rows = [self._meta.row_group(i).num_rows for i in range(self._meta.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+        self.entries = int(self._starts[-1])
+
+    def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
+        if not names:
+            return {}
+        if start >= stop:
+            schema = self._file.schema_arrow
+            empty = pa.schema([schema.field(n) for n in names]).empty_table()
+            return self._columns(empty, names)
+        low = int(np.searchsorted(self._starts, start, side="right")) - 1
+        high = int(np.searchsorted(self._starts, stop, side="left"))
+        groups = np.arange(low, high)
+        if keep is not None:
+            groups = groups[np.diff(np.searchsorted(keep, self._starts[low : high + 1])) > 0]
+        table = self._guarded(lambda: self._file.read_row_groups(groups.tolist(), columns=list(names)))
+        sizes = np.diff(self._starts)[groups]
+        if table.num_rows != int(sizes.sum()):
+            raise CorruptFile(f"{self.place}: the row groups have other numbers of rows than they say")
+        if keep is None:
+            return self._columns(table.slice(start - int(self._starts[low]), stop - start), names)
+        # Rows of the groups that were read, counted through.
+        group = np.searchsorted(self._starts[groups], keep, side="right") - 1
+        place = keep - self._starts[groups][group] + (np.cumsum(sizes) - sizes)[group]
+        return {n: a[place] for n, a in self._columns(table, names).items()}
+
+    def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
+        groups = (first, tuple(n for n in names if n not in first))
+        wanted = set(names)
+        begin = held = 0
+        for i in range(self._meta.num_row_groups):
+            size = self._bytes(i, wanted)
+            if held and held + size > step:
+                yield Window(self, int(self._starts[begin]), int(self._starts[i]), groups)
+                begin, held = i, 0
+            held += size
+            if size > step:
+                yield from self._batches(i, names, step / size, groups)
+                begin, held = i + 1, 0
+        if begin < self._meta.num_row_groups:
+            yield Window(self, int(self._starts[begin]), self.entries, groups)
+
+    def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
+        wanted = set(names)
+        chosen = [c for i in range(self._meta.num_row_groups) for c in self._chunks(i, wanted)]
+        return sum(c.total_compressed_size for c in chosen), sum(c.total_uncompressed_size for c in chosen)
+
+    def _batches(
+        self, group: int, names: tuple[str, ...], share: float, groups: tuple[tuple[str, ...], ...]
+    ) -> Iterator[Window]:
+        """A row group larger than the step, decoded in batches, all its columns at once."""
+        at, stop = int(self._starts[group]), int(self._starts[group + 1])
+        per = max(1, int((stop - at) * share))
+        batches = self._file.iter_batches(batch_size=per, row_groups=[group], columns=list(names))
+        while (batch := self._guarded(lambda: next(batches, None))) is not None:
+            ready = self._columns(pa.Table.from_batches([batch]), names)
+            yield Window(self, at, at + batch.num_rows, groups, ready)
+            at += batch.num_rows
+
+    def _chunks(self, group: int, names: set[str]) -> list[Any]:
+        meta = self._meta.row_group(group)
+        columns = (meta.column(j) for j in range(meta.num_columns))
+        return [c for c in columns if c.path_in_schema.split(".")[0] in names]
+
+    def _bytes(self, group: int, names: set[str]) -> int:
+        return sum(c.total_uncompressed_size for c in self._chunks(group, names))
+
+    def _columns(self, table: Any, names: tuple[str, ...]) -> Columns:
+        found: Columns = self._guarded(
+            lambda: {n: ak.from_arrow(table.column(n).combine_chunks()) for n in names}
+        )
+        return found
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except DomaError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, TypeError, NotImplementedError) as e:
+            cause: BaseException | None = e
+            while cause is not None:
+                if isinstance(cause, DomaError):
+                    raise cause from e
+                cause = cause.__cause__ or cause.__context__
+            line = " ".join(str(e).split())[:300] or type(e).__name__
+            raise CorruptFile(f"{self.place}: cannot be read as Parquet: {line}") from e
