@@ -6,7 +6,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from doma.columns import repo
+from doma.columns import cache_repo, repo, work_repo
 from doma.columns.model import Grant, Outcome, State, Submission
 from doma.columns.plan import compile_text
 from doma.db import outbox
@@ -24,13 +24,14 @@ def add(db: Database, name: str, files: int, user: str = "alice", at: float = 1.
     db.run_sync(lambda tx: repo.add(tx, name, grant, ask, DIGEST, at))
 
 
-def take(db: Database, worker: str, now: float, limit: int = 1) -> list[repo.Job]:
-    return db.run_sync(lambda tx: repo.take(tx, worker, now, 30.0, limit))
+def take(db: Database, worker: str, now: float, limit: int = 1) -> list[work_repo.Job]:
+    return db.run_sync(lambda tx: work_repo.take(tx, worker, now, 30.0, limit))
 
 
-def done(db: Database, job: repo.Job, now: float = 60.0) -> bool:
+def done(db: Database, job: work_repo.Job, now: float = 60.0) -> bool:
     path = f"/{job.request}/{job.number}"
-    return db.run_sync(lambda tx: repo.done(tx, job, f"n{job.number}", path, "o1", OUTCOME, now))
+    result = work_repo.Published(f"n{job.number}", path, "o1", OUTCOME)
+    return db.run_sync(lambda tx: work_repo.done(tx, job, result, now))
 
 
 def request(db: Database, name: str, user: str = "alice"):
@@ -51,10 +52,10 @@ def test_a_late_answer_of_an_earlier_attempt_changes_nothing(database):
     again = take(database, "two", 50.0, 2)
     assert {(j.file, j.attempt) for j in again} == {(first.file, 2), (first.file + 1, 1)}
     held = {first.file: first.attempt}
-    assert not database.run_sync(lambda tx: repo.renew(tx, held, 51.0, 30.0))
+    assert not database.run_sync(lambda tx: work_repo.renew(tx, held, 51.0, 30.0))
     assert not done(database, first)
-    assert not database.run_sync(lambda tx: repo.failed(tx, first, "late", 52.0))
-    assert not database.run_sync(lambda tx: repo.again(tx, first, "late"))
+    assert not database.run_sync(lambda tx: work_repo.failed(tx, first, "late", 52.0))
+    assert not database.run_sync(lambda tx: work_repo.again(tx, first, "late"))
     for job in again:
         assert done(database, job)
         assert not done(database, job)
@@ -95,10 +96,10 @@ def test_a_result_is_known_to_the_same_question_only(database):
     done(database, job)
     add(database, "s", 1, "bob")
     (same,) = take(database, "w", 70.0)
-    (hit,) = database.look_sync(lambda tx: repo.known(tx, same.digest, same.url, same.format))
+    (hit,) = database.look_sync(lambda tx: cache_repo.known(tx, same.question, [same.url]))
     assert (hit.version, hit.path, hit.events) == ("v1", "/r/0", 7)
     database.run_sync(lambda tx: repo.remove(tx, "r", 80.0))
-    assert database.look_sync(lambda tx: repo.known(tx, same.digest, same.url, same.format)) == []
+    assert database.look_sync(lambda tx: cache_repo.known(tx, same.question, [same.url])) == []
     assert request(database, "r") is None
 
 
@@ -113,7 +114,7 @@ def test_every_change_is_told_to_its_owner_in_the_same_transaction(database):
     add(database, "r", 2)
     one, two = take(database, "w", 10.0, 2)
     done(database, one)
-    database.run_sync(lambda tx: repo.failed(tx, two, "torn", 61.0))
+    database.run_sync(lambda tx: work_repo.failed(tx, two, "torn", 61.0))
     told = database.look_sync(lambda tx: outbox.after(tx, 0))
     assert [e.kind for _, e, _ in told] == [
         "request.submitted",
@@ -139,11 +140,11 @@ def test_random_walks_never_count_a_file_twice(database, seed):
             if act == "done":
                 done(database, job, now)
             elif act == "failed":
-                database.run_sync(lambda tx, job=job: repo.failed(tx, job, "x", now))  # noqa: B023
+                database.run_sync(lambda tx, job=job: work_repo.failed(tx, job, "x", now))  # noqa: B023
             elif act == "again":
-                database.run_sync(lambda tx, job=job: repo.again(tx, job, "x"))
+                database.run_sync(lambda tx, job=job: work_repo.again(tx, job, "x"))
             else:
-                database.run_sync(lambda tx, job=job: repo.renew(tx, {job.file: job.attempt}, now, 30.0))  # noqa: B023
+                database.run_sync(lambda tx, job=job: work_repo.renew(tx, {job.file: job.attempt}, now, 30.0))  # noqa: B023
         found = request(database, "r")
         rows = database.look_sync(lambda tx: repo.results(tx, "r"))
         assert found.completed == sum(r.state == "success" for r in rows)

@@ -8,6 +8,7 @@ Lines in: ``{"id", "task"}``. Lines out: ``{"ready"}``, ``{"beat": progress}``, 
 """
 
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -21,6 +22,8 @@ from typing import Any, BinaryIO
 from doma.columns.execute import execute
 from doma.columns.model import Progress, Task
 from doma.core.errors import CorruptFile, DomaError, LimitExceeded, problem
+
+WARM = ("pyarrow.parquet", "doma.columns.funcadl", "doma.columns.source", "doma.columns.sink_parquet")
 
 
 def main(beat: float, memory: int) -> None:
@@ -43,12 +46,19 @@ def main(beat: float, memory: int) -> None:
     threading.Thread(target=_listen, args=(sys.stdin.buffer, tasks), daemon=True).start()
     progress = [Progress()]
     threading.Thread(target=_pulse, args=(say, progress, beat), daemon=True).start()
+    _warm()
     _limit(memory)
     say({"ready": os.getpid()})
     while True:
         order = tasks.get()
         progress[0] = Progress()
         say({"id": order["id"], **_answer(order["task"], progress)})
+
+
+def _warm() -> None:
+    """Import what most files need: it takes a second or two, which no file should wait for."""
+    for name in WARM:
+        importlib.import_module(name)
 
 
 def _answer(fields: dict[str, Any], progress: list[Progress]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ higher attempt number, and the question is answered no.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from doma.core.errors import NotFound, PreconditionFailed
+from doma.core.errors import AlreadyExists, NotFound, PreconditionFailed, WrongSize
 from doma.store.protocol import PIECE, Buffer, Stat, Store
 
 TRIES = 5
@@ -33,6 +34,32 @@ async def copy(store: Store, source: str, version: str, path: str, ours: Ours) -
     if stat.version != version:
         raise PreconditionFailed(f"{source}: the object was replaced")
     return await _published(store, path, stat.size, lambda: _of_object(store, source, version), ours)
+
+
+async def adopt(store: Store, path: str, source: str, size: int, ours: Ours) -> Stat:
+    """Publish an object that a worker uploaded under another name.
+
+    Raises:
+        NotFound, WrongSize: the upload is not what the worker said.
+    """
+    found = await store.stat(source)
+    if found.size != size:
+        raise WrongSize(f"{source}: {found.size} bytes were uploaded, {size} were announced")
+    for left in reversed(range(TRIES)):
+        there = await _there(store, path)
+        await ours()
+        try:
+            if there is not None:  # the object of an attempt that was never recorded
+                await store.delete(path, version=there)
+            parent = path.rpartition("/")[0]
+            with contextlib.suppress(AlreadyExists):
+                await store.make_dir(parent)
+            await store.rename(source, path, overwrite=False)
+            return await store.stat(path)
+        except (PreconditionFailed, NotFound):
+            if not left:
+                raise
+    raise AssertionError("unreachable")
 
 
 async def _published(

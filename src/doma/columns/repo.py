@@ -1,27 +1,25 @@
-"""The rows of the column service: requests, files, cached results. Every function is one transaction's work.
+"""The rows of requests: submit, look, settle, cancel, remove. Every function is one transaction's work.
 
-A file's result and the counters of its request change in the same transaction, fenced by the attempt
-number: a late answer of an earlier attempt changes nothing, and nothing is counted twice.
-
-Source: servicex.md §3.4 (strictly increasing times) and §12 of the project's contracts.
+Source: servicex.md §3.3, §3.4 and §4.1 of the project's contracts.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
+from doma.columns import dataset_repo
+from doma.columns.finder import Lookup
 from doma.columns.model import (
-    ENGINE,
     FILES,
     FINAL,
     FileEvent,
     FileResult,
     FileState,
     Grant,
-    Outcome,
+    Input,
+    Progressed,
     Request,
     State,
     Submission,
@@ -29,59 +27,73 @@ from doma.columns.model import (
 )
 from doma.columns.tables import cache, files, requests
 from doma.core.events import Event
-from doma.db import claim as claims
 from doma.db import outbox
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One claimed file with all that running it needs."""
-
-    file: int
-    attempt: int
-    request: str
-    url: str
-    replicas: tuple[str, ...]
-    number: int
-    selection: str
-    codegen: str
-    digest: str
-    format: str
-    grant: Grant
+BATCH = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """A result that can be taken over."""
+def add(
+    tx: Connection,
+    id_: str,
+    grant: Grant,
+    ask: Submission,
+    digest: str,
+    now: float,
+    *,
+    inputs: Sequence[Input] | None = None,
+    dataset: int | None = None,
+    state: State = State.SUBMITTED,
+) -> None:
+    """Store a request with its files; an empty list of files is complete at once.
 
-    key: str
-    version: str
-    path: str
-    object_version: str
-    bytes: int
-    events: int
-
-
-def add(tx: Connection, id_: str, grant: Grant, ask: Submission, digest: str, now: float) -> None:
-    """Store a request with its files; an empty list of files is complete at once."""
+    Args:
+        tx: A write transaction.
+        id_: The new request.
+        grant: In whose name its inputs are read.
+        ask: The question.
+        digest: Of the question in canonical form.
+        now: Unix seconds.
+        inputs: The files with their replicas; None: those of the question.
+        dataset: Number of the dataset.
+        state: Lookup or Pending Lookup for a dataset whose files are not known yet.
+    """
+    found = [Input(url) for url in ask.files] if inputs is None else inputs
     did = ask.did or hashlib.sha256(" ".join(ask.files).encode()).hexdigest()
-    state = State.SUBMITTED if ask.files else State.COMPLETE
+    if state is State.SUBMITTED and not found:
+        state = State.COMPLETE
     tx.execute(
         insert(requests).values(
             id=id_, owner=grant.owner, issuer=grant.issuer, subject=grant.subject, scopes=list(grant.scopes),
-            title=ask.title, did=did, selection=ask.selection, digest=digest, codegen=ask.codegen,
-            format=ask.format, destination=ask.destination, state=state, wanted="", failure=None,
-            files=len(ask.files), completed=0, failed=0, submitted=now,
-            finished=None if ask.files else now, visible=0,
+            title=ask.title, did=did, dataset=dataset, selection=ask.selection, digest=digest,
+            codegen=ask.codegen, format=ask.format, destination=ask.destination, state=state, wanted="",
+            failure=None, files=len(found), completed=0, failed=0, submitted=now,
+            finished=now if state is State.COMPLETE else None, visible=0, served=0.0,
         )
     )  # fmt: skip
-    blank = {"request": id_, "state": FileState.WAITING, "attempt": 0, "bytes": 0, "events": 0,
-             "seconds": 0.0, "read": 0, "visible": 0, "replicas": [], "cached": False, "entries": 0,
-             "passed": 0}  # fmt: skip
-    rows = [{**blank, "number": i, "url": url} for i, url in enumerate(ask.files)]
-    for start in range(0, len(rows), 500):
-        tx.execute(insert(files), rows[start : start + 500])
-    _tell(tx, "request.submitted", id_, grant.owner, now, {"files": len(ask.files), "state": state})
+    _store(tx, id_, found)
+    tell(tx, "request.submitted", id_, grant.owner, now, {"files": len(found), "state": state})
+
+
+def settled(tx: Connection, dataset: int, now: float) -> None:
+    """Move the requests on that waited for a dataset, whose look-up has ended."""
+    end = dataset_repo.found(tx, dataset)
+    c = requests.c
+    waiting = select(c.id, c.owner).where(c.dataset == dataset, c.state.in_([State.LOOKUP, State.PENDING]))
+    rows = tx.execute(waiting).all()
+    if end is None or not rows:
+        return
+    inputs = dataset_repo.inputs(tx, dataset) if end.state is Lookup.COMPLETE else []
+    values: dict[str, Any] = {"files": len(inputs), "state": State.SUBMITTED}
+    if end.state is not Lookup.COMPLETE:
+        values = {"state": State.BAD, "failure": end.reason or f"{end.name}: {end.state}", "finished": now}
+    elif not inputs:
+        values |= {"state": State.COMPLETE, "finished": now}
+    for row in rows:
+        _store(tx, row.id, inputs)
+        tx.execute(update(requests).where(c.id == row.id).values(**values))
+        ended = values["state"] in FINAL
+        kind = "request.finished" if ended else "request.advanced"
+        tell(tx, kind, row.id, row.owner, now, {"files": len(inputs), "state": values["state"]})
 
 
 def get(tx: Connection, id_: str, owner: str) -> Request | None:
@@ -106,93 +118,25 @@ def results(tx: Connection, id_: str, later_than: int = -1) -> list[FileResult]:
     return [_file(r) for r in tx.execute(wanted)]
 
 
-def take(tx: Connection, worker: str, now: float, lease: float, limit: int) -> list[Job]:
-    """Claim files for this process: first those of the users who have least running."""
-    open_ = select(requests.c.id).where(requests.c.wanted == "", requests.c.state.not_in(FINAL))
-    busy = (
-        select(requests.c.owner, func.count().label("n"))
-        .join(files, files.c.request == requests.c.id)
-        .where(files.c.state == FileState.RUNNING)
-        .group_by(requests.c.owner)
-        .subquery()
-    )
-    load = (
-        select(func.coalesce(func.max(busy.c.n), 0))
-        .select_from(requests.outerjoin(busy, busy.c.owner == requests.c.owner))
-        .where(requests.c.id == files.c.request)
-        .scalar_subquery()
-    )
-    jobs: list[Job] = []
-    for _ in range(limit):
-        # One by one, so that each claim sees the load that the last one made.
-        rows = claims.claim(
-            tx, files, ready=[FileState.WAITING], running=FileState.RUNNING, owner=worker, now=now,
-            lease=lease, limit=1, where=files.c.request.in_(open_), order=[load, files.c.attempt, files.c.id],
-        )  # fmt: skip
-        if not rows:
-            break
-        (row,) = rows
-        ask = tx.execute(select(requests).where(requests.c.id == row.request)).one()
-        grant = Grant(ask.issuer, ask.subject, tuple(ask.scopes))
-        file = {"file": row.id, "attempt": row.attempt, "url": row.url, "number": row.number}
-        question = {"selection": ask.selection, "codegen": ask.codegen, "digest": ask.digest}
-        rest = {"format": ask.format, "replicas": tuple(row.replicas), "grant": grant}
-        jobs.append(Job(request=ask.id, **file, **question, **rest))
-        if ask.state == State.SUBMITTED:
-            tx.execute(update(requests).where(requests.c.id == ask.id).values(state=State.RUNNING))
-            _tell(tx, "request.started", ask.id, ask.owner, now, {"state": State.RUNNING})
-    return jobs
+def all_files(tx: Connection, id_: str, limit: int, after: int = -1) -> list[FileResult]:
+    """Files of a request in any state, by number."""
+    c = files.c
+    wanted = select(files).where(c.request == id_, c.number > after).order_by(c.number).limit(limit)
+    return [_file(r) for r in tx.execute(wanted)]
 
 
-def renew(tx: Connection, held: dict[int, int], now: float, lease: float) -> set[int]:
-    """Prolong leases; returns the files that are still ours."""
-    return claims.renew(tx, files, held, running=FileState.RUNNING, now=now, lease=lease)
-
-
-def release(tx: Connection, workers: Sequence[str]) -> int:
-    """Give back everything that stopped or dead service processes hold."""
-    return sum(
-        claims.give_back(tx, files, w, running=FileState.RUNNING, ready=FileState.WAITING) for w in workers
-    )
-
-
-def holders(tx: Connection) -> list[str]:
-    """The service processes that hold files."""
-    held = select(files.c.owner).where(files.c.state == FileState.RUNNING).distinct()
-    return [r.owner for r in tx.execute(held) if r.owner]
-
-
-def done(tx: Connection, job: Job, name: str, path: str, version: str, outcome: Outcome, now: float) -> bool:
-    """Record a result whose object is readable already, and count it; False: no longer this attempt's."""
-    visible = _tick(tx, job.request, now)
-    if not claims.settle(
-        tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.DONE, name=name,
-        bytes=outcome.bytes, events=outcome.rows, seconds=outcome.seconds, read=outcome.read, reason=None,
-        visible=visible, cached=outcome.cached, entries=outcome.events, passed=outcome.events,
-        place=outcome.url or None, log=outcome.log or None,
-    ):  # fmt: skip
-        return False
-    if outcome.version:
-        _remember(tx, job, path, version, outcome, now)
-    _count(tx, job.request, now, visible, completed=1)
-    return True
-
-
-def failed(tx: Connection, job: Job, reason: str, now: float) -> bool:
-    """Record that a file cannot be done."""
-    visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
-    ended: dict[str, Any] = {"state": FileState.FAILED, "reason": reason, "visible": visible}
-    if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
-        return False
-    _count(tx, job.request, now, visible, failed=1, reason=f"{job.url}: {reason}"[:2000])
-    return True
-
-
-def again(tx: Connection, job: Job, reason: str) -> bool:
-    """Give a file back for another attempt."""
-    return claims.settle(
-        tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.WAITING, reason=reason
-    )
+def progress(tx: Connection, id_: str) -> Progressed:
+    """Sums over the files of a request."""
+    c = files.c
+    sums = [func.coalesce(func.sum(x), 0) for x in (c.entries, c.passed, c.read, c.bytes, c.events)]
+    states: dict[str, int] = {}
+    totals = [0] * len(sums)
+    grouped = select(c.state, func.count(), *sums).where(c.request == id_).group_by(c.state)
+    for state, count, *numbers in tx.execute(grouped):
+        states[state] = count
+        totals = [a + int(b) for a, b in zip(totals, numbers, strict=True)]
+    counts = (states.get(s, 0) for s in (FileState.DONE, FileState.FAILED, FileState.RUNNING))
+    return Progressed(sum(states.values()), *counts, *totals)
 
 
 def cancel(tx: Connection, id_: str, now: float) -> None:
@@ -209,7 +153,7 @@ def cancel(tx: Connection, id_: str, now: float) -> None:
         .returning(requests.c.owner)
     ).one_or_none()
     if ended is not None:
-        _tell(tx, "request.finished", id_, ended.owner, now, {"state": State.CANCELED})
+        tell(tx, "request.finished", id_, ended.owner, now, {"state": State.CANCELED})
 
 
 def remove(tx: Connection, id_: str, now: float) -> None:
@@ -218,7 +162,7 @@ def remove(tx: Connection, id_: str, now: float) -> None:
     tx.execute(delete(files).where(files.c.request == id_))
     gone = tx.execute(delete(requests).where(requests.c.id == id_).returning(requests.c.owner)).one_or_none()
     if gone is not None:
-        _tell(tx, "request.deleted", id_, gone.owner, now, {})
+        tell(tx, "request.deleted", id_, gone.owner, now, {})
 
 
 def expired(tx: Connection, before: float) -> list[str]:
@@ -227,91 +171,72 @@ def expired(tx: Connection, before: float) -> list[str]:
     return [r.id for r in tx.execute(old.limit(100))]
 
 
-def known(tx: Connection, digest: str, url: str, format_: str) -> list[Cached]:
-    """Results of other requests for the same question to the same URL, whatever the input's version."""
-    rows = tx.execute(
-        select(cache)
-        .where(cache.c.input == _input(digest, url, format_))
-        .order_by(cache.c.made.desc())
-        .limit(8)
-    )
-    return [Cached(r.key, r.version, r.path, r.object_version, r.bytes, r.events) for r in rows]
+def stranded(tx: Connection, now: float) -> list[str]:
+    """End the requests that nothing works on any more: no file waits or runs, and no look-up is under way.
 
-
-def forget(tx: Connection, key: str) -> None:
-    """Drop a cached result whose object is gone."""
-    tx.execute(delete(cache).where(cache.c.key == key))
-
-
-def _input(digest: str, url: str, format_: str) -> str:
-    return hashlib.sha256("\0".join((digest, url, format_, ENGINE)).encode()).hexdigest()
-
-
-def _remember(tx: Connection, job: Job, path: str, version: str, outcome: Outcome, now: float) -> None:
-    place = _input(job.digest, job.url, job.format)
-    key = hashlib.sha256(f"{place}\0{outcome.version}".encode()).hexdigest()
-    tx.execute(delete(cache).where(cache.c.key == key))
-    tx.execute(
-        insert(cache).values(
-            key=key, input=place, version=outcome.version, path=path, object_version=version,
-            bytes=outcome.bytes, events=outcome.rows, request=job.request, made=now, used=now,
-        )
-    )  # fmt: skip
-
-
-def _tick(tx: Connection, id_: str, now: float) -> int:
-    """The instant at which the next result of a request becomes visible: later than all before it."""
-    row = tx.execute(select(requests.c.visible).where(requests.c.id == id_).with_for_update()).one_or_none()
-    return max(int(now * 1e6), (row.visible if row else 0) + 1)
-
-
-def _count(
-    tx: Connection,
-    id_: str,
-    now: float,
-    visible: int,
-    *,
-    completed: int = 0,
-    failed: int = 0,
-    reason: str = "",
-) -> None:
+    Counters and states change together, so there should be none; whatever the cause, nobody waits for ever.
+    """
     c = requests.c
-    row = tx.execute(
-        update(requests)
-        .where(c.id == id_)
-        .values(completed=c.completed + completed, failed=c.failed + failed, visible=visible)
-        .returning(requests)
-    ).one()
-    state = verdict(row.files, row.completed, row.failed)
-    values: dict[str, Any] = {}
-    if reason and not row.failure:
-        values["failure"] = reason
-    if row.state not in FINAL:
-        values["state"] = state
-        if state in FINAL:
-            values["finished"] = now
-    if values:
-        tx.execute(update(requests).where(c.id == id_).values(**values))
-    facts = {"completed": row.completed, "failed": row.failed, "files": row.files, "state": str(state)}
-    _tell(tx, "request.finished" if state in FINAL else "request.advanced", id_, row.owner, now, facts)
+    open_ = select(files.c.id).where(
+        files.c.request == c.id, files.c.state.in_([FileState.WAITING, FileState.RUNNING])
+    )
+    lost = select(requests).where(c.finished.is_(None), c.state.not_in(FINAL), ~open_.exists())
+    ended = []
+    for row in tx.execute(lost).all():
+        if row.state in {State.LOOKUP, State.PENDING}:
+            end = None if row.dataset is None else dataset_repo.found(tx, row.dataset)
+            if end is not None and not end.state.final:
+                continue
+            if end is not None:
+                settled(tx, end.id, now)
+                continue
+        _end(tx, row, now)
+        ended.append(row.id)
+    return ended
 
 
-def _tell(tx: Connection, kind: str, id_: str, owner: str, now: float, data: dict[str, Any]) -> None:
+def _end(tx: Connection, row: Row[Any], now: float) -> None:
+    """Set a request's counters to what its files say, and its state to what follows."""
+    sums = progress(tx, row.id)
+    state = verdict(row.files, sums.completed, sums.failed)
+    values: dict[str, Any] = {"completed": sums.completed, "failed": sums.failed, "finished": now}
+    if state not in FINAL or row.state in {State.LOOKUP, State.PENDING}:
+        missing = row.files - sums.completed - sums.failed
+        what = f"{missing} of its files are lost" if missing else f"the look-up of {row.did} was lost"
+        state, values["failure"] = State.FATAL, f"request {row.id}: {what}; submit it again"
+    tx.execute(update(requests).where(requests.c.id == row.id).values(**values, state=state))
+    tell(tx, "request.finished", row.id, row.owner, now, {"state": state})
+
+
+def tell(tx: Connection, kind: str, id_: str, owner: str, now: float, data: dict[str, Any]) -> None:
+    """Add an event to the outbox."""
     outbox.append(
         tx, Event(kind, id_, {k: str(v) if isinstance(v, State) else v for k, v in data.items()}, owner), now
     )
 
 
+def _store(tx: Connection, id_: str, inputs: Sequence[Input]) -> None:
+    blank = {"request": id_, "state": FileState.WAITING, "attempt": 0, "bytes": 0, "events": 0,
+             "seconds": 0.0, "read": 0, "visible": 0, "cached": False, "entries": 0, "passed": 0,
+             "history": []}  # fmt: skip
+    rows = [
+        {**blank, "number": i, "url": file.url, "replicas": list(file.replicas)}
+        for i, file in enumerate(inputs)
+    ]
+    for start in range(0, len(rows), BATCH):
+        tx.execute(insert(files), rows[start : start + BATCH])
+
+
 def _request(r: Row[Any]) -> Request:
     return Request(
         r.id, r.owner, r.title, r.did, r.selection, r.codegen, r.format, r.destination, State(r.state),
-        r.wanted,
-        r.failure, r.files, r.completed, r.failed, r.submitted, r.finished,
+        r.wanted, r.failure, r.files, r.completed, r.failed, r.submitted, r.finished, r.dataset,
     )  # fmt: skip
 
 
 def _file(r: Row[Any]) -> FileResult:
     return FileResult(
         r.id, r.request, r.number, r.url, FileState(r.state), r.reason, r.name, r.bytes, r.events, r.seconds,
-        r.read, r.visible,
+        r.read, r.visible, r.attempt, r.cached, r.entries, r.passed, r.moved, r.place, r.log,
+        tuple(r.history),
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The running of claimed files, and the housekeeping around it.
+"""The claiming of files, their leases, and the watch over those that run.
 
 This process claims files, runs them in the worker pool, publishes each result in the store, and only then
-records and counts it in one transaction. Whatever stops in between leaves a claim that runs out; another
-attempt takes the file, and the earlier one's late word is refused by its attempt number.
+records and counts it in one transaction (:mod:`doma.columns.attempt`). A file that waits for a free worker
+is claimed already, so that no worker waits for the database.
 """
 
 import asyncio
@@ -12,29 +12,45 @@ import os
 import secrets
 import shutil
 import socket
+import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from doma.columns import repo
-from doma.columns.model import Grant, Outcome, Pool, Task, TokenSource
-from doma.columns.naming import object_name
-from doma.columns.publish import copy, put
+from doma.columns import work_repo
+from doma.columns.attempt import Attempt, Workshop
+from doma.columns.flight import Flights
+from doma.columns.gather import Gathered
+from doma.columns.model import Grant, Input, Outcome, Pool, Progress, TokenSource
+from doma.columns.remote_places import Road
+from doma.columns.upkeep import Upkeep
 from doma.core.config import Columns
-from doma.core.errors import Cancelled, DomaError, NotFound, PreconditionFailed
+from doma.core.errors import DomaError
 from doma.db.engine import Database
-from doma.store.protocol import Stat, Store
+from doma.store.protocol import Store
+
+if TYPE_CHECKING:
+    from doma.columns.datasets import Datasets
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-"""How often a file is tried when its trouble may pass."""
 LOOK = 5.0
 """Seconds between two looks for work of other processes."""
 TIDY = 60.0
 CHECK = 10.0
 """Seconds after which a check of names gives its worker back."""
+TELL = 1.0
+"""Seconds between two writes of how far files are."""
+AHEAD = 2
+"""Files that are claimed for each worker, the running one included."""
+IDLE = 256
+"""Files that may wait for another request that computes the same."""
+SLOW = 4.0
+"""A file that takes this many times the median of its request is begun a second time …"""
+SLOW_AT_LEAST = 5.0
+"""… when it has run for this many seconds, and nothing else wants the worker."""
 
 
 class Runner:
@@ -50,6 +66,9 @@ class Runner:
         ca_file: CA bundle for https inputs.
         allow: Origins in private networks that may be read.
         clock: Unix seconds.
+        datasets: Looks datasets up again when their files are gone.
+        road: The way to inputs.
+        sandbox: Tells how workers isolate python functions; empty: not at all.
     """
 
     def __init__(
@@ -64,29 +83,40 @@ class Runner:
         ca_file: str,
         allow: tuple[str, ...],
         clock: Callable[[], float],
+        datasets: "Datasets | None" = None,
+        road: Road,
+        sandbox: Callable[[], Awaitable[str]],
     ) -> None:
-        self._db, self._results, self._pool, self._tokens = db, results, pool, tokens
-        self._config, self._ca_file, self._allow, self._clock = config, ca_file, allow, clock
         # The process id tells a successor on this machine that the holder of a claim is dead.
         self._name = f"{socket.gethostname()[:60]}/{os.getpid()}/{secrets.token_hex(4)}"
         self._work = work_dir / self._name.replace("/", "-")
-        self._jobs: dict[int, tuple[repo.Job, asyncio.Task[None]]] = {}
+        self._db, self._pool, self._config, self._clock = db, pool, config, clock
+        self._gathered = Gathered(db)
+        self._shop = Workshop(
+            db, self._gathered, results, pool, tokens, config, self._work, ca_file, allow, clock, Flights(),
+            datasets, road, sandbox,
+        )  # fmt: skip
+        self._upkeep = Upkeep(self._shop)
+        self._jobs: dict[int, tuple[Attempt, asyncio.Task[float | None]]] = {}
         self._wake, self._changed = asyncio.Event(), asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
+        self._told: dict[tuple[int, int], Progress] = {}
+        self._spent = False
+        """Nothing could be claimed the last time."""
 
     async def start(self) -> None:
         """Start the workers and take up what a killed predecessor left."""
         await asyncio.to_thread(self._tidy_work)
-        holders = await self._db.look(repo.holders)
+        holders = await self._db.look(work_repo.holders)
         dead = [h for h in holders if _is_dead(h, self._name)]
         if dead:
-            count = await self._db.run(lambda tx: repo.release(tx, dead))
+            count = await self._db.run(lambda tx: work_repo.release(tx, dead))
             log.info("columns: %d files of a killed predecessor go on", count)
+        await self._upkeep.begin()
         await self._pool.start()
-        self._loops = [
-            asyncio.create_task(self._forever(self._pump, "claiming")),
-            asyncio.create_task(self._forever(self._hold, "keeping leases")),
-        ]
+        turns = {self._pump: "claiming", self._hold: "keeping leases", self._watch: "watching",
+                 self._tidy: "tidying up"}  # fmt: skip
+        self._loops = [asyncio.create_task(self._forever(turn, what)) for turn, what in turns.items()]
 
     async def stop(self) -> None:
         """Stop in good order: running files are given back. Idempotent."""
@@ -96,14 +126,10 @@ class Runner:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pool.stop()
+        await self._gathered.close()
         with contextlib.suppress(DomaError):
-            await self._db.run(lambda tx: repo.release(tx, [self._name]))
+            await self._db.run(lambda tx: work_repo.release(tx, [self._name]))
         await asyncio.to_thread(shutil.rmtree, self._work, True)
-
-    @property
-    def busy(self) -> bool:
-        """Whether every worker has a file."""
-        return len(self._jobs) >= self._pool.slots
 
     @property
     def changed(self) -> asyncio.Event:
@@ -114,31 +140,29 @@ class Runner:
         """There is new work."""
         self._wake.set()
 
+    def notify(self) -> None:
+        """A request has changed."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
     def drop(self, request: str) -> None:
         """Stop the work on a request that was cancelled."""
-        for job, task in list(self._jobs.values()):
-            if job.request == request:
+        for attempt, task in list(self._jobs.values()):
+            if attempt.job.request == request:
                 task.cancel()
-        self._notify()
+        self.notify()
 
-    async def check(self, grant: Grant, codegen: str, selection: str, url: str) -> Outcome:
+    async def check(self, grant: Grant, codegen: str, selection: str, file: Input) -> Outcome:
         """Compare the names of a selection with a file, without running it."""
-        token = await self._tokens.token(grant, url)
-        task = replace(self._task(url, selection, "", token, ()), codegen=codegen, timeout=CHECK)
-        return await self._pool.run(task)
+        (url, token), *rest = await self._shop.places(
+            grant, self._shop.road.places((file.url, *file.replicas))
+        )
+        task = await self._shop.task(codegen, selection, "parquet", url, token)
+        return await self._pool.run(replace(task, replicas=tuple(rest), timeout=CHECK))
 
     async def remove(self, id_: str) -> None:
-        """Remove a request, its objects first: a crash in between leaves rows, and it is repeated."""
-        with contextlib.suppress(NotFound):
-            await self._results.delete(f"/{id_}", recursive=True)
-        await self._db.run(lambda tx: repo.remove(tx, id_, self._clock()))
-
-    def _task(self, url: str, selection: str, output: str, token: str, known: tuple[str, ...]) -> Task:
-        c = self._config
-        return Task(
-            url, selection, output, token, known=known, step=c.step, ca_file=self._ca_file, allow=self._allow,
-            timeout=c.file_timeout,
-        )  # fmt: skip
+        """Remove a request and its objects."""
+        await self._upkeep.remove(id_)
 
     async def _forever(self, turn: Callable[[], Awaitable[None]], what: str) -> None:
         """Repeat one turn of a loop; trouble of the database is said and waited out."""
@@ -150,103 +174,82 @@ class Runner:
                 await asyncio.sleep(1)
 
     async def _pump(self) -> None:
-        """Claim as many files as there are free workers, then wait for news."""
+        """Claim when the workers run out of files, then wait for news."""
         self._wake.clear()
-        free = self._pool.slots - len(self._jobs)
-        if free > 0:
+        idle = sum(attempt.idle for attempt, _ in self._jobs.values())
+        active, slots = len(self._jobs) - min(idle, IDLE), self._pool.slots
+        if active <= slots * (AHEAD - 1):
+            limit = slots * AHEAD - active
             lease, now = self._config.lease, self._clock()
-            jobs = await self._db.run(lambda tx: repo.take(tx, self._name, now, lease, free))
+            jobs = await self._db.run(lambda tx: work_repo.take(tx, self._name, now, lease, limit))
+            self._spent = len(jobs) < limit
             for job in jobs:
-                task = asyncio.create_task(self._work_on(job))
-                self._jobs[job.file] = (job, task)
+                attempt = Attempt(job, self._shop)
+                task = asyncio.create_task(attempt.run())
+                self._jobs[job.file] = (attempt, task)
                 task.add_done_callback(partial(self._ended, job.file))
             if jobs:
-                self._notify()
+                self.notify()
+                await asyncio.sleep(0)  # those that have to wait for others show it
+                if any(self._jobs[j.file][0].idle for j in jobs if j.file in self._jobs):
+                    return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK):
                 await self._wake.wait()
 
-    def _ended(self, file: int, task: asyncio.Task[None]) -> None:
+    def _ended(self, file: int, task: asyncio.Task[float | None]) -> None:
         self._jobs.pop(file, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("columns: a file's work ended in an unexpected way", exc_info=error)
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                log.error("columns: a file's work ended in an unexpected way", exc_info=error)
+            elif (pause := task.result()) is not None:
+                asyncio.get_running_loop().call_later(pause + 0.01, self._wake.set)
         self._wake.set()
-        self._notify()
+        self.notify()
 
     async def _hold(self) -> None:
-        """Keep the leases of running files; drop the work on those that are no longer ours; tidy up."""
-        held = {f: job.attempt for f, (job, _) in self._jobs.items()}
+        """Keep the leases of running files; drop the work on those that are no longer ours."""
+        held = {f: attempt.job.attempt for f, (attempt, _) in self._jobs.items()}
         if held:
-            ours = await self._db.run(lambda tx: repo.renew(tx, held, self._clock(), self._config.lease))
+            renewed = partial(work_repo.renew, held=held, now=self._clock(), lease=self._config.lease)
+            ours = await self._gathered.run(renewed)
             for file in held.keys() - ours:
-                if file in self._jobs:
-                    self._jobs[file][1].cancel()
-        old = await self._db.look(lambda tx: repo.expired(tx, self._clock() - self._config.retention))
-        for id_ in old:
-            await self.remove(id_)
-        await asyncio.sleep(min(TIDY, self._config.lease / 3))
+                found = self._jobs.get(file)
+                if found is not None and found[0].job.attempt == held[file]:
+                    found[1].cancel()
+        await asyncio.sleep(self._config.lease / 3)
 
-    async def _work_on(self, job: repo.Job) -> None:
-        """One attempt at one file, whatever comes of it."""
-        output = self._work / f"{job.file}-{job.attempt}.parquet"
-        try:
-            await self._attempt(job, output)
-        except Cancelled:
-            log.info("columns: %s is no longer ours", job.url)
-        except DomaError as e:
-            log.info("columns: %s, attempt %d: %s", job.url, job.attempt, e)
-            reason, now = e.message, self._clock()
-            if e.retry != "no" and job.attempt < ATTEMPTS:
-                await asyncio.sleep(e.retry_after or 0.2 * 4 ** (job.attempt - 1))
-                await self._db.run(lambda tx: repo.again(tx, job, reason))
-            else:
-                await self._db.run(lambda tx: repo.failed(tx, job, reason, now))
-        finally:
-            output.unlink(missing_ok=True)
+    async def _tidy(self) -> None:
+        if await self._upkeep.turn():
+            self.notify()
+        await asyncio.sleep(TIDY)
 
-    async def _attempt(self, job: repo.Job, output: Path) -> None:
-        known = await self._db.look(lambda tx: repo.known(tx, job.digest, job.url, job.format))
-        token = await self._tokens.token(job.grant, job.url)
-        versions = tuple(k.version for k in known)
-        task = replace(
-            self._task(job.url, job.selection, str(output), token, versions),
-            codegen=job.codegen,
-            format=job.format,
-        )
-        outcome = await self._pool.run(task)
-        name = object_name(job.url)
-        path = f"/{job.request}/{name}"
-        stat: Stat | None = None
-        if outcome.cached:
-            (hit,) = [k for k in known if k.version == outcome.version][:1]
-            stat = await self._taken_over(job, hit, path)
-            if stat is None:
-                outcome = await self._pool.run(replace(task, known=()))
-            else:
-                outcome = replace(outcome, rows=hit.events, bytes=hit.bytes)
-        if stat is None:
-            stat = await put(self._results, path, output, partial(self._ours, job))
-        version, now = stat.version, self._clock()
-        if not await self._db.run(lambda tx: repo.done(tx, job, name, path, version, outcome, now)):
-            raise Cancelled(f"{job.url}: another attempt has this file")
+    async def _watch(self) -> None:
+        """Write how far files are, and begin those that take very long a second time."""
+        await asyncio.sleep(TELL)
+        now = {(f, a.job.attempt): a.progress for f, (a, _) in self._jobs.items()}
+        news = {key: p for key, p in now.items() if p != self._told.get(key, Progress())}
+        self._told = now
+        if news:
+            await self._gathered.run(partial(work_repo.advance, progress=news, now=self._clock()))
+            self.notify()
+        await self._hedge()
 
-    async def _taken_over(self, job: repo.Job, hit: repo.Cached, path: str) -> Stat | None:
-        """Copy a cached result; None, and forgotten, if its object is not what it was."""
-        try:
-            return await copy(self._results, hit.path, hit.object_version, path, partial(self._ours, job))
-        except (NotFound, PreconditionFailed):
-            await self._db.run(lambda tx: repo.forget(tx, hit.key))
-            return None
-
-    async def _ours(self, job: repo.Job) -> None:
-        """Raises Cancelled unless this attempt still holds the file."""
-        held = {job.file: job.attempt}
-        if not await self._db.run(lambda tx: repo.renew(tx, held, self._clock(), self._config.lease)):
-            raise Cancelled(f"{job.url}: another attempt has this file")
-
-    def _notify(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    async def _hedge(self) -> None:
+        """Give free workers the files that run far longer than others of their request did."""
+        free = self._pool.slots - len(self._jobs)
+        if free <= 0 or not self._spent:
+            return
+        time = asyncio.get_running_loop().time()
+        for attempt, _ in list(self._jobs.values()):
+            ran = 0.0 if attempt.begun is None else time - attempt.begun
+            if attempt.hedged or ran < SLOW_AT_LEAST:
+                continue
+            waiting, took = await self._db.look(partial(work_repo.pace, request=attempt.job.request))
+            if free > 0 and not waiting and len(took) >= 3 and ran > SLOW * statistics.median(took):
+                log.info("columns: %s runs for %.0f s; begun a second time", attempt.job.url, ran)
+                attempt.hedge()
+                free -= 1
 
     def _tidy_work(self) -> None:
         """Remove what killed predecessors were writing."""

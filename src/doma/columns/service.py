@@ -8,25 +8,37 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-from doma.columns import repo
+from sqlalchemy import Connection, select
+
+from doma.columns import cache_repo, dataset_repo, repo
+from doma.columns.cache_repo import Question
+from doma.columns.dataset_tables import datasets as known
+from doma.columns.finder import Lookup
 from doma.columns.model import (
     FileResult,
     FileState,
     Grant,
+    Input,
     Outcome,
     Overview,
     Pool,
+    Progressed,
     Request,
     ResultUrl,
+    State,
     Submission,
     TokenSource,
     UrlSigner,
 )
+from doma.columns.naming import object_name
 from doma.columns.overview import overview
-from doma.columns.query import CODEGENS, Query, compile_query
+from doma.columns.query import CODEGENS, compile_query
+from doma.columns.remote import check_url
+from doma.columns.remote_places import Road
 from doma.columns.runner import Runner
 from doma.columns.sink import FORMATS
 from doma.core.config import Columns
@@ -35,10 +47,17 @@ from doma.core.paths import encode
 from doma.db.engine import Database
 from doma.store.protocol import Store
 
+if TYPE_CHECKING:
+    from doma.columns.datasets import Datasets
+    from doma.columns.sandbox_run import Isolation
+
+BARE = tuple(c for c in CODEGENS if c != "python")
+"""Languages that need no sandbox."""
 MAX_FILES = 100_000
-MAX_URL = 2000
 CHECK = 2.0
 """Seconds that submission may wait for the first file's names."""
+CHECKS = 16
+"""Checks of names at once; further submissions are accepted unchecked."""
 DAY = 24 * 3600.0
 
 
@@ -57,6 +76,10 @@ class ColumnService:
         ca_file: CA bundle for https inputs; empty: the system's.
         allow: Origins (``https://host:port``) in private networks that may be read; ``file://``: local paths.
         url_life: Seconds that result URLs are good for.
+        datasets: Resolves data identifiers; started and stopped with the service. None: file lists only.
+        road: The way to inputs.
+        isolation: Finds out how python functions can be isolated, in a thread at the start; None, or one that
+            finds nothing: they are not offered.
         clock: Unix seconds.
     """
 
@@ -74,27 +97,52 @@ class ColumnService:
         ca_file: str = "",
         allow: tuple[str, ...] = (),
         url_life: float = 24 * 3600.0,
+        datasets: "Datasets | None" = None,
+        road: Road | None = None,
+        isolation: "Callable[[], Isolation | None] | None" = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._db, self._results_url, self._sign = db, results_url.rstrip("/"), sign
-        self._slots, self._allow, self._url_life, self._clock = config.workers, allow, url_life, clock
+        self._allow, self._url_life, self._clock = allow, url_life, clock
+        self._datasets, self._isolation = datasets, isolation
+        self._finding: asyncio.Task[Isolation | None] | None = None
         self._runner = Runner(
-            db, results, pool, tokens, config, work_dir=work_dir, ca_file=ca_file, allow=allow, clock=clock
-        )
+            db, results, pool, tokens, config, work_dir=work_dir, ca_file=ca_file, allow=allow, clock=clock,
+            datasets=datasets, road=road or Road(), sandbox=self._sandbox,
+        )  # fmt: skip
         self._checks: set[asyncio.Task[Outcome]] = set()
+        if datasets is not None:
+            datasets.after.extend([self._runner.wake, self._runner.notify])
 
     async def start(self) -> None:
         """Start the workers and take up what is unfinished, also that of a killed predecessor."""
+        if self._isolation is not None:
+            self._finding = asyncio.create_task(asyncio.to_thread(self._isolation))
         await self._runner.start()
+        if self._datasets is not None:
+            await self._datasets.start()
 
     async def stop(self) -> None:
         """Stop in good order: running files go back and are done by whoever comes next. Idempotent."""
-        for task in self._checks:
+        for task in (*self._checks, *([self._finding] if self._finding is not None else [])):
             task.cancel()
         await asyncio.gather(*self._checks, return_exceptions=True)
+        if self._datasets is not None:
+            await self._datasets.stop()
         await self._runner.stop()
 
     # What one can ask.
+
+    @property
+    def codegens(self) -> tuple[str, ...]:
+        """Languages that run here, as far as that is known; see :meth:`languages`."""
+        task = self._finding
+        known = task is not None and task.done() and not task.cancelled() and task.result() is not None
+        return CODEGENS if known else BARE
+
+    async def languages(self) -> tuple[str, ...]:
+        """Languages that run here; waits at the start until it is known whether functions can be isolated."""
+        return CODEGENS if await self._sandbox() else BARE
 
     async def submit(self, grant: Grant, ask: Submission) -> str:
         """Accept a request and return its id; it runs on from here whatever happens to this process.
@@ -102,23 +150,59 @@ class ColumnService:
         Raises:
             BadQuery, UnknownColumn, BadRequest, LimitExceeded: what is wrong, and what would be right.
         """
-        if ask.codegen not in CODEGENS:
-            raise BadQuery(f"codegen: {ask.codegen!r} is not offered; there is {', '.join(CODEGENS)}")
+        offered = await self.languages() if ask.codegen == "python" else CODEGENS
+        if ask.codegen not in offered:
+            there = ", ".join(await self.languages())
+            raise BadQuery(f"codegen: {ask.codegen!r} is not offered; there is {there}")
         if ask.format not in FORMATS:
             raise BadQuery(f"result-format: {ask.format!r} is not offered; there is {', '.join(FORMATS)}")
-        if len(ask.files) > MAX_FILES:
-            raise LimitExceeded(f"file-list: {len(ask.files)} files; at most {MAX_FILES} in one request")
-        for url in ask.files:
-            _check_url(url, self._allow)
-        files = tuple(dict.fromkeys(ask.files))
+        ask = replace(ask, files=_checked(ask, self._allow))
         query = await asyncio.to_thread(compile_query, ask.codegen, ask.selection)
-        if files:
-            await self._check(grant, ask, query, files[0])
+        question = Question(query.digest, ask.codegen, ask.format)
+        if ask.did is not None:
+            return await self._submit_did(grant, ask, question)
+        if ask.files:
+            await self._check(grant, ask.selection, question, Input(ask.files[0]))
         id_ = str(uuid.uuid4())
-        stored = Submission(
-            ask.selection, files, ask.title, ask.did, ask.codegen, ask.format, ask.destination
-        )
-        await self._db.run(lambda tx: repo.add(tx, id_, grant, stored, query.digest, self._clock()))
+
+        def store(tx: Connection) -> None:
+            now = self._clock()
+            held = dataset_repo.hold_list(tx, ask.files, grant, now)
+            repo.add(tx, id_, grant, ask, question.digest, now, dataset=held.id)
+
+        await self._db.run(store)
+        self._runner.wake()
+        return id_
+
+    async def _submit_did(self, grant: Grant, ask: Submission, question: Question) -> str:
+        assert ask.did is not None
+        if self._datasets is None:
+            scheme = ask.did.partition("://")[0] if "://" in ask.did else "rucio"
+            raise BadQuery(
+                f"did: no catalogue for {scheme[:20]}:// is configured; give the files as file-list"
+            )
+        datasets, name = self._datasets, self._datasets.named(ask.did, grant)
+        id_, asked = str(uuid.uuid4()), replace(ask, did=name.name)
+
+        def look(tx: Connection) -> Input | None:
+            """The first file of a dataset that is known already."""
+            id_ = tx.execute(select(known.c.id).where(known.c.current == name.key)).scalar_one_or_none()
+            files = dataset_repo.inputs(tx, id_) if id_ is not None else []
+            return files[0] if files else None
+
+        def store(tx: Connection) -> None:
+            now = self._clock()
+            held, first = dataset_repo.hold(tx, name, grant, now, datasets.age)
+            ready = held.state is Lookup.COMPLETE
+            inputs = dataset_repo.inputs(tx, held.id) if ready else []
+            state = State.SUBMITTED if ready else State.LOOKUP if first else State.PENDING
+            digest = question.digest
+            repo.add(tx, id_, grant, asked, digest, now, inputs=inputs, dataset=held.id, state=state)
+
+        if (file := await self._db.look(look)) is not None:
+            await self._check(grant, ask.selection, question, file)
+        await self._db.run(store)
+        datasets.wake()
         self._runner.wake()
         return id_
 
@@ -155,6 +239,16 @@ class ColumnService:
         await self.status(owner, id_)
         return await self._db.look(lambda tx: repo.results(tx, id_, later_than))
 
+    async def files(self, owner: str, id_: str, limit: int = 1000, after: int = -1) -> Sequence[FileResult]:
+        """Files of a request in any state, by number, after one of them. Raises NotFound."""
+        await self.status(owner, id_)
+        return await self._db.look(lambda tx: repo.all_files(tx, id_, limit, after))
+
+    async def progress(self, owner: str, id_: str) -> Progressed:
+        """How far a request is, in files, events and bytes. Raises NotFound."""
+        await self.status(owner, id_)
+        return await self._db.look(lambda tx: repo.progress(tx, id_))
+
     async def urls(self, owner: str, id_: str, names: Sequence[str] | None = None) -> dict[str, ResultUrl]:
         """Result URLs that work by themselves; None: of all results so far.
 
@@ -163,7 +257,7 @@ class ColumnService:
         """
         done = {r.name for r in await self.results(owner, id_) if r.state is FileState.DONE and r.name}
         wanted = sorted(done) if names is None else list(dict.fromkeys(names))
-        if names is None and not done:
+        if not done:
             raise Conflict(f"request {id_}: it has no result to download yet")
         expires = self._clock() + self._url_life
         urls: dict[str, ResultUrl] = {}
@@ -191,13 +285,19 @@ class ColumnService:
             raise BadRequest(f"request {id_}: it is {found.state}; cancel it first")
         await self._runner.remove(id_)
 
-    async def _check(self, grant: Grant, ask: Submission, query: Query, url: str) -> None:
+    async def _sandbox(self) -> str:
+        """How workers isolate python functions; empty: not at all."""
+        found = None if self._finding is None else await asyncio.shield(self._finding)
+        return "" if found is None else found.text()
+
+    async def _check(self, grant: Grant, selection: str, question: Question, file: Input) -> None:
         """Compare names with the first file if it opens quickly; other trouble is the file's, later."""
-        if await self._db.look(lambda tx: repo.known(tx, query.digest, url, ask.format)):
+        urls = (file.url, *file.replicas)
+        if await self._db.look(lambda tx: cache_repo.known(tx, question, urls)):
             return  # the same question was answered from some version of this file: its names exist
-        if len(self._checks) >= self._slots or self._runner.busy:
+        if len(self._checks) >= CHECKS:
             return
-        task = asyncio.create_task(self._runner.check(grant, ask.codegen, ask.selection, url))
+        task = asyncio.create_task(self._runner.check(grant, question.codegen, selection, file))
         self._checks.add(task)
         task.add_done_callback(self._checked)
         await asyncio.wait({task}, timeout=CHECK)
@@ -210,20 +310,19 @@ class ColumnService:
             task.exception()  # looked at, or of no interest any more
 
 
-def _check_url(url: str, allow: tuple[str, ...]) -> None:
-    shown = ascii(url[:200])
-    if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
-        raise BadRequest(
-            f"file-list: {shown}: a URL has at most {MAX_URL} printable ASCII characters, no space"
-        )
-    try:
-        parts = urlsplit(url)
-        ok = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        ok, parts = False, urlsplit("")
-    if parts.scheme == "file" and "file://" in allow:
-        return
-    if parts.scheme not in {"https", "http"} or not ok:
-        raise BadRequest(f"file-list: {shown}: only https:// and http:// files can be read")
-    if parts.username is not None:
-        raise BadRequest("file-list: a URL must not hold a user name or password; the token is used")
+def _checked(ask: Submission, allow: tuple[str, ...]) -> tuple[str, ...]:
+    """The files of a question, each once. Raises BadRequest, BadQuery, LimitExceeded."""
+    if len(ask.files) > MAX_FILES:
+        raise LimitExceeded(f"file-list: {len(ask.files)} files; at most {MAX_FILES} in one request")
+    for url in ask.files:
+        check_url(url, allow)
+    files = tuple(dict.fromkeys(ask.files))
+    names: dict[str, str] = {}
+    for url in files:
+        # Clients know results by their names: two of the same name would be one.
+        other = names.setdefault(object_name(url), url)
+        if other != url:
+            raise BadQuery(
+                f"file-list: {url[:200]!r} and {other[:200]!r} give results of one name; ask twice"
+            )
+    return files

@@ -45,10 +45,13 @@ requests = Table(
     Column("submitted", Double, nullable=False),
     Column("finished", Double),
     Column("visible", BigInteger, nullable=False),
+    Column("served", Double, nullable=False),
     Index(None, "owner", "submitted"),
     Index(None, "finished"),
+    Index(None, "dataset"),
 )
-"""``visible``: microseconds of the youngest visible result, so that the next one is later."""
+"""``visible``: microseconds of the youngest visible result, so that the next one is later; ``served``: when a
+file of it was last claimed, so that requests take turns."""
 
 files = Table(
     "column_files",
@@ -75,11 +78,14 @@ files = Table(
     Column("moved", Double),
     Column("place", Text),
     Column("log", Text),
+    Column("history", JSON, nullable=False),
     UniqueConstraint("request", "number"),
     Index(None, "state", "lease_until"),
+    Index(None, "request", "state"),
 )
 """``entries``: of the input; ``passed``: those done, as of ``moved``; ``place``: the replica that was read;
-``cached``: the result was taken over; ``log``: what the user's code printed."""
+``cached``: the result was taken over; ``log``: what the user's code printed; ``history``: failed attempts. A
+waiting file with a ``lease_until`` is left alone till then."""
 
 cache = Table(
     "column_cache",
@@ -96,5 +102,7 @@ cache = Table(
     Column("used", Double, nullable=False),
     Index(None, "input"),
     Index(None, "request"),
+    Index(None, "used"),
 )
-"""Results by question and input version. ``path`` is the object of the request that computed it."""
+"""Results by question and input version. ``path`` is the object of the request that computed it or, once that
+is deleted (``request`` is empty), one of the cache's own."""

@@ -25,6 +25,7 @@ Tell = Callable[[Progress], None]
 
 LINE = 1 << 20
 """Longest answer line."""
+BEAT = 1.0
 START = 60.0
 """Seconds that the imports of a worker may take."""
 KEPT = {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
@@ -39,13 +40,23 @@ class WorkerPool:
         slots: Processes.
         memory: Address space one may grow by, in bytes; 0: no limit.
         silence: Seconds without a sign of life after which a worker counts as hung.
+        stall: Seconds in which a file must move by a byte or an event; 0: no limit.
+
+    Checks of names (tasks without output) never wait for files: there is one process more than slots.
     """
 
-    def __init__(self, slots: int = 2, memory: int = 4 << 30, silence: float = 30.0) -> None:
-        self._slots, self._memory, self._silence = slots, memory, silence
-        self._free: asyncio.Queue[_Worker] = asyncio.Queue()
+    def __init__(
+        self, slots: int = 2, memory: int = 4 << 30, silence: float = 30.0, stall: float = 0.0
+    ) -> None:
+        self._slots, self._memory, self._silence, self._stall = slots, memory, silence, stall
+        self._free: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._stopped = True
+        self._open()
+
+    def _open(self) -> None:
+        self._processes = asyncio.Semaphore(self._slots + 1)
+        self._room, self._checks = asyncio.Semaphore(self._slots), asyncio.Semaphore(min(2, self._slots))
 
     @property
     def slots(self) -> int:
@@ -61,42 +72,54 @@ class WorkerPool:
         if not self._stopped:
             return
         self._stopped = False
-        for _ in range(self._slots):
-            self._free.put_nowait(self._made())
-        await asyncio.gather(*(w.launch() for w in self._all))
+        self._open()
+        self._free = [self._made() for _ in range(self._slots + 1)]
+        # The last one begins when all others have work.
+        await asyncio.gather(*(w.launch() for w in self._free[: self._slots]))
 
     async def stop(self) -> None:
         """Kill every worker. Idempotent."""
         self._stopped = True
         workers, self._all = self._all, set()
-        self._free = asyncio.Queue()
+        self._free = []
         await asyncio.gather(*(w.kill() for w in workers))
 
     async def run(self, task: Task, tell: Tell | None = None) -> Outcome:
         """Run a task on the next free worker."""
         if self._stopped:
             raise ServiceUnavailable("columns: the workers are stopped; try again later")
-        worker = await self._free.get()
-        try:
-            async with asyncio.timeout(START + task.timeout):
-                await worker.launch()
-            return await worker.run(task, tell)
-        except TimeoutError as e:
-            raise ServiceUnavailable("columns: a worker process does not start; see the server's log") from e
-        finally:
-            await self._returned(worker)
+        async with self._room if task.output else self._checks, self._processes:
+            if self._stopped:
+                raise ServiceUnavailable("columns: the workers are stopped; try again later")
+            worker = max(self._free, key=lambda w: (w.ready, w.pid))
+            self._free.remove(worker)
+            try:
+                async with asyncio.timeout(START + task.timeout):
+                    await worker.launch()
+                    if self._room.locked():
+                        await asyncio.gather(*(w.launch() for w in self._free))
+                return await worker.run(task, tell)
+            except TimeoutError as e:
+                raise ServiceUnavailable(
+                    "columns: a worker process does not start; see the server's log"
+                ) from e
+            finally:
+                await self._returned(worker)
 
     async def _returned(self, worker: "_Worker") -> None:
-        """A worker that is not idle and well is killed; a cold one takes its place."""
-        if not worker.idle:
-            self._all.discard(worker)
-            await worker.kill()
-            worker = self._made() if not self._stopped else worker
+        """A worker that is not idle and well is killed; another one, already warming up, takes its place."""
+        if worker.idle:
+            self._free.append(worker)
+            return
+        self._all.discard(worker)
         if not self._stopped:
-            self._free.put_nowait(worker)
+            self._free.append(fresh := self._made())
+            await asyncio.gather(worker.kill(), fresh.launch())
+        else:
+            await worker.kill()
 
     def _made(self) -> "_Worker":
-        worker = _Worker(self._memory, self._silence)
+        worker = _Worker(self._memory, self._silence, self._stall)
         self._all.add(worker)
         return worker
 
@@ -104,10 +127,10 @@ class WorkerPool:
 class _Worker:
     """One child process."""
 
-    def __init__(self, memory: int, silence: float) -> None:
-        self._memory, self._silence = memory, silence
+    def __init__(self, memory: int, silence: float, stall: float) -> None:
+        self._memory, self._silence, self._stall = memory, silence, stall
         self._process: asyncio.subprocess.Process | None = None
-        self._ready = False
+        self.ready = False
         self._launching = asyncio.Lock()
         self._number = 0
         self.idle = True
@@ -122,7 +145,9 @@ class _Worker:
             if self._process is not None and self._process.returncode is None:
                 return
             keep = {k: v for k, v in os.environ.items() if k in KEPT}
-            arguments = ["-m", "doma.columns.process", str(self._silence / 4), str(self._memory)]
+            # Often enough for progress to be shown every second.
+            beat = min(self._silence / 4, BEAT)
+            arguments = ["-m", "doma.columns.process", str(beat), str(self._memory)]
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
@@ -133,7 +158,7 @@ class _Worker:
                 # Its own session: a Ctrl-C at the terminal is for the service, which ends us in good order.
                 start_new_session=True,
             )
-            self._ready = False
+            self.ready = False
 
     async def run(self, task: Task, tell: Tell | None) -> Outcome:
         """Run one task; on any doubt the worker is left not idle, and its owner kills it."""
@@ -144,10 +169,10 @@ class _Worker:
         assert process.stdin is not None
         line = json.dumps({"id": self._number, "task": asdict(task)}).encode() + b"\n"
         try:
-            async with asyncio.timeout(task.timeout + (0 if self._ready else START)):
+            async with asyncio.timeout(task.timeout + (0 if self.ready else START)):
                 process.stdin.write(line)
                 await process.stdin.drain()
-                answer = await self._answer(process, tell)
+                answer = await self._answer(process, task.url, tell)
         except TimeoutError as e:
             raise TimedOut(
                 f"{task.url}: not finished after {task.timeout:.0f} s; the worker was stopped"
@@ -160,10 +185,14 @@ class _Worker:
         fields: dict[str, Any] = answer["outcome"]
         return Outcome(**{**fields, "columns": tuple(fields["columns"])})
 
-    async def _answer(self, process: asyncio.subprocess.Process, tell: Tell | None) -> dict[str, Any]:
+    async def _answer(
+        self, process: asyncio.subprocess.Process, url: str, tell: Tell | None
+    ) -> dict[str, Any]:
         assert process.stdout is not None
+        time = asyncio.get_running_loop().time
+        last, moved = Progress(), time()
         while True:
-            silence = self._silence if self._ready else START
+            silence = self._silence if self.ready else START
             try:
                 async with asyncio.timeout(silence):
                     line = await process.stdout.readline()
@@ -174,11 +203,22 @@ class _Worker:
             if not line:
                 raise ServiceUnavailable("columns: the worker process died while it read the file")
             answer: dict[str, Any] = json.loads(line)
-            self._ready = self._ready or "ready" in answer
+            self.ready = self.ready or "ready" in answer
             if answer.get("id") == self._number:
                 return answer
-            if tell is not None and "beat" in answer:
-                tell(Progress(**answer["beat"]))
+            if "beat" not in answer:
+                moved = time()  # it has become ready
+                continue
+            now = Progress(**answer["beat"])
+            if now != last:
+                last, moved = now, time()
+                if tell is not None:
+                    tell(now)
+            elif self._stall and time() - moved > self._stall:
+                raise TimedOut(
+                    f"{url}: neither a byte nor an event moved for {self._stall:.0f} s"
+                    f" ({now.events} events, {now.read} bytes so far); the worker was stopped"
+                )
 
     async def kill(self) -> None:
         """End the process and wait for it. Idempotent."""

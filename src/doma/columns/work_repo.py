@@ -1,0 +1,269 @@
+"""The rows of files at work: claim, renew, record, count. Every function is one transaction's work.
+
+A file's result and the counters of its request change in the same transaction, fenced by the attempt
+number: a late answer of an earlier attempt changes nothing, and nothing is counted twice.
+
+Source: servicex.md §3.4 (strictly increasing times) and §12 of the project's contracts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
+
+from doma.columns import cache_repo
+from doma.columns.cache_repo import Cached, Question
+from doma.columns.fair import Open, shares
+from doma.columns.model import FINAL, FileState, Grant, Outcome, Progress, State, verdict
+from doma.columns.repo import tell
+from doma.columns.tables import files, requests
+from doma.db import claim as claims
+
+OPEN = 1000
+"""Requests that are looked at for one claim."""
+KEPT = 20
+"""Failed attempts of a file that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One claimed file with all that running it needs."""
+
+    file: int
+    attempt: int
+    """How often it was begun, this time included."""
+    tries: int
+    """How often it has failed."""
+    request: str
+    url: str
+    replicas: tuple[str, ...]
+    number: int
+    selection: str
+    question: Question
+    grant: Grant
+    dataset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A result whose object is readable."""
+
+    name: str
+    path: str
+    object_version: str
+    outcome: Outcome
+    hit: Cached | None = None
+    """The cached result that was taken over."""
+
+
+def take(tx: Connection, worker: str, now: float, lease: float, limit: int) -> list[Job]:
+    """Claim files for this process, users and requests in turn."""
+    jobs: list[Job] = []
+    while len(jobs) < limit:
+        given = shares(_open(tx, now, limit), _busy(tx, now), limit - len(jobs))
+        rows = [r for id_, count in given.items() for r in _claim(tx, id_, worker, now, lease, count)]
+        jobs += _jobs(tx, rows, now)
+        if not rows or len(rows) == sum(given.values()):
+            break
+    return jobs
+
+
+def renew(tx: Connection, held: dict[int, int], now: float, lease: float) -> set[int]:
+    """Prolong leases; returns the files that are still ours."""
+    return claims.renew(tx, files, held, running=FileState.RUNNING, now=now, lease=lease)
+
+
+def release(tx: Connection, workers: Sequence[str]) -> int:
+    """Give back everything that stopped or dead service processes hold."""
+    return sum(
+        claims.give_back(tx, files, w, running=FileState.RUNNING, ready=FileState.WAITING) for w in workers
+    )
+
+
+def holders(tx: Connection) -> list[str]:
+    """The service processes that hold files."""
+    held = select(files.c.owner).where(files.c.state == FileState.RUNNING).distinct()
+    return [r.owner for r in tx.execute(held) if r.owner]
+
+
+def done(tx: Connection, job: Job, result: Published, now: float) -> bool:
+    """Record a result whose object is readable already, and count it; False: no longer this attempt's."""
+    visible, outcome = _tick(tx, job.request, now), result.outcome
+    if not claims.settle(
+        tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.DONE, name=result.name,
+        bytes=outcome.bytes, events=outcome.rows, seconds=outcome.seconds, read=outcome.read, reason=None,
+        visible=visible, cached=outcome.cached, entries=outcome.events, passed=outcome.events, moved=now,
+        place=outcome.url or None, log=outcome.log or None,
+    ):  # fmt: skip
+        return False
+    if result.hit is not None:
+        cache_repo.used(tx, result.hit.key, now)
+    elif outcome.version:
+        url = outcome.url or job.url
+        made = cache_repo.entry(
+            job.question, url, outcome.version, result.path, result.object_version, outcome.bytes,
+            outcome.rows,
+        )  # fmt: skip
+        cache_repo.remember(tx, made, job.request, now)
+    _count(tx, job.request, now, visible, completed=1)
+    return True
+
+
+def failed(tx: Connection, job: Job, reason: str, now: float, log: str = "") -> bool:
+    """Record that a file cannot be done."""
+    visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
+    ended: dict[str, Any] = {"state": FileState.FAILED, "reason": reason, "visible": visible}
+    ended |= {"history": _history(tx, job, reason, now), "log": log or None}
+    if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
+        return False
+    _count(tx, job.request, now, visible, failed=1, reason=f"{job.url}: {reason}"[:2000])
+    return True
+
+
+def again(
+    tx: Connection,
+    job: Job,
+    reason: str,
+    now: float = 0.0,
+    *,
+    not_before: float | None = None,
+    replicas: Sequence[str] | None = None,
+) -> bool:
+    """Give a file back for another attempt, which does not begin before an instant."""
+    c = files.c
+    values: dict[str, Any] = {"history": _history(tx, job, reason, now)}
+    if replicas is not None:
+        values |= {"url": replicas[0], "replicas": list(replicas[1:])}
+    mine = and_(c.id == job.file, c.state == FileState.RUNNING, c.attempt == job.attempt)
+    change = update(files).where(mine)
+    freed = {"state": FileState.WAITING, "owner": None, "lease_until": not_before, "reason": reason}
+    return tx.execute(change.values(**freed, **values)).rowcount == 1
+
+
+def advance(tx: Connection, progress: Mapping[tuple[int, int], Progress], now: float) -> None:
+    """Write how far running files are, by (file, attempt)."""
+    c = files.c
+    for (file, attempt), p in progress.items():
+        mine = and_(c.id == file, c.attempt == attempt, c.state == FileState.RUNNING)
+        values = {"entries": p.of, "passed": p.events, "read": p.read, "moved": now}
+        tx.execute(update(files).where(mine).values(**values))
+
+
+def pace(tx: Connection, request: str) -> tuple[int, list[float]]:
+    """How many files of a request wait, and the seconds that the last computed ones took."""
+    c = files.c
+    waiting = select(func.count()).where(c.request == request, c.state == FileState.WAITING)
+    took = (
+        select(c.seconds)
+        .where(c.request == request, c.state == FileState.DONE, c.cached.is_(False))
+        .order_by(c.visible.desc())
+        .limit(50)
+    )
+    return tx.execute(waiting).scalar_one(), [r.seconds for r in tx.execute(took)]
+
+
+def _open(tx: Connection, now: float, waiting: int) -> list[Open]:
+    """Requests with files to claim, those first that were served longest ago."""
+    c = requests.c
+    some = select(files.c.id).where(files.c.request == c.id, _free(now)).exists()
+    wanted = (
+        select(c.id, c.owner, c.served)
+        .where(c.finished.is_(None), c.wanted == "", c.state.in_([State.SUBMITTED, State.RUNNING]), some)
+        .order_by(c.served, c.submitted)
+        .limit(OPEN)
+    )
+    return [Open(r.id, r.owner, waiting, r.served) for r in tx.execute(wanted)]
+
+
+def _free(now: float) -> ColumnElement[bool]:
+    c = files.c
+    rested = or_(c.lease_until.is_(None), c.lease_until < now)
+    return or_(
+        and_(c.state == FileState.WAITING, rested), and_(c.state == FileState.RUNNING, c.lease_until < now)
+    )
+
+
+def _busy(tx: Connection, now: float) -> dict[tuple[str, str], int]:
+    """(owner, request) to files that run."""
+    running = (
+        select(requests.c.owner, requests.c.id, func.count())
+        .join(files, files.c.request == requests.c.id)
+        .where(files.c.state == FileState.RUNNING, files.c.lease_until >= now)
+        .group_by(requests.c.owner, requests.c.id)
+    )
+    return {(owner, id_): count for owner, id_, count in tx.execute(running)}
+
+
+def _claim(
+    tx: Connection, request: str, worker: str, now: float, lease: float, limit: int
+) -> Sequence[Row[Any]]:
+    c = files.c
+    return claims.claim(
+        tx, files, ready=[FileState.WAITING], running=FileState.RUNNING, owner=worker, now=now, lease=lease,
+        limit=limit, where=and_(c.request == request, _free(now)), order=[c.attempt, c.number],
+    )  # fmt: skip
+
+
+def _jobs(tx: Connection, rows: Sequence[Row[Any]], now: float) -> list[Job]:
+    """Claimed rows with the questions they belong to, in the order of their numbers; requests start."""
+    asked = {row.request for row in rows}
+    asks = {r.id: r for r in tx.execute(select(requests).where(requests.c.id.in_(asked)))} if asked else {}
+    for id_, ask in asks.items():
+        mark = update(requests).where(requests.c.id == id_)
+        if ask.state == State.SUBMITTED:
+            tx.execute(mark.values(state=State.RUNNING, served=now))
+            tell(tx, "request.started", id_, ask.owner, now, {"state": State.RUNNING})
+        else:
+            tx.execute(mark.values(served=now))
+    return [_job(row, asks[row.request]) for row in sorted(rows, key=lambda r: (r.attempt, r.id))]
+
+
+def _job(row: Row[Any], ask: Row[Any]) -> Job:
+    return Job(
+        row.id, row.attempt, len(row.history), ask.id, row.url, tuple(row.replicas), row.number,
+        ask.selection, Question(ask.digest, ask.codegen, ask.format),
+        Grant(ask.issuer, ask.subject, tuple(ask.scopes)), ask.dataset,
+    )  # fmt: skip
+
+
+def _history(tx: Connection, job: Job, reason: str, now: float) -> list[dict[str, Any]]:
+    past = tx.execute(select(files.c.history).where(files.c.id == job.file)).scalar_one_or_none() or []
+    return [*past, {"attempt": job.attempt, "reason": reason[:2000], "at": now}][-KEPT:]
+
+
+def _tick(tx: Connection, id_: str, now: float) -> int:
+    """The instant at which the next result of a request becomes visible: later than all before it."""
+    row = tx.execute(select(requests.c.visible).where(requests.c.id == id_).with_for_update()).one_or_none()
+    return max(int(now * 1e6), (row.visible if row else 0) + 1)
+
+
+def _count(
+    tx: Connection,
+    id_: str,
+    now: float,
+    visible: int,
+    *,
+    completed: int = 0,
+    failed: int = 0,
+    reason: str = "",
+) -> None:
+    c = requests.c
+    row = tx.execute(
+        update(requests)
+        .where(c.id == id_)
+        .values(completed=c.completed + completed, failed=c.failed + failed, visible=visible)
+        .returning(requests)
+    ).one()
+    state = verdict(row.files, row.completed, row.failed)
+    values: dict[str, Any] = {}
+    if reason and not row.failure:
+        values["failure"] = reason
+    if row.state not in FINAL:
+        values["state"] = state
+        if state in FINAL:
+            values["finished"] = now
+    if values:
+        tx.execute(update(requests).where(c.id == id_).values(**values))
+    facts = {"completed": row.completed, "failed": row.failed, "files": row.files, "state": str(state)}
+    tell(tx, "request.finished" if state in FINAL else "request.advanced", id_, row.owner, now, facts)
