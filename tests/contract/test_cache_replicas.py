@@ -277,7 +277,7 @@ async def test_c11_bytes_that_do_not_fit_the_checksum_count_against_their_origin
     assert cache.stats().counts["discarded"] == 5
     one.checksums = {}
     assert await get(cache, "/f") == bytes(len(DATA))
-    assert cache._lanes.resting("https://one") == 0  # good answers in between clear it
+    assert cache.lanes.resting("https://one") == 0  # good answers in between clear it
 
 
 class Sends(BaseHTTPRequestHandler):

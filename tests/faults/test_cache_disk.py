@@ -1,8 +1,10 @@
 """A cache disk that fails (C9, C10, O13): clients are served, the disk gets a rest, the log says so once."""
 
+import asyncio
 import errno
 import os
 import random
+import threading
 
 import pytest
 
@@ -10,6 +12,7 @@ from doma.cache.disk import ALARM, REST
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
+from doma.core.errors import StorageUnavailable
 from doma.store.memory import MemoryStore
 
 SIZE = 3_000_000
@@ -87,8 +90,51 @@ async def test_the_alarm_comes_once_a_minute(cache, clock, monkeypatch, caplog):
     assert 2 <= alarms(caplog) <= 8 * (REST + 1) / ALARM + 1
 
 
-async def test_a_disk_that_cannot_be_read_costs_no_client_a_byte(cache, monkeypatch):
+async def test_c10_a_disk_that_cannot_be_read_is_marked_and_costs_no_client_a_byte(
+    cache, clock, monkeypatch, caplog
+):
     assert await read(cache, 0, SIZE) == DATA
-    monkeypatch.setattr(os, "preadv", ill)
-    for start in range(0, SIZE, 1_000_000):
-        assert await read(cache, start, start + 1_000_000) == DATA[start : start + 1_000_000]
+    stored = cache.stats().bytes["stored"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", ill)
+        for start in range(0, SIZE, 1_000_000):
+            assert await read(cache, start, start + 1_000_000) == DATA[start : start + 1_000_000]
+        assert cache.stats().counts["disk_errors"] > 0
+        assert cache.stats().resting
+        assert cache.stats().metrics()["doma_cache_disk_resting"] == 1
+        assert alarms(caplog) == 1
+    assert cache.stats().bytes["stored"] == stored, "something was written to a disk that is marked"
+    clock.now += REST + 1
+    assert not cache.stats().resting
+    assert await read(cache, 0, SIZE) == DATA
+    assert cache.stats().bytes["stored"] > stored
+
+
+@pytest.mark.parametrize("origin_there", [True, False], ids=["origin-there", "origin-away"])
+async def test_o13_a_disk_that_takes_longer_than_the_origin_is_passed_by(cache, monkeypatch, origin_there):
+    assert await read(cache, 0, SIZE) == DATA
+    monkeypatch.setattr("doma.cache.pages._TRUST", 0)  # nothing counts as checked
+    answered, handles, real = threading.Event(), len(os.listdir("/proc/self/fd")), os.preadv
+
+    def slow(fd, buffers, offset, flags=0):
+        if flags:
+            raise BlockingIOError
+        answered.wait(30)
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    if not origin_there:
+        monkeypatch.setattr(MemoryStore, "open", away)
+        asyncio.get_running_loop().call_later(1.0, answered.set)
+        await cache.connections.close()
+    assert await read(cache, 0, 100_000) == DATA[:100_000]
+    counts = cache.stats().counts
+    assert counts["disk_late"] == 1
+    assert counts["disk_seconds"] > 0
+    assert (cache.stats().bytes["bypass"] == 100_000) is origin_there
+    answered.set()
+    assert len(os.listdir("/proc/self/fd")) <= handles + 1
+
+
+async def away(store: MemoryStore, path: str) -> None:
+    raise StorageUnavailable(f"{path}: the origin is away; try later")

@@ -69,6 +69,11 @@ class Connections:
             if line.retired:
                 self._retire(line)
 
+    def latency(self, origin: str) -> float:
+        """Seconds that a read at an origin has taken on average; 0 before the first."""
+        label = self._label(origin)
+        return self.seconds[label] / self.requests[label] if self.requests[label] else 0.0
+
     def drop(self, key: str, generation: str, replica: str | None = None) -> None:
         """Close the readers of one version (at one replica), each once nobody reads from it."""
         for name in [n for n in self._kept if n[:2] == (key, generation) and replica in {None, n[2]}]:

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 DISK = 0.1
 """Seconds that readers wait for the cache disk at least, even where the origin was faster (O13)."""
+SLOW = 0.5
+"""Seconds that readers wait for it before they turn to the origin instead."""
 JOIN = 0.002
 """Seconds that a miss waits for neighbours while other fetches of the object are under way."""
 
@@ -153,9 +155,7 @@ class Fetcher:
         """
         run = pages_of(start, stop)
         for _ in range(2):
-            buffer, missing, bad = await self.pages.load(run)
-            if bad:
-                self.damaged(bad)
+            buffer, missing, _ = await self.load(run)
             if not missing:
                 return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
             held = [flight for m in missing for flight in self.ahead(m)]
@@ -165,6 +165,25 @@ class Fetcher:
                 for flight in held:
                     self.release(flight)
         return await self._read(start, stop, Turn(caller()))
+
+    async def load(self, run: Run, *, passing: bool = False) -> tuple[bytearray, list[Run], list[int]]:
+        """As :meth:`PageFile.load`; what the disk did is counted, and damage is reported."""
+        pages, counters = self.pages, self._context.counters
+        try:
+            found = await pages.load(run, passing=passing)
+        finally:
+            if pages.waited:
+                counters.disk_seconds += pages.waited
+                counters.disk_errors += pages.refused
+                pages.waited, pages.refused = 0.0, 0
+        if found[2]:
+            self.damaged(found[2])
+        return found
+
+    @property
+    def disk_patience(self) -> float:
+        """Seconds after which a reader who waits for the disk is better served by the origin (O13)."""
+        return max(SLOW, 2 * self._context.connections.latency(self.source.origin))
 
     def look_ahead(self) -> None:
         """Somebody opened it: find out, once, whether what will be wanted next can be foreseen."""
@@ -288,7 +307,8 @@ class Fetcher:
         flight.kept = not self.broken and await self._context.room(len(data))
         if flight.kept:
             flight.come.set_result(data)
-            late = loop.call_later(max(DISK, loop.time() - began), flight.give, data)
+            saving = loop.time()
+            late = loop.call_later(max(DISK, saving - began), flight.give, data)
             try:
                 await self.pages.save(flight.run[0], data)
                 counters.stored += len(data)
@@ -300,6 +320,7 @@ class Fetcher:
                 log.warning("%s: the cache disk refused %d bytes: %s", self.place.shown, len(data), e)
             finally:
                 late.cancel()
+                counters.disk_seconds += loop.time() - saving
                 self._context.landed(self, len(data))
         flight.give(data)
 

@@ -104,6 +104,7 @@ class Lanes:
         share: The part of them that an origin may hold while another one waits for its share.
         alone: The part that it may hold otherwise.
         waiting: Turns that may wait for one origin, half of them of one caller.
+        label: Gives the name under which an origin is counted.
     """
 
     def __init__(
@@ -114,7 +115,9 @@ class Lanes:
         share: float = 0.25,
         alone: float = 0.9,
         waiting: int = 4096,
+        label: Callable[[str], str] = str,
     ) -> None:
+        self._label = label
         self._slots = slots
         self._clock = clock
         self._share = max(1, int(slots * share))
@@ -122,6 +125,13 @@ class Lanes:
         self._waiting = waiting
         self._running = 0
         self._lanes: dict[str, _Lane] = {}
+
+    def depth(self) -> dict[str, int]:
+        """How many requests wait for a slot, by label of the origin."""
+        found: Counter[str] = Counter()
+        for origin, lane in self._lanes.items():
+            found[self._label(origin)] += lane.number()
+        return found
 
     def resting(self, origin: str) -> float:
         """Seconds for which an origin is left alone from now; 0: ask it."""

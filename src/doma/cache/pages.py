@@ -41,18 +41,6 @@ _INLINE = 256 << 10
 """Writes up to this size are done on the event loop, longer ones in a thread (trap T21)."""
 
 
-def held_in(path: Path, size: int) -> int:
-    """How many pages of a version are there, without opening it for use.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    count = -(-size // PAGE)
-    with path.open("rb") as file:
-        file.seek(count * (PAGE + 4))
-        return file.read(count).count(1)
-
-
 class PageFile:
     """The pages of one version; all methods but the awaitable ones return at once.
 
@@ -77,6 +65,9 @@ class PageFile:
         self._ahead = bytearray(self.count)
         self.ahead_left = 0
         """Pages that were fetched ahead and not read yet."""
+        self.waited = 0.0
+        """Seconds that reads waited for the disk, and how often it refused one, since somebody took note."""
+        self.refused = 0
         self._resident: Resident | None = None
         self._nowait = os.RWF_NOWAIT
         self._seen = 0
@@ -134,9 +125,10 @@ class PageFile:
         """The bytes ``[start, stop)``, 2 MiB at most, if they were checked and are in memory, unchanged."""
         if start >= stop:
             return _EMPTY
-        if stop - start > _MOST or not self._sure(((start, stop),)):
+        size = stop - start
+        if size > _MOST or self._checked.find(0, start // PAGE, -(-stop // PAGE)) >= 0 or not self._quiet():
             return None
-        buffer = np.empty(stop - start, np.uint8)
+        buffer = np.empty(size, np.uint8)
         return buffer.data if self._take(buffer, start) else None
 
     def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
@@ -144,13 +136,14 @@ class PageFile:
         total = sum([stop - start for start, stop in spans])
         if not 0 < total <= _MOST or not self._sure(spans):
             return None
-        whole, at, out = np.empty(total, np.uint8).data, 0, []
+        whole, at, out, take = np.empty(total, np.uint8).data, 0, [], self._take
         for start, stop in spans:
-            part = whole[at : at + stop - start]
-            if not self._take(part, start):
+            end = at + stop - start
+            part = whole[at:end]
+            if not take(part, start):
                 return None
             out.append(part)
-            at += stop - start
+            at = end
         return out
 
     def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
@@ -218,7 +211,11 @@ class PageFile:
         except OSError:
             got = 0  # not in memory, or a file system without this flag
         if got < len(buffer):
-            await asyncio.to_thread(self._read, buffer, run[0] * PAGE)
+            began = time.monotonic()
+            try:
+                await asyncio.to_thread(self._read, buffer, run[0] * PAGE)
+            finally:
+                self.waited += time.monotonic() - began
             if passing:
                 with suppress(OSError):
                     os.posix_fadvise(self._fd, run[0] * PAGE, len(buffer), os.POSIX_FADV_DONTNEED)
@@ -280,6 +277,10 @@ class PageFile:
         for start, stop in spans:
             if gap(0, start // PAGE, -(-stop // PAGE)) >= 0:
                 return False
+        return self._quiet()
+
+    def _quiet(self) -> bool:
+        """Whether nobody can have written since pages were checked."""
         if not self._unchanged():
             return False
         if not self._settled:
@@ -290,10 +291,11 @@ class PageFile:
 
     def _take(self, buffer: Any, start: int) -> bool:
         """Fill a buffer from ``start`` on if all of that is in memory; else those pages are checked again."""
-        stop = start + len(buffer)
+        size = len(buffer)
+        stop = start + size
         try:
             asked = self._nowait or self._in_memory(start, stop)
-            if asked and os.preadv(self._fd, (buffer,), start, self._nowait) == len(buffer):
+            if asked and os.preadv(self._fd, (buffer,), start, self._nowait) == size:
                 return True
         except OSError as e:  # EAGAIN: not all of it
             if e.errno == errno.EOPNOTSUPP:
@@ -338,6 +340,7 @@ class PageFile:
                     break
                 at += got
         except OSError as e:
+            self.refused += 1
             log.warning("cache disk: read of %d bytes at %d failed: %s", len(buffer), offset, e)
         view[at:] = bytes(len(buffer) - at)  # cut files and bad sectors: zeros that fit no checksum
 

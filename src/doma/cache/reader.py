@@ -218,10 +218,16 @@ class CachedReader:
         buffer: bytearray | None = None
         missing = self._pages.missing(run)
         if missing != [run]:
-            buffer, missing, bad = await self._pages.load(run)
-            if bad:
-                self._fetcher.damaged(bad)
-                self._rotten.update(bad)
+            try:
+                async with asyncio.timeout(None if self._only else self._fetcher.disk_patience):
+                    buffer, missing, bad = await self._fetcher.load(run)
+            except TimeoutError:
+                self._context.counters.disk_late += 1
+                try:
+                    return await self._fetcher.direct(start, stop)
+                except DomaError:
+                    buffer, missing, bad = await self._fetcher.load(run)
+            self._rotten.update(bad)
         if buffer is not None and not missing:
             count_hit(self._context.counters, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)

@@ -19,10 +19,7 @@ async def damaged(fetcher: Fetcher) -> list[int]:
     bad: list[int] = []
     for run in pieces((0, fetcher.pages.count)):
         if fetcher.pages.missing(run) != [run]:
-            _, _, found = await fetcher.pages.load(run)
-            bad += found
-    if bad:
-        fetcher.damaged(bad)
+            bad += (await fetcher.load(run))[2]
     return bad
 
 
@@ -34,9 +31,7 @@ async def digest(fetcher: Fetcher, algorithm: str) -> str | None:
     """
     sums = hasher(algorithm)
     for run in pieces((0, fetcher.pages.count)):
-        data, missing, bad = await fetcher.pages.load(run)
-        if bad:
-            fetcher.damaged(bad)
+        data, missing, _ = await fetcher.load(run)
         if missing:
             return None
         await asyncio.to_thread(sums.update, data)

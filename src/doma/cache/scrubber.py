@@ -117,7 +117,7 @@ class Scrubber:
                     return
                 if pages.missing(run) == [run]:
                     continue
-                _, _, bad = await pages.load(run, passing=True)
+                _, _, bad = await entry.fetcher.load(run, passing=True)
                 if bad:
                     await self._mend(entry, bad)
                 self.now.bytes += (run[1] - run[0]) * PAGE
@@ -128,7 +128,6 @@ class Scrubber:
 
     async def _mend(self, entry: Entry, bad: list[int]) -> None:
         path = entry.fetcher.place.shown
-        entry.fetcher.damaged(bad)
         release = self._catalogue.acquire(entry)
         try:
             repaired, error = await mended(entry, bad)

@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from doma.cache.pages import PageFile, held_in
+from doma.cache.extents import PAGE
+from doma.cache.pages import PageFile
 from doma.cache.record import LARGEST, Record, decode, encode
 from doma.core.errors import AlreadyRunning, StorageUnavailable
 
@@ -126,7 +127,10 @@ class Shelf:
     def held(self, record: Record) -> int:
         """How many pages of an object are here."""
         try:
-            return held_in(self._pages(record.key, record.generation), record.size)
+            count = -(-record.size // PAGE)
+            with self._pages(record.key, record.generation).open("rb") as file:
+                file.seek(count * (PAGE + 4))
+                return file.read(count).count(1)
         except OSError:
             return 0
 

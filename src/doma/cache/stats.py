@@ -46,6 +46,10 @@ class Counters:
     """Fetches and validations that failed for good."""
     disk_errors: int = 0
     """Reads and writes that the cache disk refused."""
+    disk_seconds: float = 0.0
+    """Seconds that reads and writes have waited for the cache disk."""
+    disk_late: int = 0
+    """Reads that went to the origin because the disk took longer than that does."""
     evicted: dict[str, int] = field(default_factory=dict)
     """``purged`` by reason: command, first, expired, quota, age, room."""
 
@@ -66,8 +70,9 @@ class Stats:
 
     bytes: dict[str, int]
     """hit, prefetched, miss, prefetch, bypass, origin, repair, stored, purged."""
-    counts: dict[str, int]
-    """opens, validations, renewed, replaced, stale, discarded, retries, origin_errors, disk_errors."""
+    counts: dict[str, float]
+    """opens, validations, renewed, replaced, stale, discarded, retries, origin_errors, disk_errors,
+    disk_seconds, disk_late."""
     hit_ratio: float | None
     """hit / (hit + prefetched + miss + bypass); None before the first byte."""
     used: int
@@ -80,6 +85,8 @@ class Stats:
     """The bound of ``fetching``."""
     open_objects: int
     """Objects with open readers."""
+    resting: bool
+    """The disk has failed and is left alone: reads pass through."""
     evicted: dict[str, int]
     """``purged`` by reason: command, first, expired, quota, age, room."""
 
@@ -89,6 +96,7 @@ class Stats:
         out |= {f"doma_cache_{k}_total": v for k, v in self.counts.items()}
         out |= {"doma_cache_used_bytes": self.used, "doma_cache_size_bytes": self.size}
         out |= {"doma_cache_fetching_bytes": self.fetching, "doma_cache_open_objects": self.open_objects}
+        out["doma_cache_disk_resting"] = self.resting
         return out
 
 
@@ -96,7 +104,14 @@ BYTES = ("hit", "prefetched", "miss", "prefetch", "bypass", "origin", "repair", 
 
 
 def snapshot(
-    counted: Counters, *, used: int, size: int, fetching: int, memory: int, open_objects: int
+    counted: Counters,
+    *,
+    used: int,
+    size: int,
+    fetching: int,
+    memory: int,
+    open_objects: int,
+    resting: bool,
 ) -> Stats:
     """The counters and gauges as one value."""
     everything = {f.name: getattr(counted, f.name) for f in fields(counted)}
@@ -110,5 +125,6 @@ def snapshot(
         fetching=fetching,
         memory=memory,
         open_objects=open_objects,
+        resting=resting,
         evicted=dict(counted.evicted),
     )

@@ -94,14 +94,15 @@ class CacheStore(ReadOnly):
         self.catalogue = Catalogue(self._shelf, config, clock, emit, origins.shown)
         self._disk = Disk(root, self._counters, clock)
         self.connections = Connections(label=origins.label)
-        self._lanes = Lanes(
-            config.fetches, clock, share=config.share, alone=config.alone, waiting=config.waiting
-        )
+        self.lanes = Lanes(
+            config.fetches, clock, share=config.share, alone=config.alone, waiting=config.waiting,
+            label=origins.label,
+        )  # fmt: skip
         self._context = self.catalogue.context = Context(
             counters=self._counters,
             budget=Budget(config.memory),
             connections=self.connections,
-            lanes=self._lanes,
+            lanes=self.lanes,
             by_size=config.replicas_by_size,
             rng=rng or Random(),  # noqa: S311 - spreads retries, keeps no secret
             room=self._room,
@@ -109,7 +110,7 @@ class CacheStore(ReadOnly):
             distrust=self._distrust,
             foresee=self.layouts.foresee if self.layouts is not None else lambda fetcher: None,
         )
-        self._validator = Validator(self.catalogue, config, clock, self._counters, self._lanes, negative)
+        self._validator = Validator(self.catalogue, config, clock, self._counters, self.lanes, negative)
         self._upkeep = Upkeep(self.catalogue, origins, clock)
         self.pins = Pins(self.catalogue.keeper.index, config, clock)
         self.prestager = Prestager(self._enter, self.layouts, config.prestages, config.prestage_queue)
@@ -142,7 +143,7 @@ class CacheStore(ReadOnly):
                 raise Conflict(f"{path}: this is a directory; list it instead")
             if isinstance(found, Unkept):
                 replica = place.replica(found.answer.replica)
-                async with self._lanes.slot(replica.name, Turn(caller())):
+                async with self.lanes.slot(replica.name, Turn(caller())):
                     inner = await replica.open()
                 seen = Seen(found.answer.age, 0.0, stale=False, validated=True)
                 return PassReader(inner, place.here(inner.stat), seen, self._context, replica.name)
@@ -204,6 +205,7 @@ class CacheStore(ReadOnly):
             fetching=self._context.budget.used,
             memory=self._context.budget.limit,
             open_objects=self.catalogue.open_objects,
+            resting=self._disk.resting,
         )
 
     def credit(self, hit: int, touched: Mapping[str, float]) -> None:
@@ -383,7 +385,7 @@ class CacheStore(ReadOnly):
         self._counters.discarded += 1
         self._counters.origin_errors += 1
         fetcher.broken = True
-        self._lanes.blame(fetcher.record.replica or fetcher.place.origin)
+        self.lanes.blame(fetcher.record.replica or fetcher.place.origin)
         entry = self.catalogue.get(fetcher.record.key)
         if entry is not None and entry.fetcher is fetcher:
             self.catalogue.remove(entry)
