@@ -189,7 +189,8 @@ def test_four_momenta_agree_with_the_textbook():
     parts = {k: rng.uniform(lo, hi, (n, 2)).astype(np.float32) for k, lo, hi in
              (("pt", 5, 80), ("eta", -2.4, 2.4), ("phi", -3.1, 3.1), ("mass", 0.1, 5))}  # fmt: skip
     rows = Events(**{k: ak.from_regular(ak.Array(v)) for k, v in parts.items()})
-    mu = 'lambda e: {"pt": e.pt, "eta": e.eta, "phi": e.phi, "mass": e.mass}.Zip().ToFourMomenta()'
+    doubled = ", ".join(f'"{k}": np.float64(e.{k})' for k in parts)
+    mu = f"lambda e: {{{doubled}}}.Zip().ToFourMomenta()"
     mass = ask(f"{mu}.Choose(2).Select(lambda p: (p[0] + p[1]).mass)", rows)
     angle = ask(f"{mu}.Choose(2).Select(lambda p: p[0].deltaR(p[1])).First()", rows)
     x = {k: v.astype(np.float64) for k, v in parts.items()}

@@ -88,7 +88,7 @@ PYTHON = [
     "lambda e: __import__('os').system('true')",
     "lambda e: [x for x in e]",
     "lambda e: (yield e)",
-    "lambda e: e.a[1:2]",
+    "lambda e: e.a[1:2, 3]",
     "lambda e: f'{e}'",
     "lambda e: (x := e)",
     "lambda e: e.__class__.__mro__",

@@ -5,7 +5,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
-from doma.columns.values import Scope, Value, array, check_element, deepest, element
+from doma.columns.values import Fields, Scope, Value, array, check_element, deepest, element
 from doma.core.errors import BadQuery
 
 
@@ -22,14 +22,19 @@ def ufunc(name: str, values: list[Value]) -> Value:
     ]
     if scope is not None and any(p is None for p in parts):
         raise BadQuery(f"query: {name} with None is not offered")
+    kinds = {
+        "text" if isinstance(p, str) else element(p) if isinstance(p, ak.Array) else "numbers" for p in parts
+    }
+    if "text" in kinds and (len(kinds) > 1 or name not in {"equal", "not_equal"}):
+        raise BadQuery(f"query: {name} does not work on {' and '.join(sorted(kinds))}")
     function = getattr(np, name)
     try:
         result = function(*parts[: max(1, min(2, len(parts)))])
         for part in parts[2:]:
             result = function(result, part)
     except (TypeError, ValueError, OverflowError, AttributeError) as e:
-        kinds = ", ".join(str(p.type.content) if isinstance(p, ak.Array) else repr(p) for p in parts)
-        raise BadQuery(f"query: {name} does not work on {kinds}{_why(e)}") from e
+        types = ", ".join(str(p.type.content) if isinstance(p, ak.Array) else repr(p) for p in parts)
+        raise BadQuery(f"query: {name} does not work on {types}{_why(e)}") from e
     return Value(scope, result if scope is not None else result.item())
 
 
@@ -67,7 +72,12 @@ def cast(dtype: str, value: Value) -> Value:
 
 
 def choice(test: Value, yes: Value, no: Value) -> Value:
-    """Element-wise choice; a missing condition is false."""
+    """Element-wise choice, of records field by field; a missing condition is false."""
+    if isinstance(yes.data, Fields) and isinstance(no.data, Fields):
+        if yes.data.values.keys() != no.data.values.keys() or yes.data.is_tuple != no.data.is_tuple:
+            raise BadQuery("query: if … else: both records need the same fields")
+        parts = {n: choice(test, v, no.data.values[n]) for n, v in yes.data.values.items()}
+        return Value(deepest([test, yes, no]), Fields(parts, yes.data.is_tuple))
     for value in (test, yes, no):
         check_element(value, "if … else")
     scope = deepest([test, yes, no])

@@ -1,9 +1,9 @@
 """The interpreter: a plan over one step of events gives columns. Nothing is compiled or looked up by name.
 
-Numbers follow NumPy's promotion: ``float32`` branches stay ``float32``, Python constants are weak. Where
-physics asks for double precision the query says so (``np.float64(e.Muon_pt)``); four-momenta always compute
-in ``float64``. ``First``, ``Last``, ``ElementAt`` of too short a sequence and ``Max``, ``Min`` of an empty
-one are missing values; a condition that is missing is false.
+Numbers follow NumPy's promotion: ``float32`` branches stay ``float32``, also as coordinates of four-momenta;
+Python constants are weak. Where physics asks for double precision the query says so
+(``np.float64(e.Muon_pt)``). ``First``, ``Last``, ``ElementAt`` of too short a sequence and ``Max``, ``Min``
+of an empty one are missing values; a condition that is missing is false.
 
 Source: servicex.md §8.1 of the project's contracts, column "ours" of the table of cases.
 """
@@ -15,19 +15,23 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from doma.columns import arithmetic, momenta, sequences
+from doma.columns import arithmetic, folds, momenta, sequences
 from doma.columns.expressions import (
     Cast,
     Const,
     Events,
     Expr,
     Field,
+    Fill,
+    Fold,
     If,
     Item,
     Lambda,
     Method,
     Op,
     Record,
+    Slice,
+    Span,
     Ufunc,
     Var,
 )
@@ -42,12 +46,14 @@ from doma.columns.values import (
     Scope,
     Value,
     array,
+    bounded,
     deepest,
     element,
     levels,
     listed,
     opened,
     scope_of,
+    stacked,
 )
 from doma.core.errors import BadQuery, UnknownColumn
 
@@ -78,9 +84,26 @@ def run(plan: Plan, rows: Rows) -> Table:
         data = array(value, root)
         if levels(data) == 0:
             assert isinstance(plan.body, Op)
-            return Table({"": data}, plan.body.name)
+            return Table(_named({"": data}, plan.columns), plan.body.name)
         flat = opened(value, "the result").flat
-    return Table(_named(_columns(flat), plan.columns))
+        _check_size(flat)
+    columns = {name: sequences.plain_lists(column) for name, column in _columns(flat).items()}
+    return Table(_named(columns, plan.columns))
+
+
+def _check_size(data: ak.Array) -> None:
+    """Refuse what would grow without bound when it is written: lists may repeat what they hold."""
+    layout = data.layout
+    while layout.is_list or layout.is_option or layout.is_indexed:
+        if isinstance(layout, ak.contents.ListArray):
+            bounded(np.asarray(layout.stops) - np.asarray(layout.starts))
+            layout = layout.to_ListOffsetArray64(True)
+        elif isinstance(layout, ak.contents.IndexedArray | ak.contents.IndexedOptionArray):
+            layout = layout.project()
+            continue
+        layout = layout.content
+    for inner in layout.contents if layout.is_record else ():
+        _check_size(ak.Array(inner))
 
 
 def _columns(flat: ak.Array) -> dict[str, ak.Array]:
@@ -130,6 +153,17 @@ def _eval(expr: Expr, env: Env, root: Scope, rows: Rows) -> Value:
             return arithmetic.cast(dtype, sub(source))
         case If(test=test, yes=yes, no=no):
             return arithmetic.choice(sub(test), sub(yes), sub(no))
+        case Slice(source=source, low=low, high=high, step=step):
+            return sequences.part(_sequence(sub(source), root), low, high, step)
+        case Fill(source=source, default=default):
+            return sequences.filled(sub(source), sub(default))
+        case Span(low=first, high=last):
+            return sequences.span(sub(first), sub(last), root)
+        case Fold(source=source, seed=seed, by=by):
+            return folds.fold(
+                _below(_sequence(sub(source), root), by, env), sub(seed),
+                lambda acc, item: _eval(by.body, {**env, by.slot: acc, by.second: item}, root, rows),
+            )  # fmt: skip
         case Record(names=names, values=values, is_tuple=is_tuple):
             parts = dict(zip(names, map(sub, values), strict=True))
             return Value(deepest(list(parts.values())), Fields(parts, is_tuple))
@@ -167,11 +201,10 @@ def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value
 
     if isinstance(source.data, Rows_):
         return _over_events(op, source, body, root)
+    if op.name != "Contains":
+        source = _sequence(source, root)
     if op.by is not None:
-        # The members' scope must lie below that of every outer variable which the lambda uses.
-        outer = deepest([source, *(env[slot] for slot in op.by.free)])
-        if outer is not None and outer is not scope_of(source):
-            source = Value(outer, array(source, outer))
+        source = _below(source, op.by, env)
     if op.name == "SelectMany":
         return _select_many(op, source, body)
     if op.by is None:
@@ -182,6 +215,21 @@ def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value
     if op.name == "Select":
         return took.close(array(result, took.inner))
     return sequences.by_key(op.name, took, result)
+
+
+def _below(source: Value, by: Lambda, env: Env) -> Value:
+    """The source in a scope below that of every outer variable which the lambda uses."""
+    outer = deepest([source, *(env[slot] for slot in by.free)])
+    if outer is None or outer is scope_of(source):
+        return source
+    return Value(outer, array(source, outer))
+
+
+def _sequence(source: Value, root: Scope) -> Value:
+    """A list of constants is a sequence, the same for all events."""
+    if isinstance(source.data, Fields) and source.data.is_tuple and scope_of(source) is None:
+        return stacked(source, "a list", root)
+    return source
 
 
 def _over_events(op: Op, source: Value, body: Any, root: Scope) -> Value:

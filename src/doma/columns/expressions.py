@@ -3,9 +3,7 @@
 Their ``repr`` is the canonical text of a query, from which the key of cached results is made.
 """
 
-from dataclasses import dataclass
-
-from doma.columns.functions import REDUCTIONS
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +42,16 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """``source[low:high:step]`` of each sequence."""
+
+    source: "Expr"
+    low: int | None
+    high: int | None
+    step: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ufunc:
     """An allow-listed NumPy ufunc, element by element; more than two arguments fold from the left."""
 
@@ -69,6 +77,14 @@ class If:
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """``source`` with a value in the place of what is missing."""
+
+    source: "Expr"
+    default: "Expr"
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Named values; the names of a tuple are ``0``, ``1`` and so on."""
 
@@ -79,12 +95,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Lambda:
-    """A function of one argument."""
+    """A function of one argument; of two (accumulated, item) for a fold."""
 
     slot: int
     body: "Expr"
     free: tuple[int, ...] = ()
     """Arguments of enclosing lambdas that the body uses."""
+    second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +112,25 @@ class Op:
     source: "Expr"
     by: Lambda | None = None
     arg: "Expr | None" = None
+    over_events: bool = False
+    """Its source runs over the events of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """``Aggregate``: from the seed over the members of each sequence, in order."""
+
+    source: "Expr"
+    seed: "Expr"
+    by: Lambda
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The integers from ``low`` up to but without ``high``."""
+
+    low: "Expr"
+    high: "Expr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,37 +142,50 @@ class Method:
     args: tuple["Expr", ...]
 
 
-Expr = Const | Var | Events | Field | Item | Ufunc | Cast | If | Record | Op | Method
+Expr = (
+    Const
+    | Var
+    | Events
+    | Field
+    | Item
+    | Slice
+    | Ufunc
+    | Cast
+    | If
+    | Fill
+    | Record
+    | Op
+    | Fold
+    | Span
+    | Method
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is known of a value: ``rows``, ``row``, ``list``, ``record``, ``one`` (a number) or ``any``."""
+    """What is known of a value.
+
+    ``rows`` (what runs over the events), ``row`` (an event), ``list``, ``record``, ``one`` (a number or text)
+    or ``any``.
+    """
 
     kind: str
     item: "Shape | None" = None
     fields: tuple[tuple[str, "Shape"], ...] = ()
+    width: int = field(init=False, default=1)
+    """Columns that it makes in the output."""
+
+    def __post_init__(self) -> None:
+        inner = (self.item, *(s for _, s in self.fields))
+        object.__setattr__(self, "width", max(1, sum(s.width for s in inner if s is not None)))
 
 
 ANY, ONE, ROW = Shape("any"), Shape("one"), Shape("row")
 ROWS = Shape("rows", ROW)
 
 
-def shape_after(name: str, source: Shape, body: Shape) -> Shape:
-    """What is known of an operator's result."""
-    if name in {"Where", "OrderBy", "OrderByDescending"}:
-        return source
-    if name == "Select":
-        return Shape("list", body)
-    if name == "SelectMany":
-        return Shape("list", body.item or ANY)
-    if name == "Zip" and source.kind == "record":
-        items = tuple((n, s.item or ANY) for n, s in source.fields)
-        return Shape("list", Shape("record", None, items))
-    if name in {"Any", "All"}:
-        return ONE
-    if name in REDUCTIONS:
-        # The innermost axis is reduced: of a list of lists a list remains.
-        flat = source.item is not None and source.item.kind in {"one", "row", "record"}
-        return ONE if flat else ANY
-    return ANY
+def members(shape: Shape) -> Shape:
+    """What a sequence consists of; a record of sequences is a sequence of records."""
+    if shape.kind == "record":
+        return Shape("record", None, tuple((n, s.item or ANY) for n, s in shape.fields))
+    return shape.item or ANY

@@ -1,13 +1,16 @@
-"""func_adl queries on a file: names checked, evaluated window by window, reductions combined at the end."""
+"""func_adl queries on a file: names checked, evaluated window by window, totals made at the end."""
+
+from collections.abc import Iterator
 
 import awkward as ak
 
 from doma.columns.evaluate import Table, run
+from doma.columns.explain import Explained
 from doma.columns.model import Progress
 from doma.columns.plan import compile_text
 from doma.columns.query import Tell
 from doma.columns.remote import Bytes
-from doma.columns.sink import Sink
+from doma.columns.sink import TREE, Sink
 from doma.columns.source import Source, Window, check_names, open_source
 
 
@@ -21,26 +24,51 @@ class FuncAdl:
     def digest(self) -> str:
         return self.plan.digest
 
+    @property
+    def tree_out(self) -> str:
+        """Name of the tree in ROOT output."""
+        return self.plan.tree_out or TREE
+
     def check(self, data: Bytes) -> tuple[str, ...]:
         return tuple(self._begun(data)[2].columns)
 
     def run(self, data: Bytes, sink: Sink, step: int, tell: Tell) -> tuple[str, ...]:
         source, names, empty = self._begun(data)
-        totals: list[Table] = []
+        tables = self._tables(source, names, data, step, tell)
+        if self.plan.pick is not None:
+            sink.write(_picked(empty, tables, self.plan.pick), self.tree_out)
+        elif empty.total:
+            sink.write(_combined([*self._seed(empty), empty, *tables]), self.tree_out)
+        else:
+            sink.write(empty, self.tree_out)
+            for table in tables:
+                sink.write(table, self.tree_out)
+        return tuple(empty.columns)
+
+    def explain(self, data: Bytes | None, step: int) -> Explained:
+        """What the query reads and does, without running it on events."""
+        from doma.columns.explain_plan import explained, file_facts
+
+        if data is None:
+            return explained(self.plan, self.digest, self.tree_out)
+        source, names, empty = self._begun(data)
+        facts = file_facts(data, source, names, self.plan, step)
+        return explained(self.plan, self.digest, self.tree_out, empty, facts)
+
+    def _tables(
+        self, source: Source, names: tuple[str, ...], data: Bytes, step: int, tell: Tell
+    ) -> Iterator[Table]:
         done = 0
-        if not empty.total:
-            sink.write(empty)
         for window in source.windows(names, step, self.plan.first):
-            table = run(self.plan, window)
-            if table.total:
-                totals.append(table)
-            else:
-                sink.write(table)
+            yield run(self.plan, window)
             done += window.size
             tell(Progress(done, source.entries, data.taken))
-        if empty.total:
-            sink.write(_combined([empty, *totals]))
-        return tuple(empty.columns)
+
+    def _seed(self, empty: Table) -> list[Table]:
+        """What a total starts from, as a row like the others."""
+        if self.plan.seed is None:
+            return []
+        return [Table({name: ak.Array([self.plan.seed]) for name in empty.columns}, empty.total)]
 
     def _begun(self, data: Bytes) -> tuple[Source, tuple[str, ...], Table]:
         """The source, the names to read, and the output without rows."""
@@ -58,9 +86,38 @@ def _combined(tables: list[Table]) -> Table:
     (name,) = tables[0].columns
     merged = ak.concatenate([t.columns[name] for t in tables])
     match kind:
-        case "Max":
-            return Table({name: ak.max(merged, keepdims=True, mask_identity=True)}, kind)
-        case "Min":
-            return Table({name: ak.min(merged, keepdims=True, mask_identity=True)}, kind)
+        case "Max" | "Min":
+            extreme = ak.max if kind == "Max" else ak.min
+            return Table({name: extreme(merged, keepdims=True, mask_identity=True)}, kind)
+        case "Any" | "Contains":
+            return Table({name: ak.any(merged, keepdims=True, mask_identity=False)}, kind)
+        case "All":
+            return Table({name: ak.all(merged, keepdims=True, mask_identity=False)}, kind)
         case _:
-            return Table({name: ak.sum(merged, keepdims=True, mask_identity=False)}, kind)
+            total = ak.sum(merged, keepdims=True, mask_identity=False)
+            return Table({name: ak.values_astype(total, merged.layout.form.type.primitive)}, kind)
+
+
+def _picked(empty: Table, tables: Iterator[Table], index: int) -> Table:
+    """One row of all: from the front, or the last one; missing if there are too few."""
+    kept: Table | None = None
+    before = 0
+    for table in tables:
+        size = _rows(table)
+        if index < 0 and size:
+            kept = _row(table, size - 1)
+        elif before <= index < before + size:
+            return _row(table, index - before)
+        before += size
+    if kept is not None:
+        return kept
+    return Table({name: ak.pad_none(column, 1, axis=0) for name, column in empty.columns.items()})
+
+
+def _rows(table: Table) -> int:
+    return len(next(iter(table.columns.values())))
+
+
+def _row(table: Table, at: int) -> Table:
+    """One row, of a type that may be missing, as a shorter file would have it."""
+    return Table({n: ak.pad_none(c[at : at + 1], 1, axis=0) for n, c in table.columns.items()})

@@ -4,21 +4,29 @@ Source: servicex.md §8.1 of the project's contracts; names and meanings are Num
 """
 
 OPERATORS: dict[str, tuple[int, int]] = {
-    "Select": (2, 2), "SelectMany": (2, 2), "Where": (2, 2), "Count": (1, 1), "Sum": (1, 1), "Max": (1, 1),
-    "Min": (1, 1), "First": (1, 1), "Last": (1, 1), "ElementAt": (2, 2), "Any": (1, 2), "All": (1, 2),
+    "Select": (2, 2), "SelectMany": (2, 2), "Where": (2, 2), "Count": (1, 1), "Sum": (1, 1), "Max": (1, 2),
+    "Min": (1, 2), "First": (1, 2), "Last": (1, 2), "ElementAt": (2, 3), "Any": (1, 2), "All": (1, 2),
     "Contains": (2, 2), "Concat": (2, 2), "Zip": (1, 1), "OrderBy": (2, 2), "OrderByDescending": (2, 2),
-    "Choose": (2, 2), "ToFourMomenta": (1, 1), "ToFourMomentum": (1, 1),
+    "Choose": (2, 2), "ToFourMomenta": (1, 1), "ToFourMomentum": (1, 1), "Aggregate": (3, 3),
 }  # fmt: skip
 """Operator to the least and greatest number of fields, the source included."""
 
 WITH_LAMBDA = frozenset({"Select", "SelectMany", "Where", "Any", "All", "OrderBy", "OrderByDescending"})
-REDUCTIONS = frozenset({"Count", "Sum", "Max", "Min"})
+DEFAULTED = frozenset({"First", "Last", "Max", "Min", "ElementAt"})
+"""Their last field, beyond what they need, stands in for what is missing."""
+STREAMED = frozenset({"Select", "SelectMany", "Where"})
+"""What runs over the events one after the other …"""
+TOTALS = frozenset({"Count", "Sum", "Max", "Min", "Any", "All", "Contains"})
+"""… and what makes one row of them."""
+PICKS = {"First": 0, "Last": -1}
 
-WRAPPERS = frozenset(
-    {"ResultParquet", "ResultTTree", "ResultAwkwardArray", "AsParquetFiles", "AsROOTTTree", "AsROOTTree",
-     "AsAwkwardArray"}
-)  # fmt: skip
-"""Terminal wrappers of some clients: source, column names, tree, file."""
+WRAPPERS = {
+    "ResultParquet": ("columns", "file"), "ResultTTree": ("columns", "tree", "file"),
+    "ResultAwkwardArray": ("columns",), "ResultPandasDF": ("columns",),
+    "AsParquetFiles": ("file", "columns"), "AsROOTTTree": ("file", "tree", "columns"),
+    "AsROOTTree": ("file", "tree", "columns"), "AsAwkwardArray": ("columns",), "AsPandasDF": ("columns",),
+}  # fmt: skip
+"""Terminal wrappers of some clients: what follows the source."""
 
 _ONE = (
     "absolute fabs sqrt cbrt square exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan "
@@ -56,7 +64,7 @@ CONSTANTS = {"pi": 3.141592653589793, "e": 2.718281828459045, "inf": float("inf"
 ALIASES = {
     "abs": "absolute", "pow": "power", "asin": "arcsin", "acos": "arccos", "atan": "arctan",
     "atan2": "arctan2",
-    "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh", "bitwise_not": "invert",
+    "asinh": "arcsinh", "acosh": "arccosh", "atanh": "arctanh", "bitwise_not": "invert", "round": "rint",
 }  # fmt: skip
 
 FOLDS = {
@@ -85,46 +93,22 @@ COORDINATES = (
 """A four-momentum has one field of each set of one of the rows."""
 COORDINATE_NAMES = frozenset().union(*(names for row in COORDINATES for names in row))
 
-VECTOR_PROPERTIES = frozenset(
-    [
-        "pt",
-        "eta",
-        "phi",
-        "mass",
-        "energy",
-        "px",
-        "py",
-        "pz",
-        "p",
-        "theta",
-        "E",
-        "M",
-        "m",
-        "e",
-        "rho",
-        "x",
-        "y",
-        "z",
-        "t",
-        "mt",
-        "et",
-        "rapidity",
-        "mass2",
-        "pt2",
-        "p2",
-        "E2",
-        "costheta",
-        "beta",
-        "gamma",
-    ]
+_PROPERTIES = (
+    "pt eta phi mass energy px py pz p theta E M m e rho x y z t tau mt Mt et Et rapidity mass2 m2 M2 pt2 p2 "
+    "E2 e2 energy2 mt2 Mt2 et2 Et2 rho2 t2 tau2 mag mag2 costheta cottheta beta gamma pseudorapidity "
+    "transverse_energy transverse_mass"
 )
+_OF_TWO = (
+    "deltaR deltaR2 deltaphi deltaeta deltaRapidityPhi deltaRapidityPhi2 deltaangle add subtract dot boost "
+    "boost_p4 boostCM_of boostCM_of_p4"
+)
+BY_NUMBER = frozenset({"boostX", "boostY", "boostZ", "rotateX", "rotateY", "rotateZ", "scale"})
+"""Vector methods whose argument is a number."""
+VECTOR_PROPERTIES = frozenset(_PROPERTIES.split())
 VECTOR_METHODS: dict[str, int] = {
-    "deltaR": 1, "deltaphi": 1, "deltaeta": 1, "deltaRapidityPhi": 1, "deltaangle": 1, "add": 1,
-    "subtract": 1,
-    "dot": 1, "pt": 0, "eta": 0, "phi": 0, "mass": 0, "energy": 0, "px": 0, "py": 0, "pz": 0, "p": 0,
-    "theta": 0,
-    "m": 0, "e": 0, "rapidity": 0,
-}  # fmt: skip
+    **dict.fromkeys((*_OF_TWO.split(), *BY_NUMBER), 1),
+    **dict.fromkeys(("unit", "is_timelike", "is_spacelike", "is_lightlike", *VECTOR_PROPERTIES), 0),
+}
 """Vector method to its number of arguments; a property may be written with brackets."""
 METHOD_ALIASES = {
     "DeltaR": "deltaR", "delta_r": "deltaR", "DeltaPhi": "deltaphi", "delta_phi": "deltaphi",

@@ -197,6 +197,14 @@ _BINARY: dict[type[ast.AST], str] = {
     ast.UAdd: "+", ast.USub: "-", ast.Not: "not", ast.Invert: "~", ast.And: "and", ast.Or: "or",
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
+_COMPARE = {*_BINARY, ast.In, ast.NotIn}
+
+
+def _compared(op: type[ast.AST], sides: tuple[Node, ...]) -> Node:
+    if op in _BINARY:
+        return composite(_BINARY[op], sides, 0)
+    inside = composite("in", sides, 0)
+    return inside if op is ast.In else composite("not", (inside,), 0)
 
 
 def _from_python(tree: ast.expr, level: int) -> Node:
@@ -216,7 +224,11 @@ def _from_python(tree: ast.expr, level: int) -> Node:
             return Node("name", value=name)
         case ast.Attribute(value=value, attr=name):
             return composite("attr", (*sub(value), Node("const", value=name)), 0)
-        case ast.Subscript(value=value, slice=index) if not isinstance(index, ast.Slice):
+        case ast.Subscript(value=value, slice=ast.Slice(lower=low, upper=high, step=step)):
+            none = Node("const")
+            ends = tuple(none if end is None else sub(end)[0] for end in (low, high, step))
+            return composite("subscript", (*sub(value), composite("slice", ends, 0)), 0)
+        case ast.Subscript(value=value, slice=index):
             return composite("subscript", sub(value, index), 0)
         case ast.Call(func=func, args=args, keywords=[]) if not any(isinstance(a, ast.Starred) for a in args):
             return composite("call", sub(func, *args), 0)
@@ -230,9 +242,9 @@ def _from_python(tree: ast.expr, level: int) -> Node:
             return composite(_BINARY[type(op)], sub(operand), 0)
         case ast.BoolOp(op=op, values=values):
             return composite(_BINARY[type(op)], sub(*values), 0)
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(o) in _BINARY for o in ops):
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(o) in _COMPARE for o in ops):
             sides = sub(left, *others)
-            pairs = tuple(composite(_BINARY[type(o)], sides[i : i + 2], 0) for i, o in enumerate(ops))
+            pairs = tuple(_compared(type(o), sides[i : i + 2]) for i, o in enumerate(ops))
             return pairs[0] if len(pairs) == 1 else composite("and", pairs, 0)
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return composite("if", sub(test, body, orelse), 0)

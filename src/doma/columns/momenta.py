@@ -1,9 +1,12 @@
-"""Four-momenta: records seen as Lorentz vectors, by the ``vector`` package, in double precision."""
+"""Four-momenta: records seen as Lorentz vectors, by the ``vector`` package.
+
+They compute in the precision of their coordinates, as the reference does; ``np.float64(…)`` asks for more.
+"""
 
 import awkward as ak
 import vector
 
-from doma.columns.functions import COORDINATE_NAMES, COORDINATES
+from doma.columns.functions import BY_NUMBER, COORDINATES
 from doma.columns.values import Fields, Value, array, deepest, element, mapped
 from doma.core.errors import BadQuery
 
@@ -12,7 +15,7 @@ NAME = "Momentum4D"
 
 
 def to_momenta(source: Value) -> Value:
-    """Name the records (at any depth of lists) four-momenta; their coordinates become float64.
+    """Name the records (at any depth of lists) four-momenta.
 
     Raises:
         BadQuery: the records lack coordinates.
@@ -44,23 +47,23 @@ def method(name: str, source: Value, args: list[Value]) -> Value:
     scope = deepest([source, *args])
     if scope is None:
         raise BadQuery(f"query: .{name}() needs four-momenta, this is a constant")
+    momenta = (source,) if name in BY_NUMBER else (source, *args)
     operands = [array(v, scope) for v in (source, *args)]
-    if not all(is_momentum(o) for o in operands):
+    if not all(is_momentum(o) for o in operands[: len(momenta)]):
         raise BadQuery(f"query: .{name} needs four-momenta on both sides; call ToFourMomenta() first")
+    if any(element(o) != "numbers" for o in operands[len(momenta) :]):
+        raise BadQuery(f"query: .{name} needs a number")
     found = getattr(operands[0], name)
     try:
         return Value(scope, found(*operands[1:]) if callable(found) else found)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, AttributeError) as e:
         raise BadQuery(
             f"query: .{name}: the four-momenta do not pair up; use a lambda over one of them"
         ) from e
 
 
 def _named(records: ak.Array) -> ak.Array:
-    parts = {
-        name: ak.values_astype(records[name], "float64") if name in COORDINATE_NAMES else records[name]
-        for name in ak.fields(records)
-    }
+    parts = {name: records[name] for name in ak.fields(records)}
     return ak.zip(parts, depth_limit=1, with_name=NAME)
 
 

@@ -14,6 +14,7 @@ from doma.columns.values import (
     Scope,
     Value,
     array,
+    bounded,
     check_element,
     deepest,
     element,
@@ -25,7 +26,7 @@ from doma.columns.values import (
 from doma.core.errors import BadQuery, LimitExceeded
 
 COMBINATION = "combination"
-"""Marks the lists that ``Choose`` makes: ``Count`` of them counts combinations, not their members."""
+"""Marks the lists that ``Choose`` makes: of a fixed length inside, plain in the output."""
 MAX_COMBINATIONS = 50_000_000
 """Members that ``Choose`` may make of one step."""
 REDUCERS = {"Sum": ak.sum, "Max": ak.max, "Min": ak.min}
@@ -110,14 +111,25 @@ def _order(keys: ak.Array, parents: npt.NDArray[np.int64], name: str) -> npt.NDA
 
 
 def reduced(name: str, source: Value) -> Value:
-    """Reduce the innermost axis of a sequence."""
+    """Count the members of a sequence; reduce the innermost axis."""
     took = opened(source, name)
-    data = listed(took.flat, took.counts)
     if name == "Count":
-        return Value(took.outer, ak.num(data, axis=levels(data, COMBINATION)))
+        return Value(took.outer, ak.Array(took.counts))
+    data = listed(took.flat, took.counts)
+    if name == "Sum" and momenta.is_momentum(data):
+        return Value(took.outer, ak.sum(data, axis=-1))
     if element(data) != "numbers":
         raise BadQuery(f"query: {name} needs numbers, this is a sequence of {element(data)}")
+    if _primitive(data) == "float16":
+        data = ak.values_astype(data, "float32")
     return Value(took.outer, REDUCERS[name](ak.from_regular(data, axis=None), axis=-1))
+
+
+def _primitive(data: ak.Array) -> str:
+    layout = data.layout
+    while layout.is_option or layout.is_indexed or layout.is_list:
+        layout = layout.content
+    return str(getattr(layout, "dtype", ""))
 
 
 def picked(source: Value, index: Value, what: str) -> Value:
@@ -163,6 +175,8 @@ def item(source: Value, index: Value) -> Value:
     chosen_ = array(index, scope)
     if levels(chosen_) == 0:
         return picked(source, index, "[]")
+    if not isinstance(source.data, Fields) and levels(array(source, scope)) == 0:
+        raise BadQuery("query: [] needs a sequence before it")
     try:
         return Value(scope, ak.from_regular(array(source, scope), axis=1)[ak.from_regular(chosen_, axis=1)])
     except (IndexError, ValueError, TypeError) as e:
@@ -185,14 +199,23 @@ def zipped(source: Value) -> Value:
         raise BadQuery("query: Zip needs a record of sequences, such as {'pt': e.Muon_pt, 'eta': e.Muon_eta}")
     if scope is None:
         raise BadQuery("query: Zip needs sequences, these are constants")
-    members: dict[str, ak.Array] = {}
+    inner: Scope | None = None
     counts: npt.NDArray[np.int64] | None = None
-    for name, value in parts.items():
-        took = opened(Value(scope, array(value, scope)), f"Zip of {name!r}")
+    members: dict[str, ak.Array] = {}
+    arrays = {name: array(value, scope) for name, value in parts.items()}
+    for name, data in arrays.items():
+        if levels(data) == 0:
+            continue
+        took = opened(Value(scope, data), f"Zip of {name!r}")
         if counts is not None and not np.array_equal(counts, took.counts):
             raise BadQuery(f"query: Zip: {name!r} has other lengths than {next(iter(parts))!r} in some event")
-        counts, members[name] = took.counts, took.flat
-    assert counts is not None
+        inner, counts, members[name] = took.inner, took.counts, took.flat
+    if inner is None or counts is None:
+        raise BadQuery(f"query: Zip needs a sequence, {', '.join(map(repr, parts))} are single values")
+    # What has one value per event is repeated for each member.
+    members = {
+        n: members[n] if n in members else array(Value(scope, data), inner) for n, data in arrays.items()
+    }
     names = None if is_tuple else list(members)
     record = ak.contents.RecordArray([m.layout for m in members.values()], names, length=int(counts.sum()))
     return Value(scope, listed(ak.Array(record), counts))
@@ -226,25 +249,102 @@ def _concatenated(first: Value, second: Value) -> Value:
     scope = deepest([first, second])
     if scope is None:
         raise BadQuery("query: Concat needs sequences, these are constants")
-    parts: list[Any] = []
-    for value in (first, second):
-        took = opened(Value(scope, array(value, scope)), "Concat")
-        parts.append(listed(took.flat, took.counts))
-    return Value(scope, ak.concatenate(parts, axis=1))
+    took = [opened(Value(scope, array(v, scope)), "Concat") for v in (first, second)]
+    bounded(took[0].counts + took[1].counts)
+    try:
+        joined = ak.concatenate([listed(t.flat, t.counts) for t in took], axis=1)
+    except (TypeError, ValueError) as e:
+        raise BadQuery("query: Concat: the sequences do not fit each other") from e
+    return Value(scope, joined)
 
 
 def _contains(source: Value, wanted: Value) -> Value:
+    """Whether a sequence has a member; with a list of values, whether one is equal, element by element."""
+    for options, subject in ((source, wanted), (wanted, source)):
+        if isinstance(options.data, Fields) and options.data.is_tuple:
+            hits = [ufunc("equal", [subject, option]) for option in options.data.values.values()]
+            return hits[0] if len(hits) == 1 else ufunc("logical_or", hits)
     check_element(wanted, "Contains")
-    if isinstance(source.data, Fields) and scope_of(source) is None:
-        constants = [v.data for v in source.data.values.values()]
-        if wanted.scope is None:
-            return Value(None, wanted.data in constants)
-        hits = np.zeros(wanted.scope.size, dtype=bool)
-        for constant in constants:
-            hits |= condition(ufunc("equal", [wanted, Value(None, constant)]), wanted.scope, "Contains")
-        return Value(wanted.scope, ak.Array(hits))
     scope = deepest([source, wanted])
     if scope is None:
         raise BadQuery("query: Contains needs a sequence, this is a constant")
     took = opened(source if scope_of(source) is scope else Value(scope, array(source, scope)), "Contains")
     return by_key("Any", took, ufunc("equal", [Value(took.inner, took.flat), wanted]))
+
+
+def part(source: Value, low: int | None, high: int | None, step: int | None) -> Value:
+    """``[low:high:step]`` of each sequence, or of the fields of a tuple."""
+    if isinstance(source.data, ak.Array) and levels(source.data) == 0 and ak.fields(source.data):
+        names = ak.fields(source.data)[low:high:step]
+        if not names:
+            raise BadQuery("query: the slice takes no field of the record")
+        return Value(source.scope, source.data[names])
+    took = opened(source, "[:]")
+    data = listed(took.flat, took.counts)[:, low:high:step]
+    return Value(took.outer, data)
+
+
+def span(low: Value, high: Value, root: Scope) -> Value:
+    """The integers from ``low`` up to but without ``high``, for each element."""
+    scope = deepest([low, high]) or root
+    ends = []
+    for value in (low, high):
+        check_element(value, "Range")
+        data = array(value, scope)
+        if levels(data) or element(data) != "numbers":
+            raise BadQuery("query: Range needs one integer at each end")
+        numbers = np.asarray(ak.fill_none(data, 0))
+        if not np.issubdtype(numbers.dtype, np.integer):
+            raise BadQuery(f"query: Range needs integers, not {numbers.dtype}")
+        ends.append(numbers.astype(np.int64))
+    # As float first: the distance of two 64-bit integers may not fit into one.
+    distance = np.maximum(ends[1].astype(np.float64) - ends[0].astype(np.float64), 0)
+    bounded(distance)
+    counts = np.maximum(distance.astype(np.int64), 0)
+    starts = np.cumsum(counts) - counts
+    numbers = np.arange(counts.sum(), dtype=np.int64) + np.repeat(ends[0] - starts, counts)
+    return Value(scope, listed(ak.Array(numbers), counts))
+
+
+def filled(source: Value, default: Value) -> Value:
+    """A value in the place of what is missing."""
+    check_element(default, "a default")
+    if source.scope is None:
+        return source
+    scope = deepest([source, default])
+    assert scope is not None
+    data = array(source, scope)
+    if not data.layout.is_option:
+        return Value(scope, data)
+    other = array(default, scope)
+    if levels(data) != levels(other) or element(data) != element(other) or element(data) == "records":
+        raise BadQuery("query: the default and what it stands in for must have the same type")
+    if default.scope is None:
+        return Value(scope, ak.drop_none(ak.fill_none(data, default.data, axis=0), axis=0))
+    try:
+        result = ak.where(ak.is_none(data), other, data)
+        return Value(scope, result if other.layout.is_option else ak.drop_none(result, axis=0))
+    except (TypeError, ValueError) as e:
+        raise BadQuery("query: the default does not fit what it stands in for") from e
+
+
+def plain_lists(data: ak.Array) -> ak.Array:
+    """The same data whose combinations are lists like others."""
+
+    def change(layout: Any, **_: Any) -> Any:
+        if layout.is_list and layout.parameter("__list__") == COMBINATION:
+            below = ak.transform(change, layout.content, highlevel=False)
+            sized = layout.to_ListOffsetArray64(True)
+            trimmed = below[: len(sized.content)] if len(below) > len(sized.content) else below
+            return ak.contents.ListOffsetArray(sized.offsets, trimmed)
+        return None
+
+    return ak.transform(change, data) if _marked(data.layout) else data
+
+
+def _marked(layout: Any) -> bool:
+    if layout.is_record or layout.is_union:
+        return any(map(_marked, layout.contents))
+    if layout.is_option or layout.is_indexed or layout.is_list:
+        return layout.parameter("__list__") == COMBINATION or _marked(layout.content)
+    return False

@@ -15,9 +15,11 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from doma.core.errors import BadQuery
+from doma.core.errors import BadQuery, LimitExceeded
 
 Index = npt.NDArray[np.int64]
+MAX_MEMBERS = 40_000_000
+"""Members that the sequences of one step may have, at each level: 320 MB of indices."""
 
 
 class Rows(Protocol):
@@ -36,6 +38,17 @@ class Rows(Protocol):
         """The rows for which the mask (size,) is true."""
 
 
+def bounded(counts: npt.NDArray[Any]) -> int:
+    """The number of members of sequences of these lengths; raises LimitExceeded above the bound."""
+    total = int(counts.sum(dtype=np.float64))
+    if total > MAX_MEMBERS:
+        raise LimitExceeded(
+            f"query: the sequences of one step would have {total:.3g} members, more than {MAX_MEMBERS:.3g}; "
+            "filter first"
+        )
+    return total
+
+
 @dataclass(eq=False, slots=True)
 class Scope:
     """A set of elements, each belonging to one element of the parent scope."""
@@ -48,7 +61,12 @@ class Scope:
     _paths: "dict[Scope, Index]" = field(default_factory=dict)
 
     def open(self, counts: npt.NDArray[Any]) -> "Scope":
-        """The scope of the members of sequences with these lengths: (size,)."""
+        """The scope of the members of sequences with these lengths: (size,).
+
+        Raises:
+            LimitExceeded: more members than a step may have.
+        """
+        bounded(counts)
         parents = np.repeat(np.arange(self.size, dtype=np.int64), counts)
         return Scope(len(parents), self, parents, self.depth + 1)
 
@@ -187,30 +205,35 @@ def opened(value: Value, what: str) -> Opened:
         BadQuery: the value is no sequence.
     """
     if isinstance(value.data, Fields) and value.data.is_tuple:
-        value = _stacked(value, what)
+        value = stacked(value, what)
     if value.scope is None or isinstance(value.data, Fields | Row):
         raise BadQuery(f"query: {what} needs a sequence, this is a single value")
     data = value.data
     if levels(data) == 0:
         raise BadQuery(f"query: {what} needs a sequence, this has one of {element(data)} per element")
-    there = np.asarray(~ak.is_none(data))
     counts = np.zeros(len(data), dtype=np.int64)
-    if not there.all():
-        data = ak.drop_none(data, axis=0)
-    elif data.layout.is_option:
+    if data.layout.is_option:
+        there = np.asarray(~ak.is_none(data))
         data = ak.Array(data.layout.project(), behavior=data.behavior)
-    counts[there] = np.asarray(ak.num(data, axis=1))
-    return Opened(value.scope, counts, value.scope.open(counts), ak.flatten(data, axis=1))
+        counts[there] = np.asarray(ak.num(data, axis=1))
+    else:
+        counts[:] = np.asarray(ak.num(data, axis=1))
+    inner = value.scope.open(counts)
+    return Opened(value.scope, counts, inner, ak.flatten(data, axis=1))
 
 
-def _stacked(value: Value, what: str) -> Value:
+def stacked(value: Value, what: str, scope: Scope | None = None) -> Value:
     """A tuple as a sequence of its items."""
-    scope = scope_of(value)
+    scope = scope_of(value) or scope
     if scope is None:
         raise BadQuery(f"query: {what} of constants is not offered; write the number")
     parts = [array(v, scope) for v in value.data.values.values()]
     one = np.ones(scope.size, dtype=np.int64)
-    return Value(scope, ak.concatenate([listed(p, one) for p in parts], axis=1))
+    bounded(one * len(parts))
+    try:
+        return Value(scope, ak.concatenate([listed(p, one) for p in parts], axis=1))
+    except (TypeError, ValueError) as e:
+        raise BadQuery(f"query: {what}: the items of the list do not fit each other") from e
 
 
 def mapped(data: ak.Array, change: Callable[[ak.Array], ak.Array]) -> ak.Array:
