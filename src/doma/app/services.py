@@ -284,7 +284,7 @@ class Services:
             self.opened.db,
             self.opened.site.endpoints["results"].store,
             f"{self.opened.base}/results",
-            WorkerPool(section.workers, section.worker_memory, section.lease),
+            WorkerPool(section.workers, section.worker_memory, section.lease, section.stall),
             mint,
             mint.sign,
             section,

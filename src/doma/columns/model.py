@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from doma.auth.model import Identity
 from doma.core.state import Machine
 
-ENGINE = "1"
+ENGINE = "2"
 """Version of the interpreter: part of the key of cached results. Raise it when an answer changes."""
 
 
@@ -263,7 +263,7 @@ class Task:
     """Further places of the file, each with its token, tried in turn when one does not open."""
     known: tuple[str, ...] = ()
     """Versions of the input whose result is cached already."""
-    step: int = 64 << 20
+    step: int = 16 << 20
     ca_file: str = ""
     allow: tuple[str, ...] = ()
     """Origins that may be read although they lie in a private network; ``file://`` allows local paths."""

@@ -16,11 +16,13 @@ import resource
 import sys
 import threading
 import traceback
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 from doma.columns.execute import execute
 from doma.columns.model import Progress, Task
+from doma.columns.remote import Bytes
 from doma.core.errors import CorruptFile, DomaError, LimitExceeded, problem
 
 WARM = ("pyarrow.parquet", "doma.columns.funcadl", "doma.columns.source", "doma.columns.sink_parquet")
@@ -44,15 +46,16 @@ def main(beat: float, memory: int) -> None:
 
     tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin.buffer, tasks), daemon=True).start()
-    progress = [Progress()]
-    threading.Thread(target=_pulse, args=(say, progress, beat), daemon=True).start()
+    progress, data = [Progress()], list[Bytes]()
+    threading.Thread(target=_pulse, args=(say, progress, data, beat), daemon=True).start()
     _warm()
     _limit(memory)
     say({"ready": os.getpid()})
     while True:
         order = tasks.get()
         progress[0] = Progress()
-        say({"id": order["id"], **_answer(order["task"], progress)})
+        data.clear()
+        say({"id": order["id"], **_answer(order["task"], progress, data.append)})
 
 
 def _warm() -> None:
@@ -61,7 +64,9 @@ def _warm() -> None:
         importlib.import_module(name)
 
 
-def _answer(fields: dict[str, Any], progress: list[Progress]) -> dict[str, Any]:
+def _answer(
+    fields: dict[str, Any], progress: list[Progress], opened: Callable[[Bytes], None]
+) -> dict[str, Any]:
     for name in ("known", "allow"):
         fields[name] = tuple(fields[name])
     fields["replicas"] = tuple(map(tuple, fields["replicas"]))
@@ -71,7 +76,7 @@ def _answer(fields: dict[str, Any], progress: list[Progress]) -> dict[str, Any]:
         progress[0] = now
 
     try:
-        return {"outcome": asdict(execute(task, seen))}
+        return {"outcome": asdict(execute(task, seen, opened))}
     except DomaError as e:
         return {"problem": problem(e)}
     except MemoryError:
@@ -95,11 +100,14 @@ def _listen(source: BinaryIO, tasks: "queue.SimpleQueue[dict[str, Any]]") -> Non
     os._exit(0)
 
 
-def _pulse(say: Any, progress: list[Progress], beat: float) -> None:
+def _pulse(say: Any, progress: list[Progress], data: list[Bytes], beat: float) -> None:
     pause = threading.Event()
     while not pause.wait(beat):
         try:
-            say({"beat": asdict(progress[0])})
+            now = progress[0]
+            # Bytes move in the middle of a step, too.
+            taken = max([now.read, *(d.taken for d in list(data))])
+            say({"beat": asdict(replace(now, read=taken))})
         except OSError:
             os._exit(0)
 

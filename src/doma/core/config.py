@@ -251,7 +251,7 @@ class Columns(Section):
 
     workers: int = Field(default=2, ge=1)
     """Warm worker processes."""
-    step: Bytes = 64 << 20
+    step: Bytes = 16 << 20
     """Bytes of columns that a worker holds at once."""
     worker_memory: Bytes = 4 << 30
     """Address space a worker may grow by."""
