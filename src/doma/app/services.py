@@ -266,7 +266,7 @@ class Services:
 
     def _columns(self, root: Any) -> None:
         from doma.app import inputs
-        from doma.columns import dataset_routes, login
+        from doma.columns import dataset_routes, login, sandbox
         from doma.columns.routes import caller_of, router
         from doma.columns.service import ColumnService
         from doma.columns.worker import WorkerPool
@@ -293,6 +293,7 @@ class Services:
             allow=allow,
             datasets=datasets,
             road=inputs.road_of(self.config, self.opened),
+            isolation=partial(sandbox.available, section, self.home / "."),
             url_life=min(section.url_life, section.retention),
         )
         caller = caller_of(self.opened.verifier, self._alone)
