@@ -104,7 +104,7 @@ def router(
     async def info(who: Who) -> dict[str, Any]:
         return {
             "app-version": wire.VERSION,
-            "code-gen-image": dict.fromkeys(service.codegens, "builtin"),
+            "code-gen-image": dict.fromkeys(await service.languages(), "builtin"),
             "capabilities": CAPABILITIES,
         }
 
