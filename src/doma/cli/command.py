@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from doma.cli import cache_command, client_command, columns_command
+from doma.cli import cache_command, client_command, columns_command, dataset_command
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,6 +16,7 @@ app = typer.Typer(
 
 app.add_typer(cache_command.cache, name="cache")
 app.add_typer(columns_command.columns, name="columns")
+app.add_typer(dataset_command.dataset, name="dataset")
 app.add_typer(client_command.client, name="client")
 app.add_typer(client_command.user, name="user")
 app.add_typer(client_command.keys, name="keys")

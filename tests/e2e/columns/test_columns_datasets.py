@@ -1,10 +1,15 @@
 """Data identifiers from the outside: looked up, delivered, shown, marked stale; by the real system."""
 
+import json
 import time
 
 import numpy as np
 import pytest
 import uproot
+from typer.testing import CliRunner
+
+from doma.cli.command import app
+from doma.core.errors import NotFound
 
 COUNT = "(call Count (call EventDataset 'x' 'Events'))"
 
@@ -143,3 +148,28 @@ def test_bad_entries_are_refused(shared):
         assert answer.status_code == 400, body
     assert shared.ask("PUT", "/api/v1/datasets/a%00b", json={}).status_code == 400
     assert shared.ask("DELETE", "/api/v1/datasets/none").status_code == 404
+
+
+def test_the_command_keeps_the_catalogue(shared, folder, tmp_path):
+    def run(*words):
+        return CliRunner().invoke(app, ["dataset", *words, "--home", str(shared.home.path)])
+
+    def said(*words):
+        done = run(*words)
+        assert done.exit_code == 0, done.exception
+        return done.stdout
+
+    table = tmp_path / "files.csv"
+    table.write_text(f"url,events,size\n{folder}/0.root,10,77\n{folder}/1.root,11,\n")
+    said("import", str(table), "--name", "by/hand", "--shared")
+    said("add", "by/hand", f"{folder}/gone.root,{folder}/2.root")
+    entry = json.loads(said("show", "by/hand", "--json"))
+    assert sorted(len(f["replicas"]) for f in entry["files"]) == [1, 1, 2]
+    (mine,) = [d for d in json.loads(said("ls", "--json")) if d["name"] == "by/hand"]
+    assert (mine["files"], mine["events"], mine["bytes"], mine["shared"]) == (3, 21, 77, True)
+    assert "doma://by/hand" in said("ls")
+    found = finished(shared, "doma://by/hand")  # ada's: shared with her
+    assert (found["status"], found["files-completed"]) == ("Complete", 3)
+    said("rm", "doma://by/hand")
+    assert finished(shared, "doma://by/hand")["status"] == "Bad Dataset"
+    assert isinstance(run("show", "by/hand").exception, NotFound)
