@@ -121,7 +121,8 @@ class HttpStore:
 
         Args:
             path: Of a file; a directory gives its Stat with empty freshness.
-            if_none_match: A version as an earlier Stat had it. If it is still there, ``Probe.stat`` is None.
+            if_none_match: A version as an earlier Stat had it. If the server says that it is still there,
+                ``Probe.stat`` is None; one that ignores conditions, or has no ETag, tells all again.
 
         Raises:
             NotFound, Unauthenticated, Forbidden, StorageUnavailable, TimedOut, OriginFailed: as :meth:`stat`.
@@ -141,9 +142,7 @@ class HttpStore:
             size = whole_of(answer) if answer.status == 206 else answer.head.length
             if size is None:
                 return Probe(await self.stat(path))
-            stat = await self._file(path, answer, size)
-            # A server that has no ETag, or ignores conditions, still says the same about the same file.
-            return Probe(None if stat.version == if_none_match else stat, control, seconds, date)
+            return Probe(await self._file(path, answer, size), control, seconds, date)
 
     async def list(self, path: str) -> AsyncIterator[Stat]:
         path = checked(path)

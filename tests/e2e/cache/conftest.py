@@ -48,6 +48,9 @@ class Thing:
     version: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     status: int = 200
+    weak: bool = False
+    fixed: str = ""
+    """The ETag, whatever the content; then a condition is not answered 304."""
     silent: bool = False
     """HEAD and GET tell no version, as XRootD's; PROPFIND tells the time of the last change."""
 
@@ -57,7 +60,7 @@ class Thing:
 
     @property
     def etag(self):
-        return f'"v{self.version}-{self.size}"'
+        return self.fixed or f'{"W/" if self.weak else ""}"v{self.version}-{self.size}"'
 
 
 class Origin:
@@ -103,7 +106,7 @@ class Answers(BaseHTTPRequestHandler):
             return
         said = {} if thing.silent else {"ETag": thing.etag, "Last-Modified": thing.modified}
         said |= thing.headers
-        if self.headers.get("If-None-Match") == thing.etag:
+        if self.headers.get("If-None-Match") == thing.etag and not thing.fixed:
             self.say(304, said)
             return
         start, stop, status = 0, thing.size, 200
@@ -184,7 +187,7 @@ class Caching:
 
     async def _main(self):
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        origins = Origins(HttpStore(self._url), name="origin")
+        origins = Origins(await self.behind(), name="origin")
         self.store = CacheStore(self.folder, origins, Cache(lifetime=3600), clock=self.clock, rng=AtOnce())
         gates = {"cache": Gate({ISSUER: ["/"]}, public=True), "closed": Gate({ISSUER: ["/"]})}
         verifier = Verifier([Issuer(issuer=ISSUER)], ["https://se.example"], local={ISSUER: {"keys": []}})
@@ -202,6 +205,14 @@ class Caching:
         await self._end.wait()
         await listener.stop()
         await self.store.close()
+        await self.over()
+
+    async def behind(self):
+        """The origin's store."""
+        return HttpStore(self._url)
+
+    async def over(self):
+        """End what :meth:`behind` began."""
 
     def __enter__(self):
         self._thread.start()

@@ -331,3 +331,37 @@ async def test_f17_many_clients_at_expiry_are_one_validation(case):
     assert case.asked == before + 1
     for wire in wires:
         await wire.close()
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_f15_a_weak_etag_renews_but_joins_nothing(case, door):
+    case.thing.weak, case.thing.headers = True, {"Cache-Control": "max-age=100"}
+    assert await case.get(door) == case.want()
+    etag = case.http()[1]["etag"]
+    assert not etag.startswith("W/")  # F18: what clients get is strong, and the copy's own
+    assert case.http(If_Range=case.thing.etag, Range="bytes=0-3")[0] == 200
+    assert case.http(If_Range=etag, Range="bytes=0-3")[0] == 206
+    case.later(120)
+    assert await case.get(door) == case.want()
+    assert case.http()[1]["etag"] == etag
+    assert case.origin.sent[case.path] == S, "304 suffices"
+    case.replace()
+    case.later(120)
+    for other in (door, *DOORS):
+        assert await case.get(other) == case.want(1)
+    assert case.http()[1]["etag"] != etag
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("more", [4096, -4096], ids=["grown", "shrunk"])
+async def test_f16_a_size_that_disagrees_for_one_version_discards_it_and_is_counted(case, door, more):
+    case.thing.headers = {"Cache-Control": "max-age=100"}
+    same = case.thing.etag
+    assert await case.get(door) == case.want()
+    before = case.caching.store.stats().counts["discarded"]
+    case.thing.size = S + more
+    case.thing.fixed = same
+    case.later(120)
+    for other in (door, *DOORS):
+        assert await case.get(other) == content(0, min(S, S + more) if other == "root" else S + more)
+    assert case.caching.store.stats().counts["discarded"] == before + 1

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 import pytest
 
 from doma.net import xroot_frames as frames
-from doma.net.xroot_frames import P_READ, Code, Status
+from doma.net.xroot_frames import P_OPEN, P_READ, P_STAT, Code, Open, Status
 from doma.net.xroot_text import stat_line
 from tests.e2e.cache.conftest import Client, Thing, content
 
@@ -310,6 +310,30 @@ def test_r28_what_is_not_there_or_not_allowed_is_said_and_not_kept_for_long(cach
     caching.clock.ahead += 31
     for path in ("/no/file", "/gone"):
         assert client.ask(f"/cache{path}")[::2] == (200, content(0, 5))
+
+
+async def test_r28_the_root_door_says_the_same(caching, origin):
+    wire = await caching.dial()
+    origin.things |= {"/root/right": Thing(5, status=403), "/root/gone": Thing(5, status=410)}
+    for path, expected in (("/root/file", 3011), ("/root/gone", 3011), ("/root/right", 3010)):
+        for code, body in (
+            (Code.OPEN, P_OPEN.pack(0, Open.READ, 0)),
+            (Code.STAT, P_STAT.pack(0, bytes(4))),
+        ):
+            number, text = await wire.refused(code, body, f"/cache{path}".encode())
+            assert (number, path in text) == (expected, True), text
+    asked = origin.asked.copy()
+    for path in ("/root/file", "/root/gone"):
+        await wire.refused(Code.OPEN, P_OPEN.pack(0, Open.READ, 0), f"/cache{path}".encode())
+    assert origin.asked == asked, "what is not there is remembered"
+    assert (await wire.refused(Code.OPEN, P_OPEN.pack(0, Open.READ, 0), b"/closed/5/f"))[0] == 3030
+    assert (await wire.refused(Code.OPEN, P_OPEN.pack(0, Open.READ, 0), b"/nowhere/5/f"))[0] == 3011
+    origin.things |= {path: Thing(5) for path in ("/root/file", "/root/gone", "/root/right")}
+    assert await wire.read(await wire.open("/cache/root/right"), 0, 5) == content(0, 5)
+    caching.clock.ahead += 31
+    for path in ("/root/file", "/root/gone"):
+        assert await wire.read(await wire.open(f"/cache{path}"), 0, 5) == content(0, 5)
+    await wire.close()
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
