@@ -1,0 +1,128 @@
+"""Results as Parquet: row groups as steps finish; zstd.
+
+One row per event or flattened element; a jagged column is a list; a single unnamed array is the column
+``""``, which awkward reads back as a bare array.
+
+Source: servicex.md §9 of the project's contracts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from awkward import contents
+
+from doma.columns.sink_file import FileSink, same_names
+from doma.core.errors import BadQuery
+
+
+class ParquetSink(FileSink):
+    """A Parquet file."""
+
+    trees = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._table: _Table | None = None
+
+    def copy(self, path: str, thing: Any) -> None:
+        raise BadQuery(f"query: the histogram {path!r} cannot be stored in Parquet; ask for root-file")
+
+    def _begin(self, tree: str, columns: Mapping[str, ak.Array]) -> "_Table":
+        self._table = _Table(self._file, to_arrow(columns).schema)
+        return self._table
+
+    def _abandon(self) -> None:
+        if self._table is not None:
+            self._table.drop()
+        super()._abandon()
+
+    def _finish(self) -> None:
+        (self._table or _Table(self._file, pa.schema([]))).finish()
+
+
+class _Table:
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+        self._groups = 0
+        try:
+            self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        except OSError:
+            raise
+        except pa.ArrowException as e:
+            raise BadQuery(f"query: the result does not fit into Parquet: {e}") from e
+
+    def add(self, columns: Mapping[str, ak.Array]) -> int:
+        same_names("the result", tuple(self._schema.names), tuple(columns))
+        data = to_arrow({n: columns[n] for n in self._schema.names})
+        if data.schema != self._schema:
+            data = pa.table([self._cast(data.column(f.name), f) for f in self._schema], schema=self._schema)
+        self._waiting.append(data)
+        return int(data.nbytes)
+
+    def flush(self) -> None:
+        tables = [t for t in self._waiting if t.num_rows]
+        self._waiting = []
+        if tables:
+            whole = pa.concat_tables(tables)
+            self._writer.write_table(whole, row_group_size=max(1, whole.num_rows))
+            self._groups += 1
+
+    def finish(self) -> None:
+        if not self._groups:
+            # Without a row group, if an empty one, awkward does not open the file.
+            self._writer.write_table(self._schema.empty_table())
+        self._writer.close()
+
+    def drop(self) -> None:
+        # Else pyarrow writes the end of the file when the object is collected, and complains.
+        self._writer.is_open = False
+
+    def _cast(self, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+        try:
+            cast = column.cast(field.type)
+        except (pa.ArrowException, ValueError) as e:
+            raise BadQuery(f"query: the column {field.name!r} changes its type within the file: {e}") from e
+        if not field.nullable and cast.null_count:
+            raise BadQuery(
+                f"query: the column {field.name!r} changes its type within the file: "
+                "values are missing in a later part"
+            )
+        return cast
+
+
+def to_arrow(columns: Mapping[str, ak.Array]) -> pa.Table:
+    """Columns as an Arrow table.
+
+    Raises:
+        BadQuery: a column has a type that Parquet cannot hold, named.
+    """
+    fields, arrays = [], []
+    for name, data in columns.items():
+        if data.layout.is_union:
+            raise BadQuery(
+                f"query: the column {name!r} mixes types; give both parts of its if … else one type"
+            )
+        try:
+            packed = ak.transform(_solid, ak.to_packed(data))
+            column = ak.to_arrow(packed, extensionarray=False, list_to32=True)
+        except (TypeError, ValueError, IndexError, NotImplementedError, pa.ArrowException) as e:
+            raise BadQuery(f"query: the column {name!r} cannot be stored in Parquet: {e}") from e
+        fields.append(pa.field(name, column.type, nullable=data.layout.is_option))
+        arrays.append(column)
+    return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _solid(layout: contents.Content, **_: Any) -> contents.Content | None:
+    """Give options without a single value one to point at: awkward does not convert them otherwise."""
+    if isinstance(layout, contents.IndexedOptionArray) and len(layout) and not len(layout.content):
+        if layout.content.is_unknown:
+            return contents.IndexedOptionArray(layout.index, contents.NumpyArray(np.zeros(1)))
+        one = layout.content.form.length_one_array(highlevel=False)
+        return contents.IndexedOptionArray(layout.index, one, parameters=layout.parameters)
+    return None
