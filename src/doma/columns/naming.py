@@ -8,15 +8,17 @@ import hashlib
 LONGEST = 255
 
 
-def object_name(url: str) -> str:
-    """The object that holds the result of an input: its URL with ``:`` for ``/``, plus the format.
+def object_name(url: str, format_: str = "parquet") -> str:
+    """The object that holds the result of an input: its URL with ``:`` for ``/``; Parquet adds its suffix.
 
     >>> object_name("https://a.org/d/1.root")
     'https:::a.org:d:1.root.parquet'
+    >>> object_name("https://a.org/d/1.root", "root-file")
+    'https:::a.org:d:1.root'
     >>> len(object_name("https://a.org/" + "x" * 300))
     255
     """
-    name = url.replace("/", ":") + ".parquet"
+    name = url.replace("/", ":") + (".parquet" if format_ == "parquet" else "")
     if len(name) <= LONGEST:
         return name
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
