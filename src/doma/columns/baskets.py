@@ -86,17 +86,18 @@ def _jagged(
     return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), ak.contents.NumpyArray(content)))
 
 
-def _places(data: Part, border: int, header: int, count: int, width: int) -> Ints:
+def _places(data: Part, border: int, header: int, count: int, width: int) -> npt.NDArray[np.int32]:
     """(count + 1,) first value of each entry of a basket."""
     if len(data) == border and count:
         raise Odd  # the counts are another branch's values
-    found = np.empty(count + 1, np.int64)
+    found = np.empty(count + 1, np.int32)
     found[:count] = np.frombuffer(data, ">i4", count, border + 4)
     found -= header
     found[count] = border
-    if count and (found[0] != 0 or (np.diff(found) < 0).any() or (found % width).any()):
+    odd = count and np.bitwise_or.reduce(found) & (width - 1)
+    if count and (odd or found[0] != 0 or (found[1:] < found[:-1]).any()):
         raise CorruptFile("the offsets of a basket do not fit its values")
-    found //= width
+    found >>= width.bit_length() - 1  # widths are powers of two
     return found
 
 

@@ -36,7 +36,7 @@ def execute(
         DomaError: what is wrong with the query or the file; no output is left then.
     """
     begun = clock()
-    query = compile_query(task.codegen, task.selection)
+    query = compile_query(task.codegen, task.selection, task.sandbox)
     data = open_input(task)
     opened(data)
     try:
@@ -57,6 +57,7 @@ def execute(
         else:
             columns = query.check(data)
         took = clock() - begun
-        return Outcome(data.version, False, rows, size, data.taken, took, columns, last.of, data.url)
+        log = getattr(query, "log", "")
+        return Outcome(data.version, False, rows, size, data.taken, took, columns, last.of, data.url, log)
     finally:
         data.close()

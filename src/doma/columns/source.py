@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from doma.columns.fetch import merged as _merged  # noqa: F401 - for its test, until that names the module
 from doma.columns.near import did_you_mean, near
+from doma.columns.plain import taken
 from doma.columns.remote import Bytes
 from doma.core.errors import CorruptFile, UnknownColumn
 
@@ -27,6 +28,10 @@ class Source(Protocol):
     """URL and tree, for messages."""
     names: tuple[str, ...]
     entries: int
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The columns that can be read: what a query for whole events gets."""
 
     def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
         """Entries ``[start, stop)`` of some columns; an empty range gives typed empty arrays.
@@ -98,7 +103,7 @@ class Window:
         if held is not self._keep:
             assert self._keep is not None
             place = self._keep - self._start if held is None else np.searchsorted(held, self._keep)
-            held, data = self._cache[name] = self._keep, data[place]
+            held, data = self._cache[name] = self._keep, taken(data, place)
         return data
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Window":

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from doma.columns.fetch import FileLike
+from doma.columns.plain import taken
 from doma.columns.remote import Bytes
 from doma.columns.source import Columns, Index, Window
 from doma.core.errors import CorruptFile, DomaError
@@ -22,7 +23,7 @@ class ParquetSource:
         file = pa.PythonFile(FileLike(data), mode="r")
         self._file = self._guarded(lambda: pq.ParquetFile(file, pre_buffer=True))
         self._meta = self._file.metadata
-        self.names = tuple(self._file.schema_arrow.names)
+        self.names = self.readable = tuple(self._file.schema_arrow.names)
         rows = [self._meta.row_group(i).num_rows for i in range(self._meta.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.entries = int(self._starts[-1])
@@ -48,7 +49,7 @@ class ParquetSource:
         # Rows of the groups that were read, counted through.
         group = np.searchsorted(self._starts[groups], keep, side="right") - 1
         place = keep - self._starts[groups][group] + (np.cumsum(sizes) - sizes)[group]
-        return {n: a[place] for n, a in self._columns(table, names).items()}
+        return {n: taken(a, place) for n, a in self._columns(table, names).items()}
 
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))

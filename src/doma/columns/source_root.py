@@ -18,6 +18,7 @@ from uproot.source.futures import TrivialFuture
 from doma.columns.baskets import decoded
 from doma.columns.fetch import Fetcher
 from doma.columns.near import did_you_mean, near
+from doma.columns.plain import taken
 from doma.columns.remote import Bytes
 from doma.columns.source import Columns, Index, Source, Window, cuts
 from doma.columns.ttree import Branch, Odd, PlainTree
@@ -112,7 +113,7 @@ class PlainSource:
                 continue
             except DomaError as e:
                 raise type(e)(f"{self.place}, branch {name!r} from entry {start}: {e.message}") from e
-            out[name] = data if keep is None else data[keep - start]
+            out[name] = data if keep is None else taken(data, keep - start)
         rest = tuple(n for n in names if n not in out)
         if rest:
             out |= self._uproot().read(rest, start, stop, keep)
@@ -131,6 +132,13 @@ class PlainSource:
             if i + 1 < len(spans):
                 self._begin(ahead, *spans[i + 1])
             yield Window(self, start, stop, groups)
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The columns that can be read."""
+        if all(self._branch(n) is not None for n in self.names):
+            return self.names
+        return self._uproot().readable
 
     def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
         known = [b for n in names if (b := self._branch(n)) is not None]
@@ -259,6 +267,14 @@ class RootSource:
         for start, stop in cuts(self.entries, int(step / max(size, 1e-9)), self._borders()):
             yield Window(self, start, stop, groups)
 
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The columns that can be read; of split branches the parts."""
+        if not self._is_tree:
+            return self.names
+        branches = {b.name: b for b in reversed(list(self._tree.itervalues(recursive=True)))}
+        return tuple(n for n in self.names if _is_readable(branches[n]))
+
     def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
         wanted = set(names)
         if self._is_tree:
@@ -271,6 +287,14 @@ class RootSource:
         if self._is_tree:
             return None
         return np.array([int(c.num_first_entry) for c in self._tree.cluster_summaries], np.int64)
+
+
+def _is_readable(branch: Any) -> bool:
+    try:
+        branch.interpretation.awkward_form(branch.file)
+    except BROKEN:
+        return False
+    return not branch.branches
 
 
 @contextmanager
