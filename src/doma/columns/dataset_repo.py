@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, exists, insert, s
 from sqlalchemy.dialects import postgresql, sqlite
 
 from doma.columns.dataset_tables import dataset_files, datasets
-from doma.columns.finder import FoundFile, Lookup
+from doma.columns.finder import MAX_REPLICAS, FoundFile, Lookup
 from doma.columns.model import Grant, Input
 from doma.columns.tables import requests
 from doma.db import claim as claims
@@ -173,12 +173,16 @@ def fail(tx: Connection, work: Work, state: Lookup, reason: str, now: float) -> 
 
 
 def refresh(tx: Connection, id_: int, result: Sequence[FoundFile], now: float) -> None:
-    """Take over where the files of a dataset lie now; which files it has stays as it is."""
-    places = {f.name: list(f.replicas) for f in result}
+    """Take over where the files of a dataset lie now; which files it has stays as it is.
+
+    Places that are gone stand behind the new ones: who was sent there finds the file by them.
+    """
+    places = {f.name: f.replicas for f in result}
     c = dataset_files.c
     for row in tx.execute(select(c.id, c.name, c.replicas).where(c.dataset == id_)).all():
-        if places.get(row.name, row.replicas) != row.replicas:
-            tx.execute(update(dataset_files).where(c.id == row.id).values(replicas=places[row.name]))
+        all_ = list(dict.fromkeys([*places.get(row.name, ()), *row.replicas]))[:MAX_REPLICAS]
+        if all_ != row.replicas:
+            tx.execute(update(dataset_files).where(c.id == row.id).values(replicas=all_))
     tx.execute(update(datasets).where(datasets.c.id == id_).values(updated=now))
 
 
@@ -246,7 +250,8 @@ def _make(tx: Connection, name: Name, grant: Grant, now: float, state: Lookup) -
         scopes=list(grant.scopes), state=state, attempt=0, stale=False, files=0, bytes=0, events=0,
         used=now, updated=now,
     )  # fmt: skip
-    return bool(tx.execute(made.on_conflict_do_nothing(index_elements=["current"])).rowcount)
+    once = made.on_conflict_do_nothing(index_elements=["current"]).returning(datasets.c.id)
+    return tx.execute(once).first() is not None
 
 
 def _store(tx: Connection, id_: int, result: Sequence[FoundFile]) -> None:

@@ -155,24 +155,26 @@ class Datasets:
         """Change it; the function is given the time."""
         return await self._db.run(lambda tx: work(tx, self._clock()))
 
-    async def again(self, id_: int, url: str) -> Input | None:
-        """Where a file lies now whose replicas do not open; None: its catalogue knows no other place.
+    async def again(self, id_: int, url: str, tried: Sequence[str] = ()) -> Input | None:
+        """Where else a file lies that does not open; None: its catalogue knows no other place.
 
         The dataset is looked up anew, once for all that ask at the same time, and at most once a minute.
+
+        Args:
+            id_: Its dataset.
+            url: Where it lay.
+            tried: Where it lay, too.
         """
-        before = await self._db.look(lambda tx: repo.files(tx, id_))
         begun, task = self._fresh.get(id_, (0.0, None))
         if task is None or (task.done() and self._clock() - begun > AGAIN):
             self._fresh = {k: v for k, v in self._fresh.items() if not v[1].done() or v[0] > begun - AGAIN}
             task = asyncio.create_task(self._refresh(id_))
             self._fresh[id_] = (self._clock(), task)
         await asyncio.shield(task)
-        old = next((f for f in before if url in f.file.replicas), None)
-        now = {f.id: f.file for f in await self._db.look(lambda tx: repo.files(tx, id_))}
-        if old is None or old.id not in now:
-            return None
-        places = now[old.id].replicas
-        return Input(places[0], places[1:]) if set(places) - set(old.file.replicas) else None
+        files = await self._db.look(lambda tx: repo.files(tx, id_))
+        known = next((f.file.replicas for f in files if url in f.file.replicas), ())
+        places = [place for place in known if place != url and place not in tried]
+        return Input(places[0], tuple(places[1:])) if places else None
 
     # --- inside ---
 
