@@ -1,0 +1,359 @@
+"""ServiceX's own client, unmodified, delivers from this system."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import httpx
+import numpy as np
+import pytest
+import uproot
+
+from tests.clients.servicex_session import ZMUMU, User, refresh_token, result
+from tests.conftest import System
+
+pytest.importorskip("servicex", reason="the package is: servicex")
+pytestmark = pytest.mark.client
+
+MOMENTA = 'query.FuncADL_Uproot().FromTree("events").Select(lambda e: {"pt1": e.pt1, "M": e.M})'
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """A system with two files."""
+    running = System(tmp_path_factory.mktemp("servicex") / "home")
+    running.up()
+    for name in ("a", "b"):
+        running.put(f"/site/{name}.root", ZMUMU.read_bytes())
+    yield running
+    assert running.down() == 0, running.log
+
+
+@pytest.fixture(scope="module")
+def token(system: System) -> str:
+    return refresh_token(system, "--subject", "eve")
+
+
+@pytest.fixture
+def user(system: System, token: str, tmp_path: Path) -> User:
+    return User(tmp_path / "user", system, token)
+
+
+def inputs(system: System, *names: str) -> list[str]:
+    return [f"{system.run['https']}/site/{name}.root" for name in names]
+
+
+def expected(*names: str) -> dict[str, np.ndarray]:
+    with uproot.open(ZMUMU) as file:
+        found: dict[str, np.ndarray] = file["events"].arrays(names or ["pt1", "M"], library="np")
+    return found
+
+
+def parquet(path: str) -> ak.Array:
+    return ak.from_parquet(path)
+
+
+def same(found: ak.Array, names: tuple[str, ...] = ("pt1", "M"), times: int = 1) -> None:
+    true = expected(*names)
+    assert found.fields == list(names)
+    for name in names:
+        assert np.array_equal(ak.to_numpy(found[name]), np.tile(true[name], times))
+
+
+def asked(user: User) -> list[dict[str, Any]]:
+    """The user's requests as the server has them."""
+    with httpx.Client(base_url=user.system.run["url"]) as http:
+        access = http.post("/token/refresh", headers={"Authorization": f"Bearer {user.token}"}).json()
+        headers = {"Authorization": f"Bearer {access['access_token']}"}
+        found: list[dict[str, Any]] = http.get("/servicex/transformation", headers=headers).json()["requests"]
+    return found
+
+
+def test_samples_of_several_formats_and_languages_arrive_whole(user, system):
+    found = user.python(
+        f"""
+one = dataset.FileList(arguments["one"])
+raw = query.UprootRaw([{{"treename": "events", "expressions": ["pt1", "M"], "cut": "M > 80"}}])
+run([
+    {{"Name": "parquet", "Dataset": dataset.FileList(arguments["two"]), "Query": {MOMENTA}}},
+    {{"Name": "raw", "Dataset": one, "Query": raw}},
+], {{"OutputFormat": "parquet"}})
+""",
+        one=inputs(system, "a"),
+        two=inputs(system, "a", "b"),
+    )
+    assert len(found["parquet"]) == 2
+    for path in found["parquet"]:
+        same(parquet(path))
+    (raw,) = found["raw"]
+    true = expected()
+    kept = parquet(raw)
+    assert np.array_equal(ak.to_numpy(kept.M), true["M"][true["M"] > 80])
+    assert np.array_equal(ak.to_numpy(kept.pt1), true["pt1"][true["M"] > 80])
+
+
+@pytest.mark.parametrize(("format_", "kind"), [("root-ttree", "TTree"), ("root-rntuple", "RNTuple")])
+def test_root_files_hold_what_was_asked_for(user, system, format_, kind):
+    found = user.python(
+        f"""
+run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],
+    {{"OutputFormat": "{format_}"}})
+""",
+        one=inputs(system, "a"),
+    )
+    (path,) = found["z"]
+    with uproot.open(path) as file:
+        (name,) = file.keys(cycle=False)
+        assert file.classnames(cycle=False)[name].endswith(kind)
+        got = file[name].arrays(["pt1", "M"], library="ak")
+    for column, values in expected().items():
+        assert np.array_equal(ak.to_numpy(got[column]), values)
+
+
+def test_a_python_function_runs_where_a_sandbox_is(user, system):
+    if "python" not in user.command("codegen", "list", "-c", str(user.config))[1]:
+        pytest.skip("no sandbox here (Debian: bubblewrap)")
+    source = """
+def run_query(input_filenames=None):
+    import uproot
+    with uproot.open({input_filenames: "events"}) as tree:
+        return tree.arrays(["pt1", "M"])
+"""
+    found = user.python(
+        """
+function = query.PythonFunction(arguments["source"])
+run([{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": function}],
+    {"OutputFormat": "parquet"})
+""",
+        one=inputs(system, "a"),
+        source=source,
+    )
+    assert isinstance(found["z"], list), found
+    same(parquet(found["z"][0]))
+
+
+def test_a_specification_in_yaml_is_delivered_by_the_clients_command(user, system):
+    (user.folder / "spec.yaml").write_text(
+        f"""
+General:
+  OutputFormat: parquet
+  OutputDirectory: {user.folder / "out"}
+Sample:
+  - Name: z
+    Dataset: !FileList {json.dumps(inputs(system, "a"))}
+    Query: !FuncADL_Uproot |
+      FromTree('events').Select(lambda e: {{'pt1': e.pt1, 'M': e.M}})
+"""
+    )
+    code, said = user.command("deliver", "spec.yaml", "-c", str(user.config))
+    assert code == 0, said
+    (path,) = user.cache.glob("*/*.parquet")
+    same(parquet(str(path)))
+    assert list((user.folder / "out").iterdir())
+
+
+def test_addresses_made_by_the_client_open_the_result_by_themselves(system, token, tmp_path):
+    user = User(tmp_path / "user", system, token, secure=True)
+    found = user.python(
+        f"""
+run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],
+    {{"OutputFormat": "parquet", "Delivery": "URLs"}})
+""",
+        one=inputs(system, "a"),
+    )
+    (url,) = found["z"]
+    assert url.startswith("https://")
+    with httpx.Client(verify=system.access.tls()) as http:
+        whole = http.get(url)
+        assert whole.status_code == 200
+        (tmp_path / "z.parquet").write_bytes(whole.content)
+        same(parquet(str(tmp_path / "z.parquet")))
+        part = http.get(url, headers={"Range": "bytes=0-3"})
+        assert (part.status_code, part.content) == (206, b"PAR1")
+        assert http.get(url.replace("Signature=", "Signature=A")).status_code == 403
+
+
+def test_files_come_over_tls_where_the_authority_is_known(system, token, tmp_path):
+    user = User(tmp_path / "user", system, token, secure=True)
+    found = user.python(
+        f'run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})',
+        one=inputs(system, "b"),
+    )
+    same(parquet(found["z"][0]))
+
+
+def test_a_wrong_branch_is_refused_with_the_nearest_names(user, system):
+    found = user.python(
+        """
+try:
+    run([{"Name": "z", "Dataset": dataset.FileList(arguments["one"]),
+          "Query": query.FuncADL_Uproot().FromTree("events").Select(lambda e: {"x": e.ptt1})}])
+except Exception as e:
+    shown({"z": [f"{type(e).__name__}: {e}"]})
+""",
+        one=inputs(system, "a"),
+    )
+    said = "".join(found["z"])
+    assert "ValueError" in said
+    assert "ptt1" in said
+    assert "pt1" in said.replace("ptt1", "")
+
+
+def test_some_failed_files_shorten_the_list_and_all_failed_is_an_error(user, system):
+    found = user.python(
+        f"""
+run([{{"Name": "some", "Dataset": dataset.FileList(arguments["some"]), "Query": {MOMENTA}}},
+     {{"Name": "none", "Dataset": dataset.FileList(arguments["none"]), "Query": {MOMENTA}}}],
+    {{"OutputFormat": "parquet"}})
+""",
+        some=inputs(system, "a", "gone"),
+        none=inputs(system, "gone"),
+    )
+    (path,) = found["some"]
+    same(parquet(path))
+    assert "Fatal issue in ServiceX server" in found["none"]
+    reasons = {r["title"]: r["failure-info"] for r in asked(user)}
+    assert "gone.root" in reasons["some"]
+
+
+def test_the_commands_of_the_client_list_bring_and_remove(user, system):
+    found = user.python(
+        f'run([{{"Name": "mine", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})',
+        one=inputs(system, "b"),
+    )
+    id_ = Path(found["mine"][0]).parent.name
+    config = ("-c", str(user.config))
+    assert "uproot" in user.command("codegen", "list", *config)[1]
+    assert id_ in user.command("transforms", "list", *config)[1]
+    code, said = user.command("transforms", "files", *config, id_)
+    assert (code, "parquet" in said) == (0, True), said
+    code, said = user.command("transforms", "download", *config, "-d", str(user.folder / "got"), id_)
+    assert code == 0, said
+    (got,) = (user.folder / "got").iterdir()
+    same(parquet(str(got)))
+    assert f"/requests/{id_}" in user.command("transforms", "logs", id_)[1]
+    code, said = user.command("transforms", "cancel", *config, id_)
+    assert code != 0  # it has ended
+    code, said = user.command("transforms", "delete", *config, id_)
+    assert code == 0, said
+    assert id_ not in user.command("transforms", "list", *config)[1]
+    assert user.command("transforms", "files", *config, id_)[0] != 0
+
+
+def test_a_client_that_died_goes_on_with_the_same_request(user, system):
+    code = (
+        f'run([{{"Name": "again", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})'
+    )
+    before = len(asked(user))
+    first = user.start(code, one=inputs(system, "a"))
+    record = user.cache / ".servicex" / "db.json"
+    while not (record.exists() and "SUBMITTED" in record.read_text()):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    first.kill()
+    first.communicate()
+    found = user.python(code, one=inputs(system, "a"))
+    same(parquet(found["again"][0]))
+    assert len(asked(user)) == before + 1
+
+
+def test_a_token_file_that_expires_gives_way_to_the_refresh_token(system, token, tmp_path):
+    file = tmp_path / "bearer"
+    file.write_text(system.token("storage.read:/", subject="eve", lifetime=61))
+    user = User(tmp_path / "user", system, token, extra={"BEARER_TOKEN_FILE": str(file)})
+    found = user.python(
+        f'run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})',
+        one=inputs(system, "a"),
+    )
+    same(parquet(found["z"][0]))
+
+
+def test_a_token_file_alone_is_enough_and_an_expired_one_is_refused(system, tmp_path):
+    file = tmp_path / "bearer"
+    file.write_text(system.token("storage.read:/", subject="eve", lifetime=600))
+    user = User(tmp_path / "user", system, None, extra={"BEARER_TOKEN_FILE": str(file)})
+    assert user.command("codegen", "list", "-c", str(user.config))[0] == 0
+    file.write_text(system.token("storage.read:/", subject="eve", lifetime=600, age=7200))
+    code, said = user.command("codegen", "list", "-c", str(user.config))
+    assert code != 0
+    assert "AuthorizationError" in said
+
+
+def test_a_revoked_token_refreshes_nothing(system, tmp_path):
+    token = refresh_token(system, "--subject", "mallory")
+    user = User(tmp_path / "user", system, token)
+    assert user.command("codegen", "list", "-c", str(user.config))[0] == 0
+    httpx.post(f"{system.run['url']}/token/revoke", headers={"Authorization": f"Bearer {token}"})
+    code, said = user.command("codegen", "list", "-c", str(user.config))
+    assert code != 0
+    assert "401" in said
+
+
+def test_one_user_alone_on_the_machine_needs_no_token(start, tmp_path):
+    config = tmp_path / "doma.toml"
+    config.write_text("[columns]\nopen = true\nworkers = 1\n")
+    system = start("home", "--config", config)
+    system.put("/site/a.root", ZMUMU.read_bytes())
+    user = User(tmp_path / "user", system, None)
+    found = user.python(
+        f'run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})',
+        one=inputs(system, "a"),
+    )
+    same(parquet(found["z"][0]))
+
+
+def test_a_server_killed_in_the_middle_delivers_everything_once(start, tmp_path):
+    config = tmp_path / "doma.toml"
+    config.write_text("[columns]\nworkers = 1\nlease = 3\n")
+    system = start("home", "--config", config)
+    names = [f"f{i}" for i in range(12)]
+    for name in names:
+        system.put(f"/site/{name}.root", ZMUMU.read_bytes())
+    user = User(tmp_path / "user", system, refresh_token(system, "--subject", "eve"))
+    process = user.start(
+        f'run([{{"Name": "z", "Dataset": dataset.FileList(arguments["all"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})',
+        all=inputs(system, *names),
+    )
+    while not any(r["files-completed"] for r in asked(user)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    system.crash()
+    system.up()
+    found = result(process)
+    assert len(set(found["z"])) == len(names)
+    for path in found["z"]:
+        same(parquet(path))
+    (one,) = asked(user)
+    assert (one["status"], one["files-completed"]) == ("Complete", len(names))
+
+
+def test_keys_that_are_dropped_in_the_middle_cost_one_refresh(start, command, tmp_path):
+    config = tmp_path / "doma.toml"
+    config.write_text("[columns]\nworkers = 1\n")
+    system = start("home", "--config", config)
+    names = [f"f{i}" for i in range(12)]
+    for name in names:
+        system.put(f"/site/{name}.root", ZMUMU.read_bytes())
+    user = User(tmp_path / "user", system, refresh_token(system, "--subject", "eve"))
+    process = user.start(
+        f'run([{{"Name": "z", "Dataset": dataset.FileList(arguments["all"]), "Query": {MOMENTA}}}],'
+        ' {"OutputFormat": "parquet"})',
+        all=inputs(system, *names),
+    )
+    record = user.cache / ".servicex" / "db.json"
+    while not (record.exists() and "SUBMITTED" in record.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    assert command("keys", "rotate", "--now", "--drop", "--home", system.home.path).code == 0
+    found = result(process)
+    assert isinstance(found["z"], list), found
+    assert len(found["z"]) == len(names)
