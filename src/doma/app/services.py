@@ -354,9 +354,10 @@ def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIAp
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         first = scope["path"].lstrip("/").partition("/")[0] if scope["type"] == "http" else ""
-        if first in _LAX and "//" in scope["path"]:
-            # ServiceX's clients join addresses that end in a slash
-            scope = {**scope, "path": re.sub("/+", "/", scope["path"])}
+        if first in _LAX:
+            # ServiceX's clients join addresses that end in a slash, and follow no redirect
+            path = re.sub("/+", "/", scope["path"])
+            scope = {**scope, "path": path.rstrip("/") if first in {"servicex", "token"} else path}
         await (root if first in services else doors)(scope, receive, send)
 
     return app
