@@ -218,10 +218,13 @@ def _store(
 
         guard = guard_of(settings.cache.allow, settings.tpc.allow, settings.tpc.deny)
 
-        def named(url: str) -> Store:
+        def named(url: str, token: Callable[[], Awaitable[None]] | None = None) -> Store:
             if url.startswith("root"):
-                return XrootdStore(f"{url}//", ca_file=ca_file, allow=guard)
-            return HttpStore(url, ca_file=ca_file, allow=guard)
+                return XrootdStore(f"{url}//", ca_file=ca_file, allow=guard, token=token)
+            return HttpStore(url, ca_file=ca_file, allow=guard, token=token)
+
+        async def nobody() -> None:
+            """No token goes to whom only an origin has named."""
 
         fixed = address.removeprefix("cache+")
         origins = Origins(
@@ -229,6 +232,7 @@ def _store(
             name=fixed,
             open=named,
             allow=settings.cache.allow,
+            mirror=lambda url: named(url, nobody),
             others={url: inner(url) for url in section.replicas},
         )
         return CacheStore(home / "cache" / name, origins, settings.cache, emit=emit)

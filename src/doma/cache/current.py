@@ -173,6 +173,7 @@ class Validator:
     ) -> Entry | Unkept:
         """Act on an origin's answer; ``usable`` is the entry if its content can be kept when unchanged."""
         stat = answer.stat
+        (usable.fetcher.place if usable is not None else place).learn(answer.duplicates)
         if stat is None:
             if usable is None:
                 raise OriginFailed(f"{place.shown}: the origin says 'not modified' to an open question")

@@ -5,19 +5,23 @@ forwarding form ``/https:/host[:port]/path``, ``/root:/host[:port]//path`` (``//
 reaches any origin that ``cache.allow`` names.
 """
 
+import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import sha256
+from urllib.parse import unquote
 
 from doma.auth.model import bearer
 from doma.cache.record import key_of
 from doma.cache.replicas import Replica
-from doma.core.errors import Forbidden, TooManyRequests
+from doma.core.errors import DomaError, Forbidden, TooManyRequests
 from doma.core.paths import checked
 from doma.store.http_trust import RemoteGuard
 from doma.store.protocol import Stat, Store
+
+log = logging.getLogger(__name__)
 
 _FORWARD = re.compile(r"/(https?|x?roots?):/+([^/]*)(/.*)?", re.DOTALL | re.IGNORECASE)
 _FORWARDS = re.compile(r"/(http|x?root)s?:/", re.IGNORECASE)
@@ -25,6 +29,8 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
 _PORTS = {"http": ":80", "https": ":443", "root": ":1094", "roots": ":1094"}
 MOST = 256
 """Origins that clients may have named at one time."""
+_MIRRORS = 4
+"""Replicas of one object that its origin may name."""
 _PLACES = 4096
 """Paths whose place is kept worked out."""
 
@@ -45,6 +51,22 @@ class Place:
     """The object's name on disk."""
     replicas: tuple[Replica, ...]
     """Where it lives, the first one at ``origin``."""
+    mirror: Callable[[str], Replica | None] = field(default=lambda url: None, compare=False)
+    """The replica at a URL that an origin names; None: this site does not go there."""
+    mirrors: list[Replica] = field(default_factory=list, compare=False)
+    """Further replicas, as an origin says: they are asked for bytes alone, and compared before."""
+
+    @property
+    def everywhere(self) -> tuple[Replica, ...]:
+        """The replicas, and behind them the mirrors."""
+        return (*self.replicas, *self.mirrors)
+
+    def learn(self, urls: Sequence[str]) -> None:
+        """Take note of where an origin says that the same file is; of nothing said, nothing is learned."""
+        if urls:
+            found = {r.name: r for url in urls if (r := self.mirror(url)) is not None}
+            own = {r.name for r in self.replicas}
+            self.mirrors[:] = [r for name, r in found.items() if name not in own][:_MIRRORS]
 
     def replica(self, name: str) -> Replica:
         """The replica at an origin; the first one if there is none."""
@@ -72,6 +94,8 @@ class Origins:
             forwarding.
         allow: Globs over ``https://host[:port]`` that clients may name (``cache.allow``).
         others: More stores with the same files as ``default``, by name, in the order to be tried.
+        mirror: As ``open``, for replicas that an origin names: its store shows nobody's token; None: none
+            are used.
     """
 
     def __init__(
@@ -82,6 +106,7 @@ class Origins:
         open: Callable[[str], Store] | None = None,
         allow: tuple[str, ...] = (),
         others: Mapping[str, Store] | None = None,
+        mirror: Callable[[str], Store] | None = None,
     ) -> None:
         self.default = default
         self._others = dict(others or {})
@@ -89,6 +114,8 @@ class Origins:
         self._open = open
         self._allow = tuple(glob.lower().rstrip("/") for glob in allow)
         self._named: dict[str, Store] = {}
+        self._open_mirror = mirror
+        self._mirrors: dict[str, Store] = {}
         self._places: dict[str, Place] = {}
 
     def place(self, path: str) -> Place:
@@ -112,26 +139,44 @@ class Origins:
             own = {self.name: self.default, **self._others}
             replicas = tuple(Replica(name, store, path) for name, store in own.items())
             key = key_of(self.name, path)
-            return Place(path, self.name, self.default, path, named=False, key=key, replicas=replicas)
+            return Place(path, self.name, self.default, path, False, key, replicas, self._mirror)
+        there = self._elsewhere(match, self._named, self._open)
+        replicas, key = (there,), key_of(there.name, there.path)
+        return Place(path, there.name, there.store, there.path, True, key, replicas, self._mirror)
+
+    def _elsewhere(
+        self, match: re.Match[str], stores: dict[str, Store], open: Callable[[str], Store] | None
+    ) -> Replica:
+        """What a client or an origin names. Raises Forbidden, TooManyRequests."""
         scheme, host, rest = match.group(1).lower(), match.group(2).lower(), match.group(3) or "/"
         scheme = scheme.removeprefix("x")
         base = f"{scheme}://{host.removesuffix(_PORTS[scheme])}"
         # Only a bare host and port get as far as the globs: no user part, no fragment, no brackets.
         known = _HOST.fullmatch(host) and any(fnmatchcase(base, glob) for glob in self._allow)
-        if not known or self._open is None:
+        if not known or open is None:
             raise Forbidden(
-                f"{path}: the origin {scheme}://{host[:100]} is not allowed here; "
+                f"{match.group()}: the origin {scheme}://{host[:100]} is not allowed here; "
                 "add it to the key cache.allow",
                 key="cache.allow",
             )
-        store = self._named.get(base)
+        store = stores.get(base)
         if store is None:
-            if len(self._named) >= MOST:
+            if len(stores) >= MOST:
                 raise TooManyRequests(f"{base}: more than {MOST} origins in use; try later", retry_after=60)
-            store = self._named[base] = self._open(base)
-        inner = checked(rest)
-        replicas = (Replica(base, store, inner),)
-        return Place(path, base, store, inner, named=True, key=key_of(base, inner), replicas=replicas)
+            store = stores[base] = open(base)
+        return Replica(base, store, checked(rest))
+
+    def _mirror(self, url: str) -> Replica | None:
+        match = _FORWARD.fullmatch(f"/{url}") if "?" not in url and "#" not in url else None
+        try:
+            path = unquote(match.group(3) or "/", errors="strict") if match is not None else ""
+            if match is None or "%2f" in url.lower():
+                return None
+            found = self._elsewhere(match, self._mirrors, self._open_mirror)
+            return Replica(found.name, found.store, checked(path))
+        except (DomaError, UnicodeDecodeError) as e:
+            log.info("a replica that an origin names is not used: %s", e)
+            return None
 
     def label(self, origin: str) -> str:
         """The name of an origin in metrics; those that clients name have one together."""
@@ -146,9 +191,10 @@ class Origins:
 
     async def close(self) -> None:
         """Close every origin's store."""
-        for store in (self.default, *self._others.values(), *self._named.values()):
+        for store in (self.default, *self._others.values(), *self._named.values(), *self._mirrors.values()):
             await store.close()
         self._named.clear()
+        self._mirrors.clear()
         self._places.clear()
 
 

@@ -6,7 +6,7 @@ holds what was begun at the first is shown by size and a checksum, or by size an
 Source: cache contract O4, O11, O12, F10, F11.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -29,6 +29,8 @@ class Probed(Protocol):
     def cache_control(self) -> str: ...
     @property
     def age(self) -> float: ...
+    @property
+    def duplicates(self) -> Sequence[str]: ...
 
 
 @runtime_checkable
@@ -49,6 +51,8 @@ class Answer:
     age: float = 0.0
     replica: str = ""
     """Whose word it is."""
+    duplicates: Sequence[str] = ()
+    """URLs at which it says that the same is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,8 @@ class Replica:
         """What the origin has now. Raises NotFound, and what the origin's store raises."""
         if isinstance(self.store, CanProbe):
             probed = await self.store.probe(self.path, if_none_match=version)
-            return Answer(probed.stat, probed.cache_control or "", max(0.0, probed.age or 0.0), self.name)
+            age = max(0.0, probed.age or 0.0)
+            return Answer(probed.stat, probed.cache_control or "", age, self.name, probed.duplicates)
         return Answer(await self.store.stat(self.path), replica=self.name)
 
 

@@ -69,7 +69,7 @@ class Source:
     @property
     def origin(self) -> str:
         """Whom the next request goes to, as far as is known."""
-        return ordered(self._place.replicas, self._lanes, self._best)[0].name
+        return ordered(self._place.everywhere, self._lanes, self._best)[0].name
 
     async def read(self, start: int, stop: int, turn: Turn) -> Buffer:
         """The bytes ``[start, stop)``.
@@ -79,7 +79,7 @@ class Source:
             DomaError: none of the replicas can give them.
         """
         problems: dict[str, DomaError] = {}
-        replicas = self._place.replicas
+        replicas = self._place.everywhere
         for attempt in range(1, TRIES + len(replicas)):
             left = [r for r in ordered(replicas, self._lanes, self._best) if r.name not in problems]
             if not left:
@@ -132,7 +132,7 @@ class Source:
     async def _fits(self, replica: Replica, stat: Stat) -> bool:
         """Whether a replica holds this version."""
         found = stat.version, stat.size
-        if replica.name == self._home or len(self._place.replicas) == 1:
+        if replica.name == self._home or len(self._place.everywhere) == 1:
             return found == (self._record.version, self._record.size)
         if self._same.get(replica.name) != found:
             if not await alike(self._record, replica, stat, by_size=self._by_size):

@@ -34,6 +34,7 @@ from doma.core.url import https, joined, origin_of
 from doma.net.byteranges import content_range
 from doma.net.client import RangeClient, Response
 from doma.net.pool import Allow, Limits
+from doma.store.duplicates import duplicates
 from doma.store.http_reader import HttpReader
 from doma.store.http_status import (
     Probe,
@@ -142,7 +143,8 @@ class HttpStore:
             size = whole_of(answer) if answer.status == 206 else answer.head.length
             if size is None:
                 return Probe(await self.stat(path))
-            return Probe(await self._file(path, answer, size), control, seconds, date)
+            stat, link = await self._file(path, answer, size), answer.get("link")
+            return Probe(stat, control, seconds, date, duplicates(link) if link else ())
 
     async def list(self, path: str) -> AsyncIterator[Stat]:
         path = checked(path)

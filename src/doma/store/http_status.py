@@ -99,6 +99,8 @@ class Probe:
     """Seconds for which caches on the way have held the answer."""
     date: float = 0.0
     """When the server made the answer, Unix seconds by its own clock; 0: not said."""
+    duplicates: tuple[str, ...] = ()
+    """URLs of the same file elsewhere, as the server says."""
 
 
 def version_of(head: Head, size: int) -> str:

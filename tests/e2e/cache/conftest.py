@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -72,6 +72,7 @@ class Origin:
     def __init__(self):
         self.things: dict[str, Thing] = {}
         self.asked, self.sent = Counter(), Counter()
+        self.tokens = []
         self.up, self.stall = True, None
         self.stuck, self.left = threading.Event(), threading.Event()
         """Somebody waits for what does not come; somebody who waited has gone away."""
@@ -100,6 +101,7 @@ class Answers(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         origin.asked[self.path] += 1
+        origin.tokens.append(self.headers.get("Authorization"))
         thing = origin.thing(self.path)
         if thing is None or thing.status != 200:
             self.say(thing.status if thing else 404, {"Content-Length": "0"})
@@ -253,9 +255,9 @@ class Client:
         self._to.close()
 
 
-@pytest.fixture(scope="module")
-def origin():
-    """The origin; its url is ``origin.url``."""
+@contextmanager
+def serving():
+    """A new origin behind a port of its own; its url is ``origin.url``."""
     held = Origin()
     with Server(("127.0.0.1", 0), Answers) as server:
         server.origin = held
@@ -265,6 +267,12 @@ def origin():
         yield held
         server.shutdown()
         thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def origin():
+    with serving() as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""F6: origins that say nothing of lifetimes and have no ETag (a folder, a root:// server), at both doors."""
+"""F6: origins without ETag (a folder, a root:// server), at both doors. O11: those that name others."""
 
 import os
 
@@ -6,13 +6,17 @@ import pytest
 
 from doma.auth.gate import Gate
 from doma.auth.verifier import Verifier
-from doma.core.config import Issuer, Listen
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core.config import Cache, Issuer, Listen
+from doma.core.errors import DomaError
 from doma.doors.endpoint import Endpoint, Site
 from doma.doors.root import RootDoor
 from doma.net.listener import Listener
 from doma.store.file import FileStore
+from doma.store.http import HttpStore
 from doma.store.xrootd import XrootdStore
-from tests.e2e.cache.conftest import ISSUER, Caching, Client, Origin, content
+from tests.e2e.cache.conftest import ISSUER, AtOnce, Caching, Client, Origin, Thing, content, serving
 from tests.e2e.root.conftest import no_http
 
 HOUR = 3600
@@ -91,3 +95,85 @@ async def test_f6_size_and_time_tell_a_new_version(beside, door):
         assert await get(by) == content(0, SIZE + 10, 2)
     client.close()
     await wire.close()
+
+
+# O11: replicas that an origin names (RFC 6249)
+
+
+@pytest.fixture
+def rivals():
+    with serving() as first, serving() as second:
+        yield first, second
+
+
+@pytest.fixture
+async def named(rivals, tmp_path):
+    """A cache before the first, that may go to the second if an origin names it."""
+
+    async def nobody():
+        return None
+
+    async def token():
+        return "the.users.token"
+
+    origins = Origins(
+        HttpStore(rivals[0].url, token=token),
+        name=rivals[0].url,
+        allow=(rivals[1].url,),
+        mirror=lambda url: HttpStore(url, token=nobody),
+    )
+    cache = CacheStore(tmp_path / "cache", origins, Cache(), rng=AtOnce())
+    yield cache
+    await cache.close()
+
+
+async def read(cache, path, start, stop):
+    reader = await cache.open(path)
+    try:
+        return bytes(await reader.read(start, stop))
+    finally:
+        await reader.close()
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the-same", "another-content"])
+async def test_o11_a_replica_that_the_origin_names_is_gone_on_with_if_it_is_shown_to_be_the_same(
+    named, rivals, same
+):
+    first, second = rivals
+    size = 3 << 20
+    link = f"<{second.url}/there/f>; rel=duplicate; pri=1, <http://192.0.2.7/f>; rel=duplicate"
+    first.things["/f"] = Thing(size, headers={"Link": link})
+    second.things["/there/f"] = Thing(size, version=0 if same else 1)
+    assert await read(named, "/f", 0, 1000) == content(0, 1000)
+    first.up = False
+    if same:
+        assert await read(named, "/f", 2 << 20, size) == content(2 << 20, size)
+        assert set(second.tokens) == {None}, "a user's token goes to nobody whom only an origin names"
+    else:
+        with pytest.raises(DomaError):
+            await read(named, "/f", 2 << 20, size)
+        assert second.sent["/there/f"] == 0
+    assert "Bearer the.users.token" in first.tokens
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "<http://192.0.2.7/f>; rel=duplicate",
+        "<{}@evil.example/f>; rel=duplicate",
+        "<{}/../there/f>; rel=duplicate",
+        "<{}/there%2ff>; rel=duplicate",
+        "<{}/there/f?x=1>; rel=duplicate",
+        "<{}/there/f>; rel=describedby",
+        "<file:///etc/passwd>; rel=duplicate",
+        "<{}/there/%ff>; rel=duplicate",
+        "<{}/there/f; rel=duplicate",
+        "<" * 9999,
+    ],
+)
+async def test_o11_what_may_not_be_gone_to_is_not(named, rivals, link):
+    first, second = rivals
+    first.things["/f"] = Thing(2 << 20, headers={"Link": link.replace("{}", second.url)})
+    second.things["/there/f"] = Thing(2 << 20)
+    assert await read(named, "/f", 0, 10) == content(0, 10)
+    assert not named.place("/f").mirrors
