@@ -4,7 +4,7 @@ Every key works on a laptop by default and carries its meaning; the manual's tab
 models. Unknown keys are errors. Only ``app.py`` reads :class:`Config` whole.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
 
@@ -246,9 +246,64 @@ class Cache(Section):
     """Bytes per second that are read to find damage which no reader meets; 0: none."""
 
 
+class Container(Section):
+    """An experiment's code generator, and the image that runs what it generates."""
+
+    generator: str = ""
+    """Program of the site: ``GENERATOR CODEGEN FOLDER``, the selection on standard input; it writes
+    ``transform_single_file.sh`` and what belongs to it into the folder."""
+    runner: Literal["command", "apptainer", "kubernetes"] = "apptainer"
+    """What runs an image; ``command``: nothing, the code runs on this machine and is trusted."""
+    image: str = ""
+    """The image where the selection names none."""
+    images: tuple[str, ...] = ()
+    """Prefixes below which a selection may name its own image."""
+    timeout: Seconds = Field(default=600, gt=0)
+    """Wall-clock limit of one file."""
+    input_size: Bytes = 20 << 30
+    """Largest input; it is copied to where the image can read it."""
+    volume: str = ""
+    """Folder for the files of runs; with ``kubernetes`` the place where ``claim`` is mounted here."""
+    server: str = "https://kubernetes.default.svc"
+    """The API server."""
+    namespace: str = "default"
+    """Namespace of the jobs."""
+    claim: str = ""
+    """Persistent volume claim over which files pass; it must allow many writers."""
+    token_file: str = ""
+    """Token for the API server; empty: the one of the pod's service account."""
+    ca_file: str = ""
+    """Authority of the API server; empty: as the pod was told."""
+    memory: Bytes = 4 << 30
+    """Memory of a job."""
+    cpu: str = "1"
+    """Processors of a job, in Kubernetes' words."""
+    user: int = Field(default=1000, ge=1)
+    """User id of a job."""
+
+
+class Dask(Section):
+    """Column delivery on Dask."""
+
+    scheduler: str = ""
+    """Address of a scheduler, ``tls://host:8786``; empty: a cluster is made."""
+    cluster: Literal["local", "kubernetes", "gateway", "htcondor", "slurm"] = "local"
+    """What a cluster is made with: LocalCluster, KubeCluster, GatewayCluster, HTCondorCluster, SLURMCluster."""
+    workers: int = Field(default=2, ge=1)
+    """Workers that are asked for, except of ``local``."""
+    options: dict[str, Any] = {}
+    """Arguments of the cluster's class, in Dask's words."""
+    shared: bool = False
+    """Workers see the home under the same path and write results there; otherwise they upload them."""
+
+
 class Columns(Section):
     """Column delivery."""
 
+    pool: Literal["local", "dask"] = "local"
+    """Where files are worked on: in processes of this machine, or by Dask."""
+    dask: Dask = Dask()
+    """The Dask of ``pool = "dask"``."""
     workers: int = Field(default=2, ge=1)
     """Warm worker processes."""
     step: Bytes = 16 << 20
@@ -297,6 +352,8 @@ class Columns(Section):
     """Bytes of files that a function may write while it runs."""
     python_uids: int = Field(default=0x70000000, ge=1000, lt=0x7F000000)
     """Where the system runs as root, a function runs as this user id plus its worker's process id."""
+    containers: dict[Literal["topcp", "atlasr21", "atlasr22", "atlasxaod", "cms"], Container] = {}
+    """Code generators of experiments, by the name that clients use; only these are offered."""
 
 
 class Datasets(Section):
