@@ -144,12 +144,16 @@ def _block(method: bytes, data: memoryview, size: int) -> Part:
     try:
         match method:
             case b"ZL":
-                return zlib.decompressobj().decompress(data, size + 1)
+                inflate = zlib.decompressobj()
+                found = inflate.decompress(data, size + 1)
+                return found if inflate.eof else b""  # the checksum comes last
             case b"ZS":
                 plain = bytearray(size)
                 return memoryview(plain)[: cramjam.zstd.decompress_into(data, plain)]
             case b"XZ":
-                return lzma.LZMADecompressor(memlimit=MOST).decompress(data, size + 1)
+                xz = lzma.LZMADecompressor(memlimit=MOST)
+                found = xz.decompress(data, size + 1)
+                return found if xz.eof else b""
             case b"L4":
                 import xxhash
 

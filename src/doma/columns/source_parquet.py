@@ -20,11 +20,17 @@ class ParquetSource:
 
     def __init__(self, data: Bytes) -> None:
         self.place = data.url
-        file = pa.PythonFile(FileLike(data), mode="r")
-        self._file = self._guarded(lambda: pq.ParquetFile(file, pre_buffer=True))
+        self._guarded(lambda: self._begin(data))
+
+    def _begin(self, data: Bytes) -> None:
+        self._file = pq.ParquetFile(pa.PythonFile(FileLike(data), mode="r"), pre_buffer=True)
         self._meta = self._file.metadata
         self.names = self.readable = tuple(self._file.schema_arrow.names)
         rows = [self._meta.row_group(i).num_rows for i in range(self._meta.num_row_groups)]
+        if min(rows, default=0) < 0:
+            raise CorruptFile(f"{self.place}: a row group has a negative number of rows")
+        paths = [self._meta.schema.column(j).path for j in range(self._meta.num_columns)]
+        self._leaves = [path.split(".")[0] for path in paths]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.entries = int(self._starts[-1])
 
@@ -86,8 +92,7 @@ class ParquetSource:
 
     def _chunks(self, group: int, names: set[str]) -> list[Any]:
         meta = self._meta.row_group(group)
-        columns = (meta.column(j) for j in range(meta.num_columns))
-        return [c for c in columns if c.path_in_schema.split(".")[0] in names]
+        return [meta.column(j) for j, name in enumerate(self._leaves) if name in names]
 
     def _bytes(self, group: int, names: set[str]) -> int:
         return sum(c.total_uncompressed_size for c in self._chunks(group, names))
