@@ -220,7 +220,7 @@ class Relay:
                 await self.pass_on()
             elif taken and time.monotonic() >= self._save_at:
                 await self._keep()
-        except BaseException:
+        except BaseException:  # a cancellation, too: what was taken from the queue is looked for
             self._behind = True
             raise
 

@@ -21,7 +21,7 @@ from doma.core.paths import checked
 from doma.doors.endpoint import Endpoint, Site
 from doma.monitor.opens import Client, Observer
 from doma.net.xroot_errors import FILE_NOT_OPEN, NO_MEMORY, code_of, refusal
-from doma.net.xroot_frames import Status, with_text
+from doma.net.xroot_frames import ANSWER, Status, with_text
 from doma.store.protocol import Buffer, Stat
 
 MOST_PATH = 16 << 10
@@ -269,3 +269,34 @@ def said(error: DomaError, targets: Sequence[Target]) -> tuple[int, bytes]:
     if isinstance(error, TooManyRequests):
         return Status.WAIT, with_text(max(1, min(60, int(error.retry_after or 5))), text)
     return Status.ERROR, with_text(code_of(error), text)
+
+
+class Line(Protocol):
+    """The connection that an answer leaves by."""
+
+    closing: bool
+
+    def write(self, buffers: Sequence[Buffer]) -> None:
+        """Hand over buffers, which stay unchanged."""
+
+    async def room(self) -> None:
+        """Wait until it takes more."""
+
+
+async def send(line: Line, call: Call, made: "bytes | AsyncIterator[bytes]") -> None:
+    """Send what a handler made, in parts if it comes in parts."""
+    if isinstance(made, Framed):
+        line.write([made])
+        return
+    last = made if isinstance(made, bytes) else b""
+    if not isinstance(made, bytes):
+        first = True
+        async for part in made:
+            if not first:
+                await line.room()
+                line.write([ANSWER.pack(call.stream, Status.OKSOFAR, len(last)), last])
+            first, last = False, part
+            if line.closing:
+                return
+        await line.room()
+    line.write([ANSWER.pack(call.stream, Status.OK, len(last)), last])

@@ -10,7 +10,7 @@ Source: §1, §2, §11 of the project's root:// contract.
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from doma.core.errors import DomaError, ServiceUnavailable, Unsupported
 from doma.doors import root_read
-from doma.doors.root_call import Call, Framed, Session, said
+from doma.doors.root_call import Call, Session, said, send
 from doma.doors.root_window import Window
 from doma.doors.root_writing import Writing
 from doma.net.exchange import Address
@@ -281,10 +281,10 @@ class RootConnection(asyncio.BufferedProtocol):
             if reading is not None:
                 await reading(self, call)
             else:
-                await self._say(call, await self.door.handler(call.code)(call))
+                await send(self, call, await self.door.handler(call.code)(call))
         except DomaError as e:
             error = e
-        except Exception:
+        except Exception:  # the outermost line of a request: say it, and keep the connection
             log.exception("request %d of root:// failed", call.code)
             error = ServiceUnavailable("request: failed here; the log of the server says why")
         finally:
@@ -298,24 +298,6 @@ class RootConnection(asyncio.BufferedProtocol):
             self.refuse(call.stream, error, call)
         if error is not None or call.code not in root_read.ANSWERS:
             self.door.told(call, error, perf_counter() - began)
-
-    async def _say(self, call: Call, made: "bytes | AsyncIterator[bytes]") -> None:
-        """Send what a handler made."""
-        if isinstance(made, Framed):
-            self.write([made])
-            return
-        last = made if isinstance(made, bytes) else b""
-        if not isinstance(made, bytes):
-            first = True
-            async for part in made:
-                if not first:
-                    await self.room()
-                    self.write([ANSWER.pack(call.stream, Status.OKSOFAR, len(last)), last])
-                first, last = False, part
-                if self.closing:
-                    return
-            await self.room()
-        self.write([ANSWER.pack(call.stream, Status.OK, len(last)), last])
 
     def write(self, buffers: Sequence[Buffer]) -> None:
         """Hand buffers, which stay unchanged, to the transport."""
