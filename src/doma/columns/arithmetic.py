@@ -5,7 +5,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
-from doma.columns.values import Fields, Scope, Value, array, check_element, deepest, element
+from doma.columns.values import Fields, Scope, Value, array, check_element, deepest, element, levels
 from doma.core.errors import BadQuery
 
 
@@ -42,6 +42,8 @@ def _why(error: Exception) -> str:
     text = str(error)
     if "cannot broadcast nested list" in text or "cannot broadcast RegularArray" in text:
         return ": the sequences have different lengths within an event; use a lambda over one of them"
+    if "negative integer powers" in text:
+        return ": negative powers of integers; write the base as 2.0, or np.float64(…) of it"
     return ""
 
 
@@ -71,6 +73,13 @@ def cast(dtype: str, value: Value) -> Value:
     return Value(value.scope, ak.values_astype(data, dtype, including_unknown=True))
 
 
+def _side(value: Value, scope: Scope) -> Any:
+    """One side of a choice; numbers stay scalars, so that they promote weakly."""
+    if value.scope is None and value.data is not None and not isinstance(value.data, str):
+        return value.data
+    return operand(value, scope)
+
+
 def choice(test: Value, yes: Value, no: Value) -> Value:
     """Element-wise choice, of records field by field; a missing condition is false."""
     if isinstance(yes.data, Fields) and isinstance(no.data, Fields):
@@ -84,7 +93,9 @@ def choice(test: Value, yes: Value, no: Value) -> Value:
     if scope is None or test.scope is None:
         return yes if test.data else no
     condition = ak.fill_none(operand(test, scope), False, axis=-1)
-    sides = [v.data if v.scope is None and v.data is not None else operand(v, scope) for v in (yes, no)]
+    sides = [_side(v, scope) for v in (yes, no)]
+    if levels(condition) and any(isinstance(s, ak.Array) and element(s) == "text" for s in sides):
+        raise BadQuery("query: if … else: text is chosen one by one; use a lambda over the sequence")
     try:
         result = ak.where(condition != 0, *sides)
     except (TypeError, ValueError) as e:

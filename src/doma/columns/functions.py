@@ -90,8 +90,8 @@ COORDINATES = (
         {"mass", "m", "M", "tau", "energy", "e", "E", "t"},
     ),
 )
-"""A four-momentum has one field of each set of one of the rows."""
-COORDINATE_NAMES = frozenset().union(*(names for row in COORDINATES for names in row))
+"""A four-momentum has one field of each set of one of the rows; of two or three sets it is one in the plane
+(missing energy) or in space."""
 
 _PROPERTIES = (
     "pt eta phi mass energy px py pz p theta E M m e rho x y z t tau mt Mt et Et rapidity mass2 m2 M2 pt2 p2 "

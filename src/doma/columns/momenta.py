@@ -11,7 +11,7 @@ from doma.columns.values import Fields, Value, array, deepest, element, mapped
 from doma.core.errors import BadQuery
 
 vector.register_awkward()
-NAME = "Momentum4D"
+NAMES = {2: "Momentum2D", 3: "Momentum3D", 4: "Momentum4D"}
 
 
 def to_momenta(source: Value) -> Value:
@@ -29,17 +29,20 @@ def to_momenta(source: Value) -> Value:
             f"query: ToFourMomenta needs records with pt, eta, phi, mass; these are {element(data)}"
         )
     fields = set(ak.fields(data))
-    if not any(all(fields & names for names in row) for row in COORDINATES):
+    # How many coordinates of each row there are, from the first without a gap.
+    found = (next((i for i, names in enumerate(row) if not fields & names), 4) for row in COORDINATES)
+    size = max(found)
+    if size < 2:
         raise BadQuery(
             "query: ToFourMomenta needs the fields pt, eta, phi, mass (or px, py, pz, E); "
             f"there are {', '.join(sorted(fields))}"
         )
-    return Value(scope, mapped(data, _named))
+    return Value(scope, mapped(data, lambda records: _named(records, NAMES[size])))
 
 
 def is_momentum(data: object) -> bool:
     """Whether the elements are four-momenta."""
-    return isinstance(data, ak.Array) and ak.parameters(_innermost(data)).get("__record__") == NAME
+    return isinstance(data, ak.Array) and ak.parameters(_innermost(data)).get("__record__") in NAMES.values()
 
 
 def method(name: str, source: Value, args: list[Value]) -> Value:
@@ -62,9 +65,9 @@ def method(name: str, source: Value, args: list[Value]) -> Value:
         ) from e
 
 
-def _named(records: ak.Array) -> ak.Array:
-    parts = {name: records[name] for name in ak.fields(records)}
-    return ak.zip(parts, depth_limit=1, with_name=NAME)
+def _named(records: ak.Array, name: str) -> ak.Array:
+    parts = {field: records[field] for field in ak.fields(records)}
+    return ak.zip(parts, depth_limit=1, with_name=name)
 
 
 def _innermost(data: ak.Array) -> ak.Array:

@@ -1,0 +1,57 @@
+"""Runs queries through func_adl_uproot, in its own environment: jobs on standard input, answers on output.
+
+A job is ``[qastle, file]``; an answer is ``{"columns": {name: [type, values]}}`` or ``{"error": text}``, one
+JSON a line. A list of records becomes a struct of lists, as in delivered files; a single value is a row.
+"""
+
+import json
+import sys
+import warnings
+from typing import Any
+
+import awkward as ak
+import numpy as np
+from func_adl_uproot.translation import generate_function  # type: ignore[import-not-found]
+
+
+def columns(result: Any) -> dict[str, Any]:
+    if isinstance(result, ak.Record):
+        rows = ak.Array(result.layout.array[result.layout.at : result.layout.at + 1])
+        return {name: rows[name] for name in result.fields}
+    if not isinstance(result, ak.Array):
+        return {"": ak.Array(np.asarray([result]))}
+    layout, lists = result.layout, 0
+    while layout.is_list or layout.is_option or layout.is_indexed:
+        lists, layout = lists + layout.is_list, layout.content
+    if layout.is_record and lists <= 1:
+        return {name: result[name] for name in ak.fields(result)}
+    return {"": result}
+
+
+def plain(kind: Any) -> str:
+    """The type of one row, whether values may be missing or not."""
+    if isinstance(kind, ak.types.OptionType):
+        return plain(kind.content)
+    if isinstance(kind, ak.types.RecordType):
+        names = [str(i) for i in range(len(kind.contents))] if kind.is_tuple else kind.fields
+        return "{" + ", ".join(f"{n}: {plain(c)}" for n, c in zip(names, kind.contents, strict=True)) + "}"
+    if isinstance(kind, ak.types.ListType) and kind.parameters.get("__array__") != "string":
+        return f"var * {plain(kind.content)}"
+    return str(kind)
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    for text, path in json.load(sys.stdin):
+        try:
+            found = columns(generate_function(text)(path))
+            answer: dict[str, Any] = {
+                "columns": {n: [plain(c.type.content), ak.to_list(c)] for n, c in found.items()}
+            }
+        except Exception as e:  # noqa: BLE001 - whatever it fails with is its answer
+            answer = {"error": type(e).__name__}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
