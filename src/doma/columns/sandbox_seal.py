@@ -7,6 +7,7 @@ Sources: landlock(7), seccomp(2), unshare(2), capabilities(7), setrlimit(2) of t
 ``asm/unistd_64.h`` and ``asm-generic/unistd.h`` for the numbers.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -126,6 +127,16 @@ def address_space() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
+def tasks_of(user: int) -> int:
+    """Threads that a user has on this machine now."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid == user:
+                count += len(os.listdir(f"/proc/{name}/task"))
+    return count
+
+
 def limit(memory: int, seconds: int, file_size: int, files: int = 256, tasks: int = 64) -> None:
     """Resource limits, and no core files.
 
@@ -134,22 +145,22 @@ def limit(memory: int, seconds: int, file_size: int, files: int = 256, tasks: in
         seconds: Of processor time.
         file_size: Bytes of one file.
         files: Open at once.
-        tasks: Threads of this user (in this user namespace); 0: no limit, for a user shared with others.
+        tasks: Threads of this user (in this user namespace).
     """
     wanted = {
         resource.RLIMIT_AS: memory,
-        resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_FSIZE: file_size,
         resource.RLIMIT_NOFILE: files,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
-        **({resource.RLIMIT_NPROC: tasks} if tasks else {}),
+        resource.RLIMIT_NPROC: tasks,
     }
     for which, value in wanted.items():
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # the first is a signal with a name
 
 
 # Landlock: the rights over files by the version of the interface that knows them.

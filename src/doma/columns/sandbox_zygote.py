@@ -28,7 +28,8 @@ from doma.columns.sandbox_view import WORK
 
 WARM = (
     "numpy", "awkward", "uproot", "vector", "pyarrow", "pyarrow.parquet", "pyarrow.dataset", "fsspec",
-    "fsspec.implementations.http", "fsspec.implementations.local", "aiohttp", "uproot.source.fsspec",
+    "fsspec.implementations.http",
+    "encodings.idna", "fsspec.implementations.local", "aiohttp", "uproot.source.fsspec",
 )  # fmt: skip
 
 FDS = 16
@@ -157,6 +158,8 @@ def _child(order: dict[str, Any], fds: list[int]) -> int:
         listener.close()
         sandbox_seal.dies_with_parent()
     else:
+        if not order["uid"]:  # the limit counts whatever else this user runs
+            order["tasks"] += sandbox_seal.tasks_of(os.getuid())
         _become(order["uid"])
     for fd in ranges:
         os.close(fd)
@@ -171,12 +174,8 @@ def _child(order: dict[str, Any], fds: list[int]) -> int:
 
 
 def _seal(order: dict[str, Any]) -> None:
-    shared = order["kind"] != "bubblewrap" and not order["uid"]
     sandbox_seal.limit(
-        order["space"] + order["memory"],
-        order["seconds"],
-        order["scratch_size"],
-        tasks=0 if shared else order["tasks"],
+        order["space"] + order["memory"], order["seconds"], order["scratch_size"], tasks=order["tasks"]
     )
     if order["kind"] == "unsafe-single-user":
         return
