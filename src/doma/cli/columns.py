@@ -222,15 +222,17 @@ def remove(place: Place, ids: Sequence[str], json: bool) -> None:
 def logs(place: Place, id_: str, json: bool) -> None:
     """Reasons and logs, file by file."""
     found = place.ask(lambda client: client.status(id_, wait=0, details=True))
-    told = [f for f in found["details"] if f.get("reason") or f.get("log")]
+    told = [f for f in found["details"] if f["reason"] or f["log"] or f["history"]]
     if json:
         show.as_json({"request_id": id_, "status": found["status"], "files": told})
         return
     for file in told:
         print(f"== {file['file-path']}: {file['transform_status']}")
-        if file.get("reason"):
+        for past in file["history"]:
+            print(f"attempt {past['attempt']}: {past['reason']}")
+        if file["reason"]:
             print(file["reason"])
-        if file.get("log"):
+        if file["log"]:
             print(file["log"].rstrip())
     if not told:
         print(found["failure-info"] or f"{found['status']}: nothing went wrong", file=sys.stderr)

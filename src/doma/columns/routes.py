@@ -31,6 +31,8 @@ HOLD = 2.0
 """Seconds for which a submission is held, so that a small request has ended at the first look."""
 LONG_POLL = 3.0
 """The same for a look at it; the client waits 5 s."""
+MAX_DETAILS = 10_000
+"""Files of one answer."""
 DAY = 24 * 3600
 CAPABILITIES = [
     "poll_local_transformation_results",
@@ -148,7 +150,7 @@ def router(
         rows = await service.results(who.owner, id_)
         entry = shown(request, found) | {"request-id": id_, "stats": wire.stats(rows)}
         if details.lower() in {"true", "1", "yes"}:
-            entry["details"] = [wire.result(r) for r in rows]
+            entry["details"] = [wire.detail(r) for r in await service.files(who.owner, id_, MAX_DETAILS)]
         return entry
 
     @api.get("/servicex/transformation/{id_}/results")

@@ -86,6 +86,14 @@ def result(r: model.FileResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def detail(r: model.FileResult) -> dict[str, Any]:
+    """One file in any state, with all that is known of it."""
+    return result(r) | {
+        "transform_status": r.state.value, "attempt": r.attempt, "cached": r.cached, "entries": r.entries,
+        "passed": r.passed, "place": r.place, "log": r.log, "history": [dict(h) for h in r.history],
+    }  # fmt: skip
+
+
 def stats(rows: Sequence[model.FileResult]) -> dict[str, Any]:
     """What the files of a request made together."""
     times = [r.seconds for r in rows if r.state is FileState.DONE]
