@@ -1,5 +1,6 @@
 """What finders ask over HTTP: JSON and lines of JSON of bounded size, of servers that the site has chosen."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -19,9 +20,13 @@ from doma.net.pool import Limits
 from doma.store.http_trust import AddressGuard, context_of
 
 LINE = 4 << 20
-"""Bytes of one line, and …"""
+"""Bytes of one line, …"""
+DOCUMENT = 64 << 20
+"""… of a document …"""
 TOTAL = 512 << 20
-"""… of one answer: a description of the largest dataset."""
+"""… and of all lines: a description of the largest dataset."""
+TURN = 500
+"""Lines after which others get their turn."""
 
 
 class Catalogue:
@@ -80,11 +85,11 @@ class Catalogue:
     async def json(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
         """A document. Raises as :meth:`ask`; OriginFailed: it is no JSON, or too long."""
         async with await self.ask("GET", path, headers or {}) as answer:
-            return self.parsed(await answer.read(TOTAL), path)
+            return await asyncio.to_thread(self.parsed, await answer.read(DOCUMENT), path)
 
     async def lines(self, answer: Response, path: str) -> AsyncIterator[Any]:
         """The documents of an answer, one a line. Raises OriginFailed."""
-        rest, total = b"", 0
+        rest, total, count = b"", 0, 0
         async with answer:
             async for piece in answer.pieces():
                 total += len(piece)
@@ -95,6 +100,9 @@ class Catalogue:
                 for line in whole:
                     if line.strip():
                         yield self.parsed(line, path)
+                        count += 1
+                        if not count % TURN:
+                            await asyncio.sleep(0)
             if rest.strip():
                 yield self.parsed(rest, path)
 

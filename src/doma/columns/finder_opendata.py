@@ -5,7 +5,8 @@ Source: ``GET /api/records/NUMBER`` of opendata.cern.ch: ``metadata.files`` with
 ``…_file_index.json``, whose content has the same fields.
 """
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -13,8 +14,10 @@ from doma.columns.finder import MAX_FILES, FoundFile, by_preference, too_many
 from doma.columns.finder_http import Catalogue, adler, whole
 from doma.columns.model import Grant
 from doma.core import config
-from doma.core.errors import BadRequest, DomaError, NotFound, OriginFailed
+from doma.core.errors import BadRequest, NotFound, OriginFailed
 
+Entry = tuple[str, Any, Any]
+"""URL, size and checksum as told."""
 INDICES = 1000
 DATA = (".root", ".parquet")
 """What can be read as columns; other files of a record are left out."""
@@ -42,55 +45,48 @@ class OpenDataFinder:
         if not isinstance(metadata, dict):
             raise OriginFailed(f"{self._server.url}{path}: the answer is not that of a record")
         found: list[FoundFile] = []
-        indices: list[str] = []
-        for entry in self._entries(metadata):
-            if entry[0].endswith("_file_index.json"):
-                indices.append(entry[0])
-            else:
-                self._take(found, entry)
+        # Of many files this takes seconds.
+        indices = await asyncio.to_thread(self._take, found, self._entries(metadata))
         if not metadata.get("_file_indices"):
             for uri in indices[:INDICES]:
-                await self._unfold(found, uri)
+                # The portal gives an index under its path, too.
+                path = quote("/" + urlsplit(uri).path.lstrip("/"), safe="/-_.~")
+                await asyncio.to_thread(self._take, found, _listed(await self._server.json(path)))
         return found
 
     async def close(self) -> None:
         await self._server.close()
 
-    def _entries(self, metadata: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    def _entries(self, metadata: dict[str, Any]) -> Iterator[Entry]:
         yield from _listed(metadata.get("files"))
         indices = metadata.get("_file_indices")
         for index in indices if isinstance(indices, list) else []:
             yield from _listed(index.get("files") if isinstance(index, dict) else None)
 
-    async def _unfold(self, found: list[FoundFile], uri: str) -> None:
-        """The files of an index, which the portal gives under its path, too."""
-        path = quote("/" + urlsplit(uri).path.lstrip("/"), safe="/-_.~")
-        for entry in _listed(await self._server.json(path)):
-            self._take(found, entry)
+    def _take(self, found: list[FoundFile], entries: Iterable[Entry]) -> list[str]:
+        """Add files to those that were found; returns the indices among them."""
+        indices = []
+        for uri, size, checksum in entries:
+            if uri.endswith("_file_index.json"):
+                indices.append(uri)
+            elif uri.endswith(DATA) and (replicas := self._replicas(uri)):
+                found.append(FoundFile(uri, replicas, whole(size), 0, adler(checksum)))
+            if len(found) > MAX_FILES:
+                raise too_many()
+        return indices
 
-    def _take(self, found: list[FoundFile], entry: tuple[str, Any, Any]) -> None:
-        uri, size, checksum = entry
-        if not uri.endswith(DATA):
-            return
-        urls = [uri]
+    def _replicas(self, uri: str) -> tuple[str, ...]:
         try:
             parts = urlsplit(uri)
         except ValueError:
-            return
-        if parts.scheme == "root" and parts.hostname == "eospublic.cern.ch":
-            # The portal gives what lies in its own storage over HTTP as well.
-            urls.append(f"{self._server.url}/{parts.path.lstrip('/')}")
-        try:
-            replicas = by_preference(urls, self._prefer)
-        except DomaError:
-            return
-        if replicas:
-            found.append(FoundFile(uri, replicas, whole(size), 0, adler(checksum)))
-        if len(found) > MAX_FILES:
-            raise too_many()
+            return ()
+        # The portal gives what lies in its own storage over HTTP as well.
+        own = parts.scheme == "root" and parts.hostname == "eospublic.cern.ch"
+        more = [f"{self._server.url}/{parts.path.lstrip('/')}"] if own else []
+        return by_preference([uri, *more], self._prefer)
 
 
-def _listed(files: Any) -> Iterator[tuple[str, Any, Any]]:
+def _listed(files: Any) -> Iterator[Entry]:
     for file in files if isinstance(files, list) else []:
         if isinstance(file, dict) and isinstance(file.get("uri"), str):
             yield file["uri"], file.get("size"), file.get("checksum")
