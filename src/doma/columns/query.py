@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CODEGENS = ("uproot", "python")
 """Languages of this installation; what a service offers may be fewer."""
 
+EXPERIMENTS = ("topcp", "atlasr21", "atlasr22", "atlasxaod", "cms")
+"""Languages that need a configured code generator and an image."""
+
 Tell = Callable[[Progress], None]
 
 
@@ -43,7 +46,7 @@ class Query(Protocol):
 
 
 def compile_query(codegen: str, selection: str, sandbox: str = "") -> Query:
-    """The query of a selection; ``sandbox`` isolates functions when they run (:class:`Task`).
+    """The query of a selection; ``sandbox`` says how it runs where that is isolated (:class:`Task`).
 
     Raises:
         BadQuery, UnknownColumn, LimitExceeded: what is wrong, where, and what is near.
@@ -57,5 +60,9 @@ def compile_query(codegen: str, selection: str, sandbox: str = "") -> Query:
             from doma.columns.function import PythonFunction
 
             return PythonFunction(selection, sandbox)
+        case name if name in EXPERIMENTS:
+            from doma.columns.container import ContainerQuery
+
+            return ContainerQuery(codegen, selection, sandbox)
         case _:
             raise BadQuery(f"codegen: {codegen[:40]!r} is not offered; there is {', '.join(CODEGENS)}")
