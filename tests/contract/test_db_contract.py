@@ -329,6 +329,20 @@ async def test_a_batch_that_could_not_be_passed_on_is_offered_again(database, mo
     assert seen == ["a", "b", "b", "c"]
 
 
+async def test_events_that_nobody_wants_are_not_read_and_those_after_somebody_came_are_told(database):
+    heard, wanted = [], False
+    relay = outbox.Relay(
+        database, lambda number, event, at: heard.append(event.subject), wanted=lambda: wanted
+    )
+    await database.run(lambda tx: outbox.append_many(tx, [Event("a", f"/{i}") for i in range(700)], 1.0))
+    assert await relay.pass_on() == 0
+    wanted = True
+    assert await relay.pass_on() == 0
+    await database.run(lambda tx: outbox.append(tx, Event("a", "/new"), 2.0))
+    assert await relay.pass_on() == 1
+    assert heard == ["/new"]
+
+
 def test_pruning_waits_for_a_consumer_that_is_behind(database):
     database.run_sync(lambda tx: outbox.append_many(tx, [Event("a.done", s) for s in "xyz"], 1.0))
     first = ids(database)[0]

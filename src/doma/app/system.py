@@ -58,7 +58,7 @@ class System:
         await listener.start()
         home.write("port", config.listen.address.rpartition(":")[2] + "\n")
         self._stack.push_async_callback(listener.stop)
-        relay = opened.events.relay = Relay(opened.db, bus.pass_on)
+        relay = opened.events.relay = Relay(opened.db, bus.pass_on, wanted=bus.wanted)
         spawn(relay.run())
         if config.listen.workers > 1:
             order = order_for(home.path, config, self._roles, self._data, opened.site.endpoints)

@@ -146,6 +146,10 @@ class Bus:
         self._subscribers[subscription] = None
         return subscription
 
+    def wanted(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._subscribers)
+
     def leave(self, subscription: Subscription) -> None:
         """Forget a subscriber. Idempotent."""
         self._subscribers.pop(subscription, None)

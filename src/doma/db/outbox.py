@@ -129,6 +129,7 @@ class Relay:
         interval: Seconds between two looks without being woken.
         retention: Seconds that events are kept.
         clock: Unix seconds.
+        wanted: Whether anybody listens. While nobody does, what others wrote is not even read.
     """
 
     def __init__(
@@ -140,8 +141,9 @@ class Relay:
         interval: float = 5.0,
         retention: float = 7 * 24 * 3600,
         clock: Callable[[], float] = time.time,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._db, self._publish, self._consumer = db, publish, consumer
+        self._db, self._publish, self._consumer, self._wanted = db, publish, consumer, wanted
         self._interval, self._retention, self._clock = interval, retention, clock
         self._wake = asyncio.Event()
         self._taken: deque[tuple[int, Batch]] = deque()
@@ -217,8 +219,8 @@ class Relay:
                     self._publish(number, event, at)
                     self._position = number
             if behind:
-                await self.pass_on()
-            elif taken and time.monotonic() >= self._save_at:
+                await self._look()
+            if time.monotonic() >= self._save_at:
                 await self._keep()
         except BaseException:  # a cancellation, too: what was taken from the queue is looked for
             self._behind = True
@@ -226,20 +228,26 @@ class Relay:
 
     async def pass_on(self) -> int:
         """Offer everything that is committed and not yet passed on; returns how many events."""
+        try:
+            return await self._look()
+        finally:
+            await self._keep()
+
+    async def _look(self) -> int:
+        """The same; how far we are is saved by others, at times: it would cost more than to read."""
         if self._position is None:
             self._position = self._saved = await self._db.look(self._load)
+        if not self._wanted():
+            self._position = max(self._position, await self._db.look(newest))
+            return 0
         count = 0
         while batch := await self._db.look(self._next):
-            try:
-                for number, event, at in batch:
-                    self._publish(number, event, at)
-                    self._position = number
-                    count += 1
-            finally:
-                await self._keep()
+            for number, event, at in batch:
+                self._publish(number, event, at)
+                self._position = number
+                count += 1
             if len(batch) < BATCH:
                 break  # what is committed from now on wakes us
-        await self._keep()
         return count
 
     async def _keep(self) -> None:
