@@ -93,7 +93,8 @@ class Window:
             n: (None, a) for n, a in (ready or {}).items()
         }
         self.size = stop - start
-        self.names = source.names if not any(groups) else tuple(n for g in groups for n in g)
+        wanted = {n for group in groups for n in group} or set(source.names)
+        self.names = tuple(n for n in source.names if n in wanted)
 
     def column(self, name: str) -> ak.Array:
         """(size,) values of a branch."""
