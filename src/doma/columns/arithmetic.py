@@ -5,6 +5,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
+from doma.columns import plain
 from doma.columns.values import Fields, Scope, Value, array, check_element, deepest, element, levels
 from doma.core.errors import BadQuery
 
@@ -29,13 +30,18 @@ def ufunc(name: str, values: list[Value]) -> Value:
         raise BadQuery(f"query: {name} does not work on {' and '.join(sorted(kinds))}")
     function = getattr(np, name)
     try:
-        result = function(*parts[: max(1, min(2, len(parts)))])
+        result = _call(function, *parts[: max(1, min(2, len(parts)))])
         for part in parts[2:]:
-            result = function(result, part)
+            result = _call(function, result, part)
     except (TypeError, ValueError, OverflowError, AttributeError) as e:
         types = ", ".join(str(p.type.content) if isinstance(p, ak.Array) else repr(p) for p in parts)
         raise BadQuery(f"query: {name} does not work on {types}{_why(e)}") from e
     return Value(scope, result if scope is not None else result.item())
+
+
+def _call(function: Any, *parts: Any) -> Any:
+    quick = plain.ufunc(function, parts) if any(isinstance(p, ak.Array) for p in parts) else None
+    return function(*parts) if quick is None else quick
 
 
 def _why(error: Exception) -> str:
@@ -59,7 +65,12 @@ def _scalar(value: Any, name: str) -> Any:
 def operand(value: Value, scope: Scope | None) -> ak.Array:
     """A value as an operand: fixed-size lists are lists, so that they pair by event."""
     assert scope is not None
-    return ak.from_regular(array(value, scope), axis=None)
+    data = array(value, scope)
+    layout = data.layout
+    while isinstance(layout, ak.contents.ListOffsetArray):
+        layout = layout.content
+    plain_numbers = layout.is_numpy and layout.purelist_depth == 1
+    return data if plain_numbers else ak.from_regular(data, axis=None)
 
 
 def cast(dtype: str, value: Value) -> Value:

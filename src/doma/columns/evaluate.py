@@ -87,7 +87,7 @@ def run(plan: Plan, rows: Rows) -> Table:
             return Table(_named({"": data}, plan.columns), plan.body.name)
         flat = opened(value, "the result").flat
         _check_size(flat)
-    columns = {name: sequences.plain_lists(column) for name, column in _columns(flat).items()}
+    columns = {name: sequences.unmarked(column) for name, column in _columns(flat).items()}
     return Table(_named(columns, plan.columns))
 
 

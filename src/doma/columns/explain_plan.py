@@ -1,7 +1,5 @@
 """The plan of a func_adl query in words, and what it would take of a file."""
 
-from typing import Protocol, runtime_checkable
-
 import awkward as ak
 
 from doma.columns import functions as known
@@ -46,14 +44,6 @@ LONG = 300
 """Characters of one line."""
 
 
-@runtime_checkable
-class CanSize(Protocol):
-    """A source that knows how much its columns take."""
-
-    def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
-        """Compressed and uncompressed bytes of some columns."""
-
-
 def explained(
     plan: Plan, digest: str, tree_out: str, empty: Table | None = None, file: FileFacts | None = None
 ) -> Explained:
@@ -66,10 +56,8 @@ def explained(
 
 def file_facts(data: Bytes, source: Source, names: tuple[str, ...], plan: Plan, step: int) -> FileFacts:
     """What a plan would take of a file."""
-    compressed = uncompressed = filters = 0
-    if isinstance(source, CanSize):
-        compressed, uncompressed = source.sizes(names)
-        filters = source.sizes(plan.first)[0]
+    compressed, uncompressed = source.sizes(names)
+    filters = source.sizes(plan.first)[0]
     windows = sum(1 for _ in source.windows(names, step, plan.first))
     return FileFacts(
         data.url, source.place, source.entries, data.size, compressed, uncompressed, filters, windows

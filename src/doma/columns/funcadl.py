@@ -74,7 +74,7 @@ class FuncAdl:
         """The source, the names to read, and the output without rows."""
         plan = self.plan
         source = open_source(data, plan.tree)
-        names = source.names if plan.branches is None else plan.branches
+        names = source.readable if plan.branches is None else plan.branches
         check_names(source, names)
         groups = (plan.first, tuple(n for n in names if n not in plan.first))
         return source, names, run(plan, Window(source, 0, 0, groups))

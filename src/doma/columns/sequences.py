@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doma.columns import momenta
+from doma.columns import plain as fast
 from doma.columns.arithmetic import ufunc
 from doma.columns.values import (
     Fields,
@@ -232,17 +233,21 @@ def chosen(source: Value, n: int) -> Value:
         raise LimitExceeded(
             f"query: Choose({n}) makes {total.sum():.3g} combinations in one step; filter first"
         )
-    places = ak.local_index(listed(took.flat, took.counts), axis=1)
-    starts = np.cumsum(took.counts) - took.counts
-    combos = ak.combinations(places + starts, n, axis=1)
-    sizes = np.asarray(ak.num(combos, axis=1))
-    flat = ak.flatten(combos, axis=1)
-    where = np.stack([np.asarray(flat[str(i)]) for i in range(n)], axis=1).ravel().astype(np.int64)
-    members = took.flat[where]
+    sizes, places = fast.chosen(took.counts, n) or _combined(took.counts, n)
+    members = took.flat[places.ravel()]
     groups = ak.contents.RegularArray(
-        members.layout, n, zeros_length=len(flat), parameters={"__list__": COMBINATION}
+        members.layout, n, zeros_length=len(places), parameters={"__list__": COMBINATION}
     )
     return took.close(ak.Array(groups, behavior=members.behavior), sizes)
+
+
+def _combined(counts: npt.NDArray[np.int64], n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many combinations there are of each sequence, and (combinations, n) places of their members."""
+    places = listed(ak.Array(np.arange(counts.sum(), dtype=np.int64)), counts)
+    combos = ak.combinations(places, n, axis=1)
+    flat = ak.flatten(combos, axis=1)
+    where = np.stack([np.asarray(flat[str(i)]) for i in range(n)], axis=1).astype(np.int64)
+    return np.asarray(ak.num(combos, axis=1)), where
 
 
 def _concatenated(first: Value, second: Value) -> Value:
@@ -328,7 +333,7 @@ def filled(source: Value, default: Value) -> Value:
         raise BadQuery("query: the default does not fit what it stands in for") from e
 
 
-def plain_lists(data: ak.Array) -> ak.Array:
+def unmarked(data: ak.Array) -> ak.Array:
     """The same data whose combinations are lists like others."""
 
     def change(layout: Any, **_: Any) -> Any:

@@ -15,6 +15,7 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
+from doma.columns import plain
 from doma.core.errors import BadQuery, LimitExceeded
 
 Index = npt.NDArray[np.int64]
@@ -142,7 +143,12 @@ def array(value: Value, scope: Scope) -> ak.Array:
         return _constant(value.data, scope.size)
     else:
         data = value.data
-    return data if value.scope is scope or value.scope is None else data[scope.path(value.scope)]
+    if value.scope is scope or value.scope is None:
+        return data
+    where = scope.path(value.scope)
+    if (lists := plain.members(data)) is not None:
+        bounded(lists[0][where])
+    return plain.taken(data, where)
 
 
 def _constant(value: Any, size: int) -> ak.Array:
@@ -211,6 +217,8 @@ def opened(value: Value, what: str) -> Opened:
     data = value.data
     if levels(data) == 0:
         raise BadQuery(f"query: {what} needs a sequence, this has one of {element(data)} per element")
+    if (quick := plain.members(data)) is not None:
+        return Opened(value.scope, quick[0], value.scope.open(quick[0]), quick[1])
     counts = np.zeros(len(data), dtype=np.int64)
     if data.layout.is_option:
         there = np.asarray(~ak.is_none(data))
