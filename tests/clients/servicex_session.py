@@ -26,6 +26,8 @@ def shown(found):
         except Exception as e:
             out[name] = f"{type(e).__name__}: {e}"
     print("\\nRESULT " + json.dumps(out))
+def momenta():
+    return query.FuncADL_Uproot().FromTree("events").Select(lambda e: {"pt1": e.pt1, "M": e.M})
 def run(samples, options=None, **more):
     shown(deliver({"General": options or {}, "Sample": samples}, config_path=config, **more))
 """
