@@ -19,17 +19,24 @@ from doma.columns.model import Grant, TokenSource
 from doma.columns.remote_places import Buckets, Road
 from doma.core.config import Config
 from doma.core.errors import ConfigError, DomaError
-from doma.core.paths import encode
+from doma.core.paths import covers, encode, normalise
 from doma.core.url import Origin, origin_of
 from doma.store.s3_signature import Credentials
 from doma.store.s3_wire import address_of, credentials_of
 
 
 class Minter:
-    """Rights that the system gives on somebody's behalf, never wider than what they had."""
+    """Rights that the system gives on somebody's behalf, never wider than what they had.
 
-    def __init__(self, issuer: Issuer, base: str, buckets: Buckets) -> None:
-        self._issuer, self._base, self._buckets = issuer, base, buckets
+    Args:
+        issuer: Signs.
+        base: ``https://host:port`` of this server.
+        buckets: Whose objects may be inputs.
+        cache: URL of the cache that inputs of other sites come through; empty: there is none.
+    """
+
+    def __init__(self, issuer: Issuer, base: str, buckets: Buckets, cache: str = "") -> None:
+        self._issuer, self._base, self._buckets, self._cache = issuer, base, buckets, cache
         self._own = frozenset(own_origins(base))
 
     async def token(self, owner: Grant, url: str) -> str:
@@ -41,19 +48,35 @@ class Minter:
             return self._buckets.signed(url, time.time())
         if owner.issuer != self._issuer.url or not owner.scopes or _origin(url) not in self._own:
             return ""
-        return self._issuer.issue(
-            subject=owner.subject, scopes=" ".join(owner.scopes), audience=(self._base,)
-        )
+        subject, scopes = owner.subject, " ".join(owner.scopes)
+        if self._cache and url.startswith(f"{self._cache}/"):
+            # The cache shows its origin the token that it was shown: it must be good for nothing else.
+            path = normalise(url.removeprefix(self._cache))
+            subject, scopes = _bearer(subject), f"storage.read:{encode(path)}" if _reads(owner, path) else ""
+        if not scopes:
+            return ""
+        return self._issuer.issue(subject=subject, scopes=scopes, audience=(self._base,))
 
     def sign(self, owner: str, path: str, expires: float) -> str:
         """A token that reads one path of the results and nothing else."""
         return self._issuer.issue(
-            subject=owner.rpartition("#")[2],
+            subject=_bearer(owner.rpartition("#")[2]),
             scopes=f"storage.read:{encode(path)}",
             audience=(self._base,),
             lifetime=max(1.0, expires - time.time()),
             alg="ES256",
         )
+
+
+def _bearer(subject: str) -> str:
+    """Who shows a token that others get to see: not the user, in whose name they could ask services else."""
+    return f"bearer of {subject}"
+
+
+def _reads(owner: Grant, path: str) -> bool:
+    """Whether a grant covers a path of an endpoint."""
+    areas = (scope.partition(":")[2] or "/" for scope in owner.scopes)
+    return any(covers(area, path) for area in areas)
 
 
 def own_origins(base: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from doma.app.endpoints import RESERVED, caches
 from doma.app.home import Home
 from doma.app.opened import Opened
+from doma.app.pool import INCOMING, pool_of
 from doma.auth.routes import issuer_app, metadata_route
 from doma.bus.local import Bus
 from doma.cache.store import CacheStore
@@ -135,7 +136,8 @@ class Services:
             "https": f"{self.opened.base}/{name}",
             "root": f"root://{self.opened.base.partition('://')[2]}//{name}",
         }
-        return doors | ({"flight": f"{self.flight}/{name}"} if self.flight and name != "results" else {})
+        own = {"results", INCOMING}
+        return doors | ({"flight": f"{self.flight}/{name}"} if self.flight and name not in own else {})
 
     async def __aenter__(self) -> Self:
         """Start the column service's workers and the flight door."""
@@ -269,7 +271,6 @@ class Services:
         from doma.columns import dataset_routes, login, sandbox
         from doma.columns.routes import caller_of, router
         from doma.columns.service import ColumnService
-        from doma.columns.worker import WorkerPool
         from doma.web import requests
 
         if self.opened.issuer is None:
@@ -277,14 +278,15 @@ class Services:
                 "auth.embedded = false: the role 'columns' needs the embedded issuer to renew tokens"
             )
         section = self.config.columns
-        mint = inputs.Minter(self.opened.issuer, self.opened.base, inputs.buckets_of(self.config))
+        road, buckets = inputs.road_of(self.config, self.opened), inputs.buckets_of(self.config)
+        mint = inputs.Minter(self.opened.issuer, self.opened.base, buckets, road.cache)
         allow = inputs.allowed(self.config, self.opened.base)
         datasets = inputs.make_datasets(self.config, self.opened, mint)
         self._service = ColumnService(
             self.opened.db,
             self.opened.site.endpoints["results"].store,
             f"{self.opened.base}/results",
-            WorkerPool(section.workers, section.worker_memory, section.lease, section.stall),
+            pool_of(section, self.opened, self.opened.issuer, self.home),
             mint,
             mint.sign,
             section,
@@ -292,7 +294,7 @@ class Services:
             ca_file=str(self.opened.files.ca),
             allow=allow,
             datasets=datasets,
-            road=inputs.road_of(self.config, self.opened),
+            road=road,
             isolation=partial(sandbox.available, section, self.home / "."),
             url_life=min(section.url_life, section.retention),
         )
@@ -326,7 +328,7 @@ class Services:
         from doma.scan.service import ScanService
 
         loop = asyncio.get_running_loop()
-        served = {name: e for name, e in self.opened.site.endpoints.items() if name != "results"}
+        served = {n: e for n, e in self.opened.site.endpoints.items() if n not in {"results", INCOMING}}
         service = ScanService(
             {name: StoreOpener(e.store, loop) for name, e in served.items()},
             self.opened.verifier,

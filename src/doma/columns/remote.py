@@ -20,12 +20,9 @@ from doma.core.errors import (
     CorruptFile,
     DomaError,
     Forbidden,
-    InvalidToken,
     NotFound,
-    OriginFailed,
     StorageUnavailable,
     TimedOut,
-    Unsupported,
 )
 from doma.core.url import redacted
 
@@ -36,9 +33,6 @@ SCHEMES = ("https", "http", *ROOT, "s3")
 MAX_URL = 2000
 SICK = 60.0
 """Seconds for which a place that failed is tried last."""
-
-ELSEWHERE = (NotFound, Forbidden, InvalidToken, OriginFailed, StorageUnavailable, TimedOut, Unsupported)
-"""Trouble of one replica, which another need not have."""
 
 
 class Bytes(Protocol):
@@ -192,7 +186,7 @@ class Input:
             used = self._now
             try:
                 return used.read(start, stop)
-            except ELSEWHERE as e:
+            except DomaError as e:
                 _note(used.url, e)
                 with self._lock:
                     if self._now is used:
@@ -224,7 +218,7 @@ class Input:
                 return open_bytes(
                     url, token, self._ca_file, self._allow, lazy=self._lazy, digest=self._several
                 )
-            except ELSEWHERE as e:
+            except DomaError as e:
                 _note(url, e)
                 troubles.append(e)
         first = next((t for t in troubles if t.retry != "no"), troubles[0])
