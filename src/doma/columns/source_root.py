@@ -142,7 +142,9 @@ class PlainSource:
 
     def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
         known = [b for n in names if (b := self._branch(n)) is not None]
-        return sum(int(b.sizes.sum()) for b in known), sum(b.bytes for b in known)
+        odd = tuple(n for n in names if self._branch(n) is None)
+        packed, plain = self._uproot().sizes(odd) if odd else (0, 0)
+        return packed + sum(int(b.sizes.sum()) for b in known), plain + sum(b.bytes for b in known)
 
     def _size(self, name: str) -> int:
         branch = self._branch(name)
