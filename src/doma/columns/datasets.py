@@ -34,7 +34,8 @@ AT_ONCE = 8
 """Look-ups of this process."""
 LOOK = 5.0
 """Seconds between two looks for work of other processes."""
-LEASE = 60.0
+LEASE = 15.0
+"""Seconds for which a killed process keeps its look-ups from others."""
 TIDY = 3600.0
 AGAIN = 60.0
 """Seconds that lie at least between two look-ups of one dataset."""
