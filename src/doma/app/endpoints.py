@@ -120,6 +120,10 @@ def build_endpoints(
             else FileStore(home / "results")
         )
         built["results"] = Endpoint("results", kept, private, writable=False)
+        if settings.columns.pool == "dask" and not settings.columns.dask.shared:
+            # each Dask worker hands its result over under one name, by a token for that name alone
+            alone = Gate(prefixes, wide=False, name="incoming")
+            built["incoming"] = Endpoint("incoming", FileStore(home / "incoming"), alone)
     return built
 
 

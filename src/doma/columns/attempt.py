@@ -115,7 +115,7 @@ class Attempt:
         reason, tries = e.message, job.tries + 1
         fresh: tuple[str, ...] | None = None
         if job.dataset is not None and shop.datasets is not None and _is_gone(e) and tries < ATTEMPTS:
-            found = await shop.datasets.again(job.dataset, job.url)
+            found = await shop.datasets.again(job.dataset, job.url, job.replicas)
             fresh = None if found is None else (found.url, *found.replicas)
         if fresh is not None or (e.retry != "no" and tries < ATTEMPTS):
             pause = 0.0 if fresh else e.retry_after or 0.2 * 4 ** (tries - 1)
