@@ -256,6 +256,12 @@ class FileStore:
             self._emit(Event("file.moved", target, {"source": source}))
         return replaced
 
+    async def link(self, source: str, target: str, *, version: str) -> Stat:
+        source, target = checked(source), self._writable(target)
+        stat = await self._run(source, self._folder.link, source, target, version)
+        self._told(stat)
+        return stat
+
     async def make_dir(self, path: str) -> None:
         path = self._writable(path)
         await self._run(path, self._folder.make_dir, path)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from doma.core.checksum import hasher
-from doma.core.errors import AlreadyExists, Conflict, PreconditionFailed, Refused, StorageFull
+from doma.core.errors import AlreadyExists, Conflict, NotFound, PreconditionFailed, Refused, StorageFull
 from doma.store.beneath import parts_of
 from doma.store.looking import Looking, described
 from doma.store.marks import Mark
@@ -252,6 +252,28 @@ class Folder(Looking):
                 self._sync(onto)
         return there is not None
 
+    def link(self, source: str, target: str, version: str) -> Stat:
+        """See ``CanLink.link``."""
+        with self._held(source, target):
+            there = self.find(source)
+            if there is None or there.is_dir:
+                raise NotFound(f"{source}: there is no such file to be linked; name one")
+            check_version(source, there, version)
+            with _parents(target), self.tree.entry(target, make=True) as (onto, new):
+                changes = self._quota.weigh(target, there.size) if self._quota is not None else {}
+                if self._quota is not None:
+                    self._quota.add(changes, check=target)
+                try:
+                    with self.tree.entry(source) as (above, name):
+                        os.link(name, new, src_dir_fd=above, dst_dir_fd=onto, follow_symlinks=False)
+                except OSError as e:
+                    self._counted(changes, -1)
+                    if isinstance(e, FileExistsError):
+                        raise PreconditionFailed(f"{target}: there is a file already; look again") from e
+                    raise
+                self._sync(onto)
+                return self.stat(target)
+
     def make_dir(self, path: str) -> None:
         """See ``Store.make_dir``."""
         with _parents(path), self.tree.entry(path) as (above, name):
@@ -272,9 +294,10 @@ class Folder(Looking):
             raise StorageFull(f"{path}: {room} bytes are needed and {free} are free; free some space")
 
     def _gone(self, path: str, found: os.stat_result) -> None:
-        """Forget a file that was unlinked."""
-        self._marks.forget(found)
-        self._notes.forget(found)
+        """Forget a file that was unlinked, unless it had another name; ``found``: as it was before."""
+        if found.st_nlink == 1:
+            self._marks.forget(found)
+            self._notes.forget(found)
         self._count(path, -found.st_size)
 
     def _count(self, path: str, size: int) -> None:

@@ -165,6 +165,19 @@ class MemoryStore:
             self._dirs[target + name[len(source) :]] = self._dirs.pop(name)
         return there is not None
 
+    async def link(self, source: str, target: str, *, version: str) -> Stat:
+        source, target = checked(source), checked(target)
+        file = self._files.get(source)
+        if file is None:
+            raise NotFound(f"{source}: there is no such file to be linked; name one")
+        check_version(source, file.stat, version)
+        check_replaceable(target, self._find(target), if_version=None, if_absent=True)
+        self._make_parents(target)
+        if self._quota is not None:
+            self._quota.add(self._quota.weigh(target, file.stat.size), check=target)
+        self._files[target] = file.moved(target)
+        return self._files[target].stat
+
     async def make_dir(self, path: str) -> None:
         path = checked(path)
         if self._find(path) is not None:
@@ -215,12 +228,8 @@ class MemoryStore:
     def publish(self, upload: "MemoryUpload", checksums: Mapping[str, str], data: bytes) -> Stat:
         """Put a finished upload in its place, all at once."""
         path = upload.tally.path
-        self._check_parents(path)
         check_replaceable(path, self._find(path), if_version=upload.if_version, if_absent=upload.if_absent)
-        above = parent(path)
-        while above not in self._dirs:
-            self._dirs[above] = self._clock()
-            above = parent(above)
+        self._make_parents(path)
         old = self._find(path)
         self._count(path, len(data) - (old.size if old else 0))
         version = f"{next(self._serial):x}-{len(data):x}"
@@ -228,6 +237,13 @@ class MemoryStore:
         self._files[path] = MemoryFile(stat, data)
         self._notes.pop(path, None)
         return stat
+
+    def _make_parents(self, path: str) -> None:
+        self._check_parents(path)
+        above = parent(path)
+        while above not in self._dirs:
+            self._dirs[above] = self._clock()
+            above = parent(above)
 
     def _count(self, path: str, size: int) -> None:
         if self._quota is not None:

@@ -238,6 +238,20 @@ class CanTag(Protocol):
         """Say the id, of at most 128 printable ASCII characters without blanks, before the commit."""
 
 
+@runtime_checkable
+class CanLink(Protocol):
+    """A store in which a file may have several names."""
+
+    async def link(self, source: str, target: str, *, version: str) -> Stat:
+        """Give this version of a file a second name, without a copy; missing parents are made.
+
+        Deleting or replacing one name leaves the other.
+
+        Raises:
+            NotFound: no such file. PreconditionFailed: it is another version, or the target exists.
+        """
+
+
 class Part(Protocol):
     """A span of a file that is written, appended to in order."""
 
