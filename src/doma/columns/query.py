@@ -14,7 +14,7 @@ from doma.core.errors import BadQuery
 if TYPE_CHECKING:
     from doma.columns.sink import Sink
 
-CODEGENS = ("uproot", "python")
+CODEGENS = ("uproot", "uproot-raw", "python")
 """Languages of this installation; what a service offers may be fewer."""
 
 EXPERIMENTS = ("topcp", "atlasr21", "atlasr22", "atlasxaod", "cms")
@@ -56,6 +56,10 @@ def compile_query(codegen: str, selection: str, sandbox: str = "") -> Query:
             from doma.columns.funcadl import FuncAdl
 
             return FuncAdl(selection)
+        case "uproot-raw":
+            from doma.columns.raw import UprootRaw
+
+            return UprootRaw(selection)
         case "python":
             from doma.columns.function import PythonFunction
 
