@@ -270,6 +270,8 @@ class Task:
     timeout: float = 600.0
     sandbox: str = ""
     """How python functions are isolated, and their limits; empty: they do not run here."""
+    flight: str = ""
+    """A scan service that reads the same file (``grpc+tls://host:port/dataset``); empty: there is none."""
 
 
 @dataclass(frozen=True, slots=True)
