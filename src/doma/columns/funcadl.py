@@ -73,7 +73,7 @@ class FuncAdl:
     def _begun(self, data: Bytes) -> tuple[Source, tuple[str, ...], Table]:
         """The source, the names to read, and the output without rows."""
         plan = self.plan
-        source = open_source(data, plan.tree)
+        source = open_source(data, plan.tree, plan)
         names = source.readable if plan.branches is None else plan.branches
         check_names(source, names)
         groups = (plan.first, tuple(n for n in names if n not in plan.first))
