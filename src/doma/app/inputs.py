@@ -24,6 +24,10 @@ from doma.core.url import Origin, origin_of
 from doma.store.s3_signature import Credentials
 from doma.store.s3_wire import address_of, credentials_of
 
+REUSE = 300.0
+"""Seconds for which a token is given again."""
+USERS = 1000
+
 
 class Minter:
     """Rights that the system gives on somebody's behalf, never wider than what they had.
@@ -38,6 +42,7 @@ class Minter:
     def __init__(self, issuer: Issuer, base: str, buckets: Buckets, cache: str = "") -> None:
         self._issuer, self._base, self._buckets, self._cache = issuer, base, buckets, cache
         self._own = frozenset(own_origins(base))
+        self._made: dict[tuple[str, str], tuple[float, str]] = {}
 
     async def token(self, owner: Grant, url: str) -> str:
         """A read token of a grant for an input of this server; empty for any other host or issuer.
@@ -51,10 +56,18 @@ class Minter:
         subject, scopes = owner.subject, " ".join(owner.scopes)
         if self._cache and url.startswith(f"{self._cache}/"):
             # The cache shows its origin the token that it was shown: it must be good for nothing else.
-            path = normalise(url.removeprefix(self._cache))
-            subject, scopes = _bearer(subject), f"storage.read:{encode(path)}" if _reads(owner, path) else ""
-        if not scopes:
-            return ""
+            subject, scopes = _bearer(subject), _narrow(owner, url.removeprefix(self._cache))
+            return self._issue(subject, scopes) if scopes else ""
+        # A session at a root:// server is shared by the files that one token reads.
+        now, (made, token) = time.monotonic(), self._made.get((subject, scopes), (0.0, ""))
+        if not token or now - made > min(REUSE, self._issuer.lifetime / 4):
+            if len(self._made) > USERS:
+                self._made.clear()
+            token = self._issue(subject, scopes)
+            self._made[subject, scopes] = now, token
+        return token
+
+    def _issue(self, subject: str, scopes: str) -> str:
         return self._issuer.issue(subject=subject, scopes=scopes, audience=(self._base,))
 
     def sign(self, owner: str, path: str, expires: float) -> str:
@@ -73,10 +86,14 @@ def _bearer(subject: str) -> str:
     return f"bearer of {subject}"
 
 
-def _reads(owner: Grant, path: str) -> bool:
-    """Whether a grant covers a path of an endpoint."""
+def _narrow(owner: Grant, raw: str) -> str:
+    """The right to read one path of an endpoint, if a grant has it; else empty."""
+    try:
+        path = normalise(raw)
+    except DomaError:
+        return ""
     areas = (scope.partition(":")[2] or "/" for scope in owner.scopes)
-    return any(covers(area, path) for area in areas)
+    return f"storage.read:{encode(path)}" if any(covers(area, path) for area in areas) else ""
 
 
 def own_origins(base: str) -> tuple[str, ...]:
