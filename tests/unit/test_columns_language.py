@@ -186,6 +186,128 @@ def test_a_field_that_a_record_does_not_have_is_an_unknown_column_with_near_name
     assert caught.value.detail["near"] == ["jet_pt"]
 
 
+NESTED = "(call (attr (attr e 'a') 'Select') {})"
+
+
+def test_lambdas_as_text_inside_each_other_are_bounded():
+    text = "lambda x: x"
+    for _ in range(12):
+        text = f"lambda x: {'-' * 8}x.Select({text!r})"
+    with pytest.raises(LimitExceeded):
+        compile_text(select(NESTED.format(repr(text).replace("\n", " "))))
+
+
+def test_records_that_double_with_every_step_are_bounded():
+    text = f"(call Select {DATA} 'lambda e: e.x')"
+    for _ in range(40):
+        text = f"(call Select {text} 'lambda r: (r, r)')"
+    with pytest.raises(LimitExceeded, match="fields"):
+        compile_text(text)
+
+
+def test_constants_that_would_fill_the_output_are_refused():
+    with pytest.raises(LimitExceeded, match="characters"):
+        compile_text(select(repr("x" * 1001)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_any_brackets_give_a_plan_or_a_clear_error(data):
+    """Words of the language in any order: no traceback, whatever their number of fields."""
+    words = st.sampled_from(
+        [
+            "e",
+            "x",
+            "np",
+            "'pt'",
+            "'Select'",
+            "'__class__'",
+            "'lambda q: q.x'",
+            "0",
+            "-1.5",
+            "True",
+            "None",
+            DATA,
+        ]
+    )
+    kinds = st.sampled_from(
+        ["call", "attr", "subscript", "slice", "in", "if", "list", "dict", "lambda", "not", "and", "+", "**",
+         "Select", "Where", "Count", "First", "Zip", "Choose", "Aggregate", "Concat", "Contains", "OrderBy",
+         "Range", "MetaData", "ResultTTree", "ToFourMomenta", "EventDataset", "call Select", "call sqrt",
+         "call Range", "call AsROOTTTree"]
+    )  # fmt: skip
+    node = st.recursive(
+        words,
+        lambda inner: st.tuples(kinds, st.lists(inner, max_size=4)).map(
+            lambda t: f"({t[0]} {' '.join(t[1])})"
+        ),
+    )
+    text = data.draw(node)
+    try:
+        said = compile_text(text if data.draw(st.booleans()) else select(text)).digest
+    except (BadQuery, LimitExceeded, UnknownColumn) as e:
+        said = e.message
+    assert said.startswith("query") or len(said) == 64
+
+
+def test_lists_of_records_are_checked_before_any_file_is_read():
+    jets = "{'pt': e.Jet_pt, 'eta': e.Jet_eta}.Zip()"
+    with pytest.raises(UnknownColumn, match="did you mean pt"):
+        compile_text(f'(call Select {DATA} "lambda e: {jets}.ptt")')
+    with pytest.raises(UnknownColumn, match="did you mean eta"):
+        compile_text(f'(call Select {DATA} "lambda e: {jets}.Where(lambda j: j.etta > 1)")')
+    with pytest.raises(UnknownColumn):
+        compile_text(f'(call Select {DATA} "lambda e: {jets}.OrderBy(lambda j: j.pt).First().phi")')
+
+
+def test_what_would_need_the_whole_file_in_memory_is_refused_with_the_way_out():
+    column = f"(call Select {DATA} 'lambda e: e.x')"
+    for text in (
+        f"(call OrderBy {column} 'lambda x: x')",
+        f"(call Choose {column} 2)",
+        f"(call Zip {column})",
+        f"(call Aggregate {column} 0 'lambda acc, x: acc * x')",
+        f"(call OrderBy {DATA} 'lambda e: e.x')",
+    ):
+        with pytest.raises(BadQuery, match=r"inside Select|Select a column"):
+            compile_text(text)
+
+
+def test_one_row_of_a_file_is_a_total_or_a_pick():
+    column = f"(call Select {DATA} 'lambda e: e.x')"
+    assert compile_text(f"(call First {column})").pick == 0
+    assert compile_text(f"(call (attr {column} 'Last'))").pick == -1
+    assert compile_text(f"(ElementAt {column} 3)").pick == 3
+    folded = compile_text(f"(call Aggregate {column} 7 'lambda acc, x: acc + x * 2')")
+    assert (folded.seed, getattr(folded.body, "name", "")) == (7, "Sum")
+    largest = compile_text(f"(call Aggregate {column} 0 'lambda acc, v: acc if acc > v else v')")
+    smallest = compile_text(f"(call Aggregate {column} 0 'lambda acc, v: v if v < acc else acc')")
+    assert [getattr(p.body, "name", "") for p in (largest, smallest)] == ["Max", "Min"]
+
+
+def test_wrappers_of_every_client_name_columns_and_tree():
+    pair = select("(list (attr e 'a') (attr e 'b'))")
+    spelled = {
+        f"(call ResultTTree {pair} (list 'x' 'y') 't' 'f')": (("x", "y"), "t"),
+        f"(call (attr {pair} 'AsROOTTTree') 'f' 't' (list 'x' 'y'))": (("x", "y"), "t"),
+        f"(call AsROOTTTree {pair} (list 'x' 'y') 't' 'f')": (("x", "y"), "t"),
+        f"(call (attr {pair} 'AsParquetFiles') 'f' (list 'x' 'y'))": (("x", "y"), None),
+        f"(call MetaData (call ResultAwkwardArray {pair} (list 'x' 'y')) (dict (list 'k') (list 'v')))": (
+            ("x", "y"),
+            None,
+        ),
+        f"(call ResultPandasDF {pair} (list))": (None, None),
+        f"(MetaData {pair} (dict (list 'k') (list 'v')))": (None, None),
+    }
+    for text, (columns, tree) in spelled.items():
+        plan = compile_text(text)
+        assert (plan.columns, plan.tree_out) == (columns, tree), text
+    with pytest.raises(BadQuery, match="3 column names are given for 2"):
+        compile_text(f"(call ResultParquet {pair} (list 'x' 'y' 'z') 'f')")
+    with pytest.raises(BadQuery, match="differ"):
+        compile_text(f"(call ResultParquet {pair} (list 'x' 'x') 'f')")
+
+
 def test_wrappers_name_the_columns():
     pair = select("(list (attr e 'a') (attr e 'b'))")
     assert compile_text(f"(call ResultParquet {pair} (list 'x' 'y') 'f')").columns == ("x", "y")

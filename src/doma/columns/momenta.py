@@ -56,10 +56,13 @@ def method(name: str, source: Value, args: list[Value]) -> Value:
         raise BadQuery(f"query: .{name} needs four-momenta on both sides; call ToFourMomenta() first")
     if any(element(o) != "numbers" for o in operands[len(momenta) :]):
         raise BadQuery(f"query: .{name} needs a number")
-    found = getattr(operands[0], name)
     try:
+        found = getattr(operands[0], name)
         return Value(scope, found(*operands[1:]) if callable(found) else found)
-    except (TypeError, ValueError, AttributeError) as e:
+    except AttributeError as e:
+        there = ", ".join(sorted(ak.fields(operands[0])))
+        raise BadQuery(f"query: .{name} needs more coordinates than {there}, such as eta and mass") from e
+    except (TypeError, ValueError) as e:
         raise BadQuery(
             f"query: .{name}: the four-momenta do not pair up; use a lambda over one of them"
         ) from e
