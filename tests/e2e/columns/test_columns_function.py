@@ -2,6 +2,7 @@
 
 import base64
 import textwrap
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -198,3 +199,33 @@ def test_by_configuration_a_single_user_runs_functions_without_isolation(tmp_pat
     box.close()
     data.close()
     assert seen == [ADL.stat().st_size]
+
+
+def test_the_running_system_offers_runs_and_explains_functions(shared):
+    offered = shared.ask("GET", "/servicex").json()["code-gen-image"]
+    if "python" not in offered:
+        pytest.skip("no isolation here")
+    shared.put("/site/functions/muons.root", CMS.read_bytes())
+    url = f"{shared.run['https']}/site/functions/muons.root"
+
+    def submit(body):
+        ask = {"title": "f", "file-list": [url], "selection": selection(body), "codegen": "python",
+               "result-destination": "object-store", "result-format": "parquet"}  # fmt: skip
+        return shared.ask("POST", "/servicex/transformation", json=ask)
+
+    def ended(body):
+        place = f"/servicex/transformation/{submit(body).json()['request_id']}"
+        deadline = time.monotonic() + 50
+        while (found := shared.ask("GET", place).json())["status"] in {"Submitted", "Running"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return found
+
+    assert ended("return uproot.open(f)['Events'].arrays(['nMuon'])")["status"] == "Complete"
+    home = str(shared.home.path)
+    found = ended(f"import os; print('so far'); os.listdir({home!r})")
+    assert found["status"] == "Fatal"
+    assert "Error" in found["failure-info"]
+    refused = submit("return 1 +")
+    assert refused.status_code == 400
+    assert "line 3: invalid syntax" in refused.json()["message"]
