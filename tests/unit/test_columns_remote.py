@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doma.columns import remote, remote_http
+from doma.columns.fetch import merged as _merged
 from doma.columns.model import Task
 from doma.columns.remote import RemoteFile, open_bytes, open_input
-from doma.columns.fetch import merged as _merged
 from doma.core.errors import (
     BadRequest,
     CorruptFile,
@@ -261,6 +261,19 @@ def test_tokens_in_a_url_are_not_in_messages(server):
     with pytest.raises(NotFound) as caught:
         opened(server, "/404?authz=hush")
     assert "hush" not in caught.value.message
+
+
+def test_an_object_of_a_bucket_is_read_by_its_signed_url_which_no_message_tells(server):
+    signed = f"{server.origin}/file?X-Amz-Signature=hush"
+    data = open_bytes("s3://b/k", signed, allow=(server.origin,))
+    assert data.read(1, 5) == DATA[1:5]
+    assert data.url == "s3://b/k"
+    data.close()
+    with pytest.raises(Forbidden) as caught:
+        open_bytes("s3://b/k", f"{server.origin}/403?X-Amz-Signature=hush", allow=(server.origin,))
+    assert "hush" not in caught.value.message
+    with pytest.raises(Forbidden, match="objects of this bucket are not read"):
+        open_bytes("s3://b/k")
 
 
 REFUSED = {

@@ -131,6 +131,18 @@ def test_the_second_replica_is_read_where_the_first_is_gone(shared, folder):
     assert row["total-events"] == 1
 
 
+def test_the_same_question_by_somebody_else_reads_no_byte_of_the_inputs(shared, folder):
+    did = f"xrootd://{root(folder)}/*.root"
+    first = rows(shared, finished(shared, did)).values()
+    other = shared.token("storage.read:/", subject="carol")
+    again = finished(shared, did, other)
+    listed = shared.ask("GET", f"/servicex/transformation/{again['request_id']}/results", other).json()[
+        "results"
+    ]
+    assert [r["input-bytes"] for r in listed] == [0, 0, 0]
+    assert sorted(r["total-bytes"] for r in listed) == sorted(r["total-bytes"] for r in first)
+
+
 def test_a_file_list_is_a_dataset_too(shared, folder):
     body = {"file-list": [f"{folder}/0.root"], "selection": COUNT, "codegen": "uproot"}
     id_ = shared.ask("POST", "/servicex/transformation", json=body).json()["request_id"]
