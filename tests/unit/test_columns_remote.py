@@ -276,6 +276,24 @@ def test_an_object_of_a_bucket_is_read_by_its_signed_url_which_no_message_tells(
         open_bytes("s3://b/k")
 
 
+def test_where_a_redirect_led_to_may_be_gone_later(server):
+    first, second = Server(), Server()
+    try:
+        server.elsewhere = f"{first.origin}/file"
+        allow = (server.origin, first.origin, second.origin)
+        data = open_bytes(f"{server.origin}/redirect", "secret", allow=allow)
+        first.dead, server.elsewhere = True, f"{second.origin}/file"
+        assert data.read(200_000, 500_000) == DATA[200_000:500_000]
+        assert set(second.tokens) == {None}
+        first.dead = second.dead = True
+        with pytest.raises(StorageUnavailable):
+            data.read(500_000, 900_000)
+        data.close()
+    finally:
+        first.close()
+        second.close()
+
+
 REFUSED = {
     "/401": InvalidToken,
     "/403": Forbidden,

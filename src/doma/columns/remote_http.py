@@ -198,10 +198,12 @@ class RemoteFile:
         self.version = self._etag.strip('"') if not self._etag.startswith("W/") else ""
         self.adler32 = read_digests(answer.getheaders()).get("adler32", "")
 
-    def _followed(self, method: str) -> tuple[http.client.HTTPResponse, bytes]:
-        """The answer for the first block, behind redirects, which are remembered."""
+    def _followed(
+        self, method: str, start: int = 0, stop: int = BLOCK
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        """An answer, for the first block at first, behind redirects, which are remembered."""
         for _ in range(REDIRECTS):
-            answer, body = self._ask(method, 0, BLOCK)
+            answer, body = self._ask(method, start, stop)
             if answer.status not in {301, 302, 303, 307, 308}:
                 return answer, body
             target = urljoin(self._place, answer.getheader("Location", ""))
@@ -213,7 +215,14 @@ class RemoteFile:
         raise OriginFailed(f"{self.url}: more than {REDIRECTS} redirects")
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        answer, body = self._ask("GET", start, stop)
+        try:
+            answer, body = self._ask("GET", start, stop)
+        except DomaError:
+            if self._place == self._start:
+                raise
+            # Where a redirect led to may be good for a while only.
+            self._place, self._token = self._start, self._origin_token
+            answer, body = self._followed("GET", start, stop)
         if answer.status == 412 or answer.getheader("ETag", "") != self._etag:
             raise OriginFailed(f"{self.url}: the file changed while it was read; submit again")
         if answer.status == 200 and len(body) == self.size:

@@ -185,3 +185,10 @@ def test_the_command_keeps_the_catalogue(shared, folder, tmp_path):
     said("rm", "doma://by/hand")
     assert finished(shared, "doma://by/hand")["status"] == "Bad Dataset"
     assert isinstance(run("show", "by/hand").exception, NotFound)
+    # what the command's own user looked up
+    admin = shared.admin()
+    number = str(finished(shared, f"xrootd://{root(folder)}/0.root", admin)["did_id"])
+    assert json.loads(said("show", number, "--json"))["n_files"] == 1
+    said("stale", number)
+    assert number not in said("ls", "--looked-up").split()
+    assert int(number) in [d["id"] for d in json.loads(said("ls", "--stale", "--json"))]
