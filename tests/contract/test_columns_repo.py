@@ -1,14 +1,17 @@
 """What the rows of column delivery promise, on both databases: counted once, fenced, fair, in order."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from doma.columns import cache_repo, repo, work_repo
-from doma.columns.model import Grant, Outcome, State, Submission
+from doma.columns import cache_repo, dataset_repo, repo, work_repo
+from doma.columns.finder import FoundFile, Lookup
+from doma.columns.model import Grant, Outcome, Progress, State, Submission
 from doma.columns.plan import compile_text
+from doma.columns.tables import files, requests
 from doma.db import outbox
 from doma.db.engine import Database
 from doma.db.tables import metadata
@@ -150,3 +153,138 @@ def test_random_walks_never_count_a_file_twice(database, seed):
         assert found.completed == sum(r.state == "success" for r in rows)
         assert found.failed == sum(r.state == "failure" for r in rows)
         assert found.state.final == (len(rows) == 4)
+
+
+def test_requests_of_one_user_take_turns_and_nobody_starves_behind_an_older_one(database):
+    for name, user in (("old", "alice"), ("new", "alice"), ("other", "bob")):
+        add(database, name, 30, user)
+    served = []
+    for now in range(10, 22):
+        (job,) = take(database, "w", float(now))
+        served.append(job.request)
+        done(database, job, float(now))
+    assert {n: served.count(n) for n in ("old", "new", "other")} == {"old": 3, "new": 3, "other": 6}
+
+
+def test_a_file_that_is_to_rest_is_left_alone_till_then_and_its_attempts_are_kept(database):
+    add(database, "r", 1)
+    (job,) = take(database, "w", 10.0)
+    again = lambda tx: work_repo.again(tx, job, "no answer", 11.0, not_before=15.0)  # noqa: E731
+    assert database.run_sync(again)
+    assert not database.run_sync(again)
+    assert take(database, "w", 14.0) == []
+    (job,) = take(database, "w", 16.0)
+    assert (job.attempt, job.tries) == (2, 1)
+    database.run_sync(lambda tx: work_repo.failed(tx, job, "torn", 17.0, "printed"))
+    (row,) = database.look_sync(lambda tx: repo.results(tx, "r"))
+    assert [(h["attempt"], h["reason"], h["at"]) for h in row.history] == [
+        (1, "no answer", 11.0),
+        (2, "torn", 17.0),
+    ]
+    assert (row.reason, row.log) == ("torn", "printed")
+
+
+def test_progress_is_written_for_the_attempt_that_runs_only(database):
+    add(database, "r", 2)
+    one, two = take(database, "w", 10.0, 2)
+    news = {(one.file, 1): Progress(5, 10, 100), (two.file, 7): Progress(9, 9, 900)}
+    database.run_sync(lambda tx: work_repo.advance(tx, news, 11.0))
+    sums = database.look_sync(lambda tx: repo.progress(tx, "r"))
+    assert (sums.files, sums.running, sums.entries, sums.passed, sums.read) == (2, 2, 10, 5, 100)
+    rows = database.look_sync(lambda tx: repo.all_files(tx, "r", 10))
+    assert [(r.number, r.passed, r.moved) for r in rows] == [(0, 5, 11.0), (1, 0, None)]
+
+
+NAME = dataset_repo.Name("catalogue", "catalogue://d")
+
+
+def _ask_for_dataset(database, name: str, first: bool) -> int:
+    grant = Grant("https://i", "alice", ())
+    ask = Submission(COUNT, (), did=NAME.name)
+
+    def store(tx):
+        held, made = dataset_repo.hold(tx, NAME, grant, 5.0, 1e9)
+        assert made is first
+        state = State.LOOKUP if made else State.PENDING
+        repo.add(tx, name, grant, ask, DIGEST, 5.0, dataset=held.id, state=state)
+        return held.id
+
+    made: int = database.run_sync(store)
+    return made
+
+
+def test_requests_wait_for_one_look_up_and_go_on_with_its_files_and_replicas(database):
+    id_ = _ask_for_dataset(database, "one", True)
+    assert _ask_for_dataset(database, "two", False) == id_
+    assert [request(database, n).state for n in ("one", "two")] == [State.LOOKUP, State.PENDING]
+    assert take(database, "w", 10.0, 5) == []
+    assert database.run_sync(lambda tx: repo.stranded(tx, 10.0)) == []
+    (work,) = database.run_sync(lambda tx: dataset_repo.take(tx, "w", 10.0, 30.0, 5))
+    found = [FoundFile("f", ("https://a/f.root", "https://b/f.root"))]
+
+    def complete(tx):
+        assert dataset_repo.complete(tx, work, found, 11.0)
+        repo.settled(tx, id_, 11.0)
+
+    database.run_sync(complete)
+    for name in ("one", "two"):
+        ready = request(database, name)
+        assert (ready.state, ready.files) == (State.SUBMITTED, 1)
+    jobs = take(database, "w", 12.0, 5)
+    assert {(j.request, j.url, j.replicas, j.dataset) for j in jobs} == {
+        (n, "https://a/f.root", ("https://b/f.root",), id_) for n in ("one", "two")
+    }
+
+
+def test_a_dataset_that_does_not_exist_makes_its_requests_bad_with_the_reason(database):
+    id_ = _ask_for_dataset(database, "one", True)
+    (work,) = database.run_sync(lambda tx: dataset_repo.take(tx, "w", 10.0, 30.0, 5))
+
+    def fail(tx):
+        assert dataset_repo.fail(tx, work, Lookup.MISSING, "no such dataset", 11.0)
+        repo.settled(tx, id_, 11.0)
+
+    database.run_sync(fail)
+    found = request(database, "one")
+    assert (found.state, found.failure, found.finished) == (State.BAD, "no such dataset", 11.0)
+
+
+def test_a_request_on_which_nothing_works_is_ended_with_what_its_files_say(database):
+    add(database, "lost", 2)
+    add(database, "counted", 1)
+    add(database, "busy", 1)
+    for job in take(database, "w", 10.0, 9):
+        assert job.request == "busy" or done(database, job)
+    database.run_sync(
+        lambda tx: tx.execute(files.delete().where(files.c.request == "lost", files.c.number == 1))
+    )
+    wrong = {"completed": 0, "state": State.RUNNING, "finished": None}
+    mine = requests.c.id.in_(["lost", "counted"])
+    database.run_sync(lambda tx: tx.execute(requests.update().where(mine).values(**wrong)))
+    assert set(database.run_sync(lambda tx: repo.stranded(tx, 99.0))) == {"lost", "counted"}
+    assert [request(database, n).state for n in ("lost", "counted")] == [State.FATAL, State.COMPLETE]
+    assert "1 of its files are lost" in request(database, "lost").failure
+    assert not request(database, "busy").state.final
+
+
+def test_a_cached_result_is_for_the_same_language_and_format_and_ages_by_its_last_use(database):
+    add(database, "r", 1)
+    (job,) = take(database, "w", 10.0)
+    done(database, job, 60.0)
+    q, urls = job.question, [job.url]
+    look = lambda question, since=0.0: database.look_sync(  # noqa: E731
+        lambda tx: cache_repo.known(tx, question, urls, since)
+    )
+    (hit,) = look(q)
+    assert look(replace(q, format="root-file")) == look(replace(q, codegen="python")) == []
+    assert look(q, 61.0) == []
+    database.run_sync(lambda tx: cache_repo.used(tx, hit.key, 70.0))
+    assert look(q, 61.0) == [hit]
+    assert database.look_sync(lambda tx: cache_repo.old(tx, 70.0)) == []
+    assert database.look_sync(lambda tx: cache_repo.surplus(tx, 0)) == []
+    database.run_sync(lambda tx: cache_repo.shelve(tx, hit, "o2"))
+    (shelved,) = database.look_sync(lambda tx: cache_repo.surplus(tx, 69))
+    assert (shelved.path, shelved.object_version) == (f"/.cache/{hit.key}", "o2")
+    assert database.look_sync(lambda tx: cache_repo.surplus(tx, 70)) == []
+    database.run_sync(lambda tx: repo.remove(tx, "r", 80.0))
+    assert look(q) == [shelved]

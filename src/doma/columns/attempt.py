@@ -18,7 +18,7 @@ from doma.columns.flight import Flights
 from doma.columns.gather import Gathered
 from doma.columns.model import Grant, Outcome, Pool, Progress, Task, TokenSource
 from doma.columns.naming import object_name
-from doma.columns.publish import adopt, copy, put
+from doma.columns.publish import copy, put
 from doma.columns.remote_places import Road
 from doma.columns.work_repo import Job, Published
 from doma.core.config import Columns
@@ -148,7 +148,7 @@ class Attempt:
     async def _made(self, known: list[Cached]) -> Published:
         """The result in the store: a known one of the input's version, else a new one."""
         job, shop = self.job, self._shop
-        name = object_name(job.url)
+        name = object_name(job.url, job.question.format)
         path = f"/{job.request}/{name}"
         outcome, output = await self._computed(known)
         if outcome.cached:
@@ -158,10 +158,7 @@ class Attempt:
                 same = replace(outcome, rows=hits[0].events, bytes=hits[0].bytes)
                 return Published(name, path, stat.version, same, hits[0])
             outcome, output = await self._computed([])
-        if outcome.stored:
-            stat = await adopt(shop.results, path, outcome.stored, outcome.bytes, self._ours)
-        else:
-            stat = await put(shop.results, path, output, self._ours)
+        stat = await put(shop.results, path, output, self._ours)
         return Published(name, path, stat.version, outcome)
 
     async def _computed(self, known: list[Cached]) -> tuple[Outcome, Path]:

@@ -294,8 +294,6 @@ class Outcome:
     """The replica that was read."""
     log: str = ""
     """What the user's code printed, its last 64 KiB."""
-    stored: str = ""
-    """Where the result was uploaded to in the result store, if it is no local file."""
 
 
 @dataclass(frozen=True, slots=True)

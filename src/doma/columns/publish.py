@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-from doma.core.errors import AlreadyExists, NotFound, PreconditionFailed, WrongSize
-from doma.store.protocol import PIECE, Buffer, Stat, Store
+from doma.core.errors import NotFound, PreconditionFailed, Refused, StorageUnavailable, Unsupported
+from doma.store.protocol import PIECE, Buffer, CanLink, Stat, Store
 
 TRIES = 5
 Ours = Callable[[], Awaitable[None]]
@@ -25,7 +25,7 @@ async def put(store: Store, path: str, local: Path, ours: Ours) -> Stat:
 
 
 async def copy(store: Store, source: str, version: str, path: str, ours: Ours) -> Stat:
-    """Publish a copy of another object, if that is still this version.
+    """Publish another object under a second name, if it is still this version: linked where the store can.
 
     Raises:
         NotFound, PreconditionFailed: the source is gone or another.
@@ -33,33 +33,12 @@ async def copy(store: Store, source: str, version: str, path: str, ours: Ours) -
     stat = await store.stat(source)
     if stat.version != version:
         raise PreconditionFailed(f"{source}: the object was replaced")
-    return await _published(store, path, stat.size, lambda: _of_object(store, source, version), ours)
-
-
-async def adopt(store: Store, path: str, source: str, size: int, ours: Ours) -> Stat:
-    """Publish an object that a worker uploaded under another name.
-
-    Raises:
-        NotFound, WrongSize: the upload is not what the worker said.
-    """
-    found = await store.stat(source)
-    if found.size != size:
-        raise WrongSize(f"{source}: {found.size} bytes were uploaded, {size} were announced")
-    for left in reversed(range(TRIES)):
-        there = await _there(store, path)
+    if isinstance(store, CanLink) and await _there(store, path) is None:
         await ours()
-        try:
-            if there is not None:  # the object of an attempt that was never recorded
-                await store.delete(path, version=there)
-            parent = path.rpartition("/")[0]
-            with contextlib.suppress(AlreadyExists):
-                await store.make_dir(parent)
-            await store.rename(source, path, overwrite=False)
-            return await store.stat(path)
-        except (PreconditionFailed, NotFound):
-            if not left:
-                raise
-    raise AssertionError("unreachable")
+        # Whatever keeps it from being linked, a name that came meanwhile too, is nothing to a copy.
+        with contextlib.suppress(PreconditionFailed, StorageUnavailable, Unsupported, Refused):
+            return await store.link(source, path, version=version)
+    return await _published(store, path, stat.size, lambda: _of_object(store, source, version), ours)
 
 
 async def _published(

@@ -320,7 +320,7 @@ def _checked(ask: Submission, allow: tuple[str, ...]) -> tuple[str, ...]:
     names: dict[str, str] = {}
     for url in files:
         # Clients know results by their names: two of the same name would be one.
-        other = names.setdefault(object_name(url), url)
+        other = names.setdefault(object_name(url, ask.format), url)
         if other != url:
             raise BadQuery(
                 f"file-list: {url[:200]!r} and {other[:200]!r} give results of one name; ask twice"

@@ -14,8 +14,6 @@ from doma.store.protocol import Store
 
 log = logging.getLogger(__name__)
 
-INCOMING = "/.incoming"
-"""Where workers of other machines upload results."""
 STRAY = 24 * 3600.0
 """Seconds after which an object that no row names is removed."""
 
@@ -43,8 +41,18 @@ class Upkeep:
 
     async def begin(self) -> None:
         """Remove the objects that a killed process left and no row names."""
-        await self._strays(SHELF, kept=True)
-        await self._strays(INCOMING, kept=False)
+        store, now = self._shop.results, self._shop.clock()
+        old = []
+        with contextlib.suppress(NotFound):
+            old = [s async for s in store.list(SHELF) if s.modified < now - STRAY]
+        for start in range(0, len(old), repo.BATCH):
+            some = old[start : start + repo.BATCH]
+            keys = [s.path.rpartition("/")[2] for s in some]
+            used = await self._shop.db.look(partial(cache_repo.shelved, keys=keys))
+            for stat, key in zip(some, keys, strict=True):
+                if key not in used:
+                    with contextlib.suppress(NotFound, PreconditionFailed):
+                        await store.delete(stat.path, version=stat.version)
 
     async def remove(self, id_: str) -> None:
         """Remove a request and its objects; the cache keeps those that others may want.
@@ -78,21 +86,6 @@ class Upkeep:
             if hit.path == hit.own:
                 with contextlib.suppress(NotFound, PreconditionFailed):
                     await shop.results.delete(hit.path, version=hit.object_version)
-
-    async def _strays(self, folder: str, *, kept: bool) -> None:
-        store, now = self._shop.results, self._shop.clock()
-        names = []
-        with contextlib.suppress(NotFound):
-            names = [s async for s in store.list(folder) if s.modified < now - STRAY]
-        keys = [s.path.rpartition("/")[2] for s in names]
-        used: set[str] = set()
-        for start in range(0, len(keys) if kept else 0, repo.BATCH):
-            some = keys[start : start + repo.BATCH]
-            used |= await self._shop.db.look(partial(cache_repo.shelved, keys=some))
-        for stat, key in zip(names, keys, strict=True):
-            if key not in used:
-                with contextlib.suppress(NotFound, PreconditionFailed):
-                    await store.delete(stat.path, version=stat.version)
 
 
 async def _shelved(store: Store, hit: Cached) -> str | None:
