@@ -38,6 +38,10 @@ def execute(
     begun = clock()
     query = compile_query(task.codegen, task.selection, task.sandbox)
     data = open_input(task)
+    if task.flight and task.output:
+        from doma.columns.pushdown import Beside
+
+        data = Beside(data, task)  # type: ignore[assignment]  # its facts are read-only, no one sets them
     opened(data)
     try:
         if data.version and data.version in task.known:

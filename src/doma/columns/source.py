@@ -5,7 +5,7 @@ first and the others only for the events that survive, basket by basket.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import awkward as ak
 import numpy as np
@@ -16,6 +16,9 @@ from doma.columns.near import did_you_mean, near
 from doma.columns.plain import taken
 from doma.columns.remote import Bytes
 from doma.core.errors import CorruptFile, UnknownColumn
+
+if TYPE_CHECKING:
+    from doma.columns.plan import Plan
 
 Columns = dict[str, ak.Array]
 Index = npt.NDArray[np.int64]
@@ -53,13 +56,28 @@ class Source(Protocol):
         """Bytes of these columns, compressed and not; 0: not known."""
 
 
-def open_source(data: Bytes, tree: str | None) -> Source:
+@runtime_checkable
+class CanPush(Protocol):
+    """An input beside which a part of a query can be run."""
+
+    def push(self, plan: "Plan") -> Source | None:
+        """The table without events that the plan drops anyway; None: read it directly."""
+
+
+def open_source(data: Bytes, tree: str | None, plan: "Plan | None" = None) -> Source:
     """The table of a file.
+
+    Args:
+        data: The file.
+        tree: Tree or ntuple; None: the only one.
+        plan: What will be asked of it; its filters may be run where the file lies.
 
     Raises:
         CorruptFile: empty, or neither ROOT nor Parquet. UnknownColumn: no such tree.
         BadQuery: several trees and none is named.
     """
+    if plan is not None and isinstance(data, CanPush) and (source := data.push(plan)) is not None:
+        return source
     if data.size == 0:
         raise CorruptFile(f"{data.url}: the file is empty (0 bytes)")
     magic = data.read(0, min(4, data.size))

@@ -1,0 +1,148 @@
+"""Filters run by a scan service beside the data: the same answers, from fewer bytes."""
+
+import asyncio
+import itertools
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from doma.auth.gate import Gate
+from doma.auth.model import Capability, Identity, Verb
+from doma.columns.execute import execute
+from doma.columns.model import Task
+from doma.core.config import Scan
+from doma.core.errors import InvalidToken
+from doma.scan.flight import FlightDoor
+from doma.scan.opener import StoreOpener
+from doma.scan.service import ScanService
+from doma.store.file import FileStore
+
+REPO = Path(__file__).parents[3]
+ISSUER = "https://issuer.example"
+FILES = ("cms_doublemuparked_100k.root", "nano_dy.root")
+
+
+class Known:
+    """A verifier that knows one token."""
+
+    async def verify(self, token):
+        if token != "alice":
+            raise InvalidToken("token: not known here")
+        return Identity(ISSUER, "alice", 2e9, capabilities=(Capability(Verb.READ, "/"),))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("site")
+    for name in FILES:
+        shutil.copy(REPO / "src/doma/facility/data" / name, made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def door(folder):
+    """Address of a flight door over the folder, its loop in a thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def make():
+        return FileStore(folder, read_only=True)
+
+    store = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
+    gate = Gate({ISSUER: ["/"]})
+    service = ScanService({"site": StoreOpener(store, loop)}, Known(), {"site": gate}, Scan(), time.time)
+    flight = FlightDoor(service, "127.0.0.1", 0, b"", b"", loop=loop)
+    yield flight.start()
+    flight.stop()
+    asyncio.run_coroutine_threadsafe(store.close(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def question(where: str, columns: str) -> str:
+    events = "(call EventDataset 'f' 'Events')"
+    return f"(call Select (call Where {events} (lambda (list e) {where})) (lambda (list e) {columns}))"
+
+
+def field(name: str) -> str:
+    return f"(attr e '{name}')"
+
+
+def members(operator: str, name: str, sign: str, value: object) -> str:
+    return f"(call {operator} {field(name)} (lambda (list m) ({sign} m {value})))"
+
+
+def answers(folder, out, name, query, door, token="alice"):
+    """The table read directly, the one with the door's help, and the bytes that each took."""
+    tables, taken = [], []
+    for flight in ("", f"{door}/site/{name}"):
+        out.unlink(missing_ok=True)
+        url = (folder / name).as_uri()
+        done = execute(Task(url, query, str(out), token, allow=("file://",), flight=flight, step=4 << 20))
+        tables.append(pq.read_table(out))
+        taken.append(done.read)
+        assert done.rows == tables[-1].num_rows
+    return tables, taken
+
+
+SIGNS = ("<", "<=", ">", ">=", "==", "!=")
+FLAT = [f"({s} {field(n)} {v})" for s, (n, v) in itertools.product(
+    SIGNS, (("nMuon", 2), ("nMuon", 2.5), ("nMuon", -1)))]  # fmt: skip
+OTHER = [
+    members("Any", "Muon_pt", ">", 0.1),
+    members("Any", "Muon_pt", ">", 40),
+    members("Any", "Muon_charge", "==", -1),
+    members("All", "Muon_pt", ">", 10),
+    f"(>= (call Count {field('Muon_pt')}) 3)",
+    f"(< (call Count {field('Muon_pt')}) 2)",
+    f"(== (call Count {members('Where', 'Muon_pt', '>', 25)}) 2)",
+    f"(!= (call Count {members('Where', 'Muon_pt', '>', 25)}) 2)",
+    f"(and (> {field('nMuon')} 2) {members('Any', 'Muon_eta', '<', -2.1)})",
+    f"(or (> {field('nMuon')} 4) {members('Any', 'Muon_eta', '<', -2.1)})",
+    f"(not (> {field('nMuon')} 2))",
+    f"(> (call Sum {field('Muon_pt')}) 100)",
+    f"(> 3 {field('nMuon')})",
+    f"(> {field('nMuon')} 1000)",
+]
+
+
+@pytest.mark.parametrize("where", FLAT[::3] + OTHER)
+def test_a_pushed_filter_gives_what_direct_reading_gives(where, folder, door, tmp_path):
+    columns = f"(dict (list 'n' 'pt' 'q') (list {field('nMuon')} {field('Muon_pt')} {field('Muon_charge')}))"
+    (direct, pushed), _ = answers(folder, tmp_path / "o", FILES[0], question(where, columns), door)
+    assert direct.schema == pushed.schema
+    assert direct.equals(pushed)
+
+
+@pytest.mark.parametrize("value", ["0.1", "29.958515167236328", "3", "1e39"])
+def test_float_columns_are_compared_as_numpy_does(value, folder, door, tmp_path):
+    for sign in SIGNS:
+        query = question(
+            f"({sign} {field('MET_pt')} {value})", f"(dict (list 'met') (list {field('MET_pt')}))"
+        )
+        (direct, pushed), _ = answers(folder, tmp_path / "o", FILES[1], query, door)
+        assert direct.equals(pushed)
+
+
+def test_a_rare_selection_moves_fewer_bytes(folder, door, tmp_path):
+    columns = f"(dict (list 'pt' 'eta') (list {field('Muon_pt')} {field('Muon_eta')}))"
+    query = question(f"(> {field('nMuon')} 4)", columns)
+    (direct, pushed), (whole, few) = answers(folder, tmp_path / "o", FILES[0], query, door)
+    assert direct.equals(pushed)
+    assert 0 < few < whole / 20
+
+
+@pytest.mark.parametrize(("flight", "token"), [("grpc://127.0.0.1:9", "alice"), ("", "mallory")])
+def test_a_door_that_refuses_or_is_not_there_changes_nothing(flight, token, folder, door, tmp_path):
+    query = question(f"(> {field('nMuon')} 2)", f"(dict (list 'n') (list {field('nMuon')}))")
+    (direct, other), (whole, again) = answers(
+        folder, tmp_path / "o", FILES[0], query, flight or door, token=token
+    )
+    assert direct.equals(other)
+    assert whole == again
