@@ -43,14 +43,18 @@ class Sandbox:
             return
         self.close()
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
-                sandbox_view.command(self.isolation.kind),
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=sandbox_view.environment(),
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
+                    sandbox_view.command(self.isolation.kind),
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=sandbox_view.environment(),
+                    start_new_session=True,
+                )
+        except OSError as e:
+            ours.close()
+            raise ServiceUnavailable(f"python: the sandbox does not start: {e.strerror}") from e
         self._link = ours
         ours.settimeout(60)
         try:

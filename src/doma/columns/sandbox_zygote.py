@@ -13,6 +13,7 @@ Without namespaces (``landlock``) the input is a file. See docs/security.md of t
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import select
@@ -87,6 +88,7 @@ def main() -> None:
     for name in WARM:
         with contextlib.suppress(ImportError):
             __import__(name)
+    gc.freeze()  # or every child would copy all pages at its first collection
     send(link, {"ready": True})
     while True:
         order, fds = receive(link)
