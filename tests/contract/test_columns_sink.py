@@ -486,7 +486,7 @@ def flat(name: str, kind: Any, rows: list[Any]) -> dict[str, list[Any]]:
         inner = inner.content
     if not isinstance(inner, ak.types.RecordType):
         return {name: rows}
-    found = {}
+    found: dict[str, list[Any]] = {}
     for i, member in enumerate(inner.contents):
         field = str(i) if inner.is_tuple else inner.fields[i]
         for wrap in reversed(wraps):

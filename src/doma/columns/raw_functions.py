@@ -83,7 +83,12 @@ def call(name: str, args: list[Any], keywords: dict[str, Any], standard_axis: bo
     if "axis" not in given and name in EVENT_AXIS and not standard_axis:
         given["axis"] = EVENT_AXIS[name]
     _limit(name, given)
-    return FUNCTIONS[name](*bound.args, **bound.kwargs)
+    value = FUNCTIONS[name](*bound.args, **bound.kwargs)
+    if value is None and "mask_identity" in SIGNATURES[name].parameters:
+        # Over no events at all; the identity has the type that the columns need.
+        given["mask_identity"] = False
+        value = FUNCTIONS[name](*bound.args, **bound.kwargs)
+    return value
 
 
 def crosses(name: str, args: int, keywords: dict[str, Any]) -> bool:
