@@ -32,7 +32,7 @@ class Server:
     def __init__(self) -> None:
         self.etag = '"1"'
         self.digest = ""
-        self.dead = False
+        self.dead = 0
         self.asked: list[tuple[str, str]] = []
         self.connections = 0
         self.tokens: list[str | None] = []
@@ -86,7 +86,7 @@ class Server:
         elif path == "/whole":
             headers, status, body = {}, 200, DATA
         elif self.dead:
-            headers, status, body = {}, 503, b""
+            headers, status, body = {}, self.dead, b""
         elif path == "/short":
             body = body[:-1]
         elif path == "/nowhere":
@@ -230,7 +230,7 @@ def test_another_replica_takes_over_in_the_middle_if_its_content_is_the_same(ser
             other.etag = '"other"'
         data = open_input(replicas(f"{server.origin}/a", f"{other.origin}/b", known=("x",)))
         assert data.read(0, 300_000) == DATA[:300_000]
-        server.dead = True
+        server.dead = 404
         assert data.read(400_000, 800_000) == DATA[400_000:800_000]
         assert data.url == f"{other.origin}/b"
         assert data.taken == 700_000
@@ -239,14 +239,15 @@ def test_another_replica_takes_over_in_the_middle_if_its_content_is_the_same(ser
         other.close()
 
 
-def test_a_replica_of_other_content_never_takes_over_in_the_middle(server):
+@pytest.mark.parametrize("status", [503, 404])
+def test_a_replica_of_other_content_never_takes_over_in_the_middle(server, status):
     other = Server()
     other.etag = '"other"'
     try:
         task = replicas(f"{server.origin}/a", f"{other.origin}/b")
         data = open_input(task)
         data.read(0, 300_000)
-        server.dead = True
+        server.dead = status
         with pytest.raises(StorageUnavailable):
             data.read(400_000, 800_000)
         data.close()
@@ -282,10 +283,10 @@ def test_where_a_redirect_led_to_may_be_gone_later(server):
         server.elsewhere = f"{first.origin}/file"
         allow = (server.origin, first.origin, second.origin)
         data = open_bytes(f"{server.origin}/redirect", "secret", allow=allow)
-        first.dead, server.elsewhere = True, f"{second.origin}/file"
+        first.dead, server.elsewhere = 503, f"{second.origin}/file"
         assert data.read(200_000, 500_000) == DATA[200_000:500_000]
         assert set(second.tokens) == {None}
-        first.dead = second.dead = True
+        first.dead = second.dead = 503
         with pytest.raises(StorageUnavailable):
             data.read(500_000, 900_000)
         data.close()

@@ -4,6 +4,7 @@ Engines: :mod:`doma.columns.remote_http`, :mod:`doma.columns.remote_root`, and f
 configuration allows them. An object of a bucket is read by a signed URL that comes in place of a token.
 """
 
+import logging
 import os
 import threading
 import time
@@ -14,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from doma.columns.finder import NOWHERE
 from doma.columns.model import Task
-from doma.columns.remote_http import BLOCK, RemoteFile
+from doma.columns.remote_blocks import BLOCK
+from doma.columns.remote_http import RemoteFile
 from doma.core.errors import (
     BadRequest,
     CorruptFile,
@@ -27,6 +29,8 @@ from doma.core.errors import (
 from doma.core.url import redacted
 
 __all__ = ["BLOCK", "Bytes", "LocalFile", "RemoteFile", "check_url", "open_bytes", "open_input"]
+
+log = logging.getLogger(__name__)
 
 ROOT = ("root", "roots", "xroot", "xroots")
 SCHEMES = ("https", "http", *ROOT, "s3")
@@ -196,18 +200,30 @@ class Input:
         self._now.close()
 
     def _replace(self, lost: Replica, trouble: DomaError) -> None:
-        """Go on with another replica of the same content; without one the trouble is the file's."""
+        """Go on with another replica of the same content; without one the trouble is the file's.
+
+        Raises:
+            DomaError: the trouble; StorageUnavailable where another replica opens that may have other bytes:
+            the next attempt begins with that one.
+        """
+        others = False
         while self._left:
             try:
                 other = self._next([trouble])
             except DomaError as e:
-                raise trouble from e
+                log.debug("no other replica opens: %s", e)
+                break
             if _same(lost, other):
                 self._before += lost.taken
                 self._now = other
                 lost.close()
                 return
             other.close()
+            others = True
+        if others and trouble.retry == "no":
+            raise StorageUnavailable(
+                f"{trouble.message} (another replica may have other content: the file is begun anew)"
+            ) from trouble
         raise trouble
 
     def _next(self, troubles: list[DomaError]) -> Replica:

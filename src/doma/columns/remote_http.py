@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 
+from doma.columns.remote_blocks import BLOCK, Blocks
 from doma.core.checksum import read_digests
 from doma.core.errors import (
-    CorruptFile,
     DomaError,
     Forbidden,
     InvalidToken,
@@ -30,9 +30,6 @@ from doma.core.errors import (
 from doma.core.url import redacted
 from doma.store.http_trust import AddressGuard, RemoteGuard, context_of
 
-BLOCK = 128 << 10
-"""Read-ahead of single small reads."""
-BLOCKS = 32
 WHOLE = 64 << 20
 """A file whose server knows no ranges is read whole up to this size."""
 TIMEOUT = 30.0
@@ -128,41 +125,21 @@ class RemoteFile:
         self._start = self._place = place or url
         self._token, self._allow, self._ca_file = token, allow, ca_file
         self._origin_token, self._digest = token, digest
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._whole: bytes | None = None
         self._etag = ""
-        if not (lazy and self._look()):
-            self._begin()
+        block = b"" if lazy and self._look() else self._begin()
+        self._blocks = Blocks(self.url, self.size, self._fetch)
+        if block:
+            self._blocks.keep(0, block)
 
     def read(self, start: int, stop: int) -> bytes:
-        if not 0 <= start <= stop <= self.size:
-            raise CorruptFile(f"{self.url}: bytes {start}-{stop} lie beyond its end ({self.size} bytes)")
-        if self._whole is not None or start == stop:
-            return (self._whole or b"")[start:stop]
-        if stop - start > BLOCK:
-            return self._fetch(start, stop)
-        first, last = start // BLOCK, max(start, stop - 1) // BLOCK
-        data = b"".join(self._block(i) for i in range(first, last + 1))
-        return data[start - first * BLOCK : stop - first * BLOCK]
+        if self._whole is not None and 0 <= start <= stop <= self.size:
+            return self._whole[start:stop]
+        return self._blocks.read(start, stop)
 
     def close(self) -> None:
         """Forget what was read; the connections are kept for other files."""
-        with self._lock:
-            self._blocks.clear()
-
-    def _block(self, number: int) -> bytes:
-        with self._lock:
-            data = self._blocks.get(number)
-            if data is not None:
-                self._blocks.move_to_end(number)
-                return data
-        data = self._fetch(number * BLOCK, min(self.size, (number + 1) * BLOCK))
-        with self._lock:
-            self._blocks[number] = data
-            while len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        return data
+        self._blocks.clear()
 
     def _look(self) -> bool:
         """Version and size without a byte; False: this server's answer does not tell them."""
@@ -178,8 +155,8 @@ class RemoteFile:
         self.size = int(length)
         return True
 
-    def _begin(self) -> None:
-        """The first block tells size and version."""
+    def _begin(self) -> bytes:
+        """The first block, which tells size and version."""
         answer, body = self._followed("GET")
         self._learn(answer)
         if answer.status == 416:
@@ -191,7 +168,8 @@ class RemoteFile:
             if match is None or int(match[1]) + 1 != len(body):
                 raise OriginFailed(f"{self.url}: its server answered a range without a usable Content-Range")
             self.size = int(match[2])
-            self._blocks[0] = body
+            return body
+        return b""
 
     def _learn(self, answer: http.client.HTTPResponse) -> None:
         self._etag = answer.getheader("ETag", "")

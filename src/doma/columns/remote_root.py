@@ -13,8 +13,9 @@ from hashlib import sha256
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from doma.columns.remote_blocks import Blocks
 from doma.columns.remote_http import TIMEOUT, guard_of
-from doma.core.errors import CorruptFile, DomaError, OriginFailed, PreconditionFailed, StorageUnavailable
+from doma.core.errors import DomaError, OriginFailed, PreconditionFailed, StorageUnavailable
 from doma.core.paths import checked
 from doma.core.url import Origin, origin_of
 from doma.net.xroot_session import Times
@@ -25,8 +26,6 @@ T = TypeVar("T")
 
 SERVERS = 16
 """Servers, by token, whose sessions are kept."""
-BLOCK = 128 << 10
-BLOCKS = 32
 OPEN = 60.0
 """Seconds that opening may take altogether: a redirector may look for the file."""
 READ = 300.0
@@ -45,41 +44,19 @@ class RootFile:
     def __init__(self, url: str, token: str, ca_file: str, allow: tuple[str, ...]) -> None:
         origin, path, inside = place_of(url)
         self.url, self.taken = url.partition("?")[0], 0
-        self._lock = threading.Lock()
-        self._blocks: OrderedDict[int, bytes] = OrderedDict()
         store = SERVERS_OF_PROCESS.store(origin, token or inside, ca_file, trusted=str(origin) in allow)
         self._reader: XrootdReader = self._wait(store.open(path), OPEN)
         stat = self._reader.stat
         self.size, self.version = stat.size, stat.version or ""
+        self._blocks = Blocks(self.url, self.size, self._fetch)
         self.adler32 = stat.checksums.get("adler32", "")
 
     def read(self, start: int, stop: int) -> bytes:
-        if not 0 <= start <= stop <= self.size:
-            raise CorruptFile(f"{self.url}: bytes {start}-{stop} lie beyond its end ({self.size} bytes)")
-        if start == stop:
-            return b""
-        if stop - start > BLOCK:
-            return self._fetch(start, stop)
-        first, last = start // BLOCK, (stop - 1) // BLOCK
-        data = b"".join(self._block(i) for i in range(first, last + 1))
-        return data[start - first * BLOCK : stop - first * BLOCK]
+        return self._blocks.read(start, stop)
 
     def close(self) -> None:
         """Close it at the server; what the server thinks of that is of no interest any more."""
         SERVERS_OF_PROCESS.forget(self._reader.close())
-
-    def _block(self, number: int) -> bytes:
-        with self._lock:
-            data = self._blocks.get(number)
-            if data is not None:
-                self._blocks.move_to_end(number)
-                return data
-        data = self._fetch(number * BLOCK, min(self.size, (number + 1) * BLOCK))
-        with self._lock:
-            self._blocks[number] = data
-            while len(self._blocks) > BLOCKS:
-                self._blocks.popitem(last=False)
-        return data
 
     def _fetch(self, start: int, stop: int) -> bytes:
         data = bytes(self._wait(self._reader.read(start, stop), READ))
