@@ -62,6 +62,7 @@ run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": mome
 """,
         one=[f"{system.run['https']}/site/z.root"],
     )
+    assert isinstance(found["z"], list), found
     (place,) = found["z"]
     if delivery == "URLs":
         assert place.startswith(system.run["url"])

@@ -203,7 +203,10 @@ def _query(request: Request) -> str:
 
 def _must_be_from_here(request: Request) -> None:
     """Refuse a form that a page of somebody else sends in the user's name. Raises Forbidden."""
-    origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if foreign or request.headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is None:
+        foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    else:  # what the browser says itself; without referrer the origin is "null"
+        foreign = site != "same-origin"
+    if foreign:
         raise Forbidden(f"{request.url.path}: the form is not from a page of this server")
