@@ -28,12 +28,12 @@ def batched(items: list[Any], size: int) -> list[list[Any]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-AT_ONCE = {"nano_dy.root": 3, "cms_doublemuparked_100k.root": 3}
+AT_ONCE = {"nano_dy.root": 1, "cms_doublemuparked_100k.root": 3}
 """The reference builds every branch of a file for every query; a test must end within a minute."""
 PORTIONS = [
     pytest.param(chunk, id=f"{name}-{at}")
     for name in sorted({r["file"] for r in RECORD})
-    for at, chunk in enumerate(batched([r for r in RECORD if r["file"] == name], AT_ONCE.get(name, 60)))
+    for at, chunk in enumerate(batched([r for r in RECORD if r["file"] == name], AT_ONCE.get(name, 25)))
 ]
 
 pytestmark = pytest.mark.skipif(

@@ -203,6 +203,19 @@ def test_a_choice_of_records_is_made_field_by_field():
     assert ask('lambda e: "high" if e.x > 15 else "low"', ROWS) == ["low", "high", "high"]
 
 
+def test_a_slice_of_a_tuple_is_a_tuple():
+    assert ask("lambda e: (e.x, 1, e.a)[::2]", ROWS) == {
+        "0": [10.0, 20.0, 30.0],
+        "1": [[1.0, 2.0], [], [3.0]],
+    }
+    assert ask('lambda e: {"p": e.x, "q": 1}[1:]', ROWS) == {"q": [1, 1, 1]}
+    assert ask("lambda e: [e.x, 1.0, 2.0][1:].Sum()", ROWS) == [3.0, 3.0, 3.0]
+    nested = "(e.x, 1)"
+    for _ in range(40):
+        nested = f"({nested} if e.x > 0 else (e.x, 2))[0:2]"
+    assert ask(f"lambda e: {nested}", ROWS)["1"] == [1, 1, 1]
+
+
 def test_what_has_one_value_per_event_is_repeated_when_zipped():
     assert ask('lambda e: {"m": e.a, "x": e.x}.Zip()', ROWS) == {
         "m": [[1.0, 2.0], [], [3.0]],

@@ -245,11 +245,10 @@ class Compiler:
             fields = shape.fields[slice(low, high, step)]
             if not fields:
                 raise BadQuery(f"query, at {node.at}: the slice takes no field of the record")
-            is_tuple = not isinstance(source, Record) or source.is_tuple
-            names = tuple(str(i) if is_tuple else n for i, (n, _) in enumerate(fields))
-            shapes = tuple(zip(names, (s for _, s in fields), strict=True))
-            values = tuple(Field(source, n) for n, _ in fields)
-            return Record(names, values, is_tuple), Shape("record", None, shapes)
+            # A tuple is counted anew, as in Python; what it is made of is not repeated for each field.
+            is_tuple = [n for n, _ in shape.fields] == [str(i) for i in range(len(shape.fields))]
+            shapes = tuple((str(i) if is_tuple else n, s) for i, (n, s) in enumerate(fields))
+            return Slice(source, low, high, step), Shape("record", None, shapes)
         return Slice(source, low, high, step), shape
 
     def _if(self, args: tuple[Node, ...], env: Env) -> Typed:

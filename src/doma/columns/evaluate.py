@@ -154,7 +154,7 @@ def _eval(expr: Expr, env: Env, root: Scope, rows: Rows) -> Value:
         case If(test=test, yes=yes, no=no):
             return arithmetic.choice(sub(test), sub(yes), sub(no))
         case Slice(source=source, low=low, high=high, step=step):
-            return sequences.part(_sequence(sub(source), root), low, high, step)
+            return sequences.part(sub(source), low, high, step)
         case Fill(source=source, default=default):
             return sequences.filled(sub(source), sub(default))
         case Span(low=first, high=last):

@@ -179,6 +179,11 @@ class Shape:
         inner = (self.item, *(s for _, s in self.fields))
         object.__setattr__(self, "width", max(1, sum(s.width for s in inner if s is not None)))
 
+    @property
+    def is_tuple(self) -> bool:
+        """Whether it is a record whose fields are numbered."""
+        return self.kind == "record" and all(n == str(i) for i, (n, _) in enumerate(self.fields))
+
 
 ANY, ONE, ROW = Shape("any"), Shape("one"), Shape("row")
 ROWS = Shape("rows", ROW)

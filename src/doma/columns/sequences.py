@@ -279,11 +279,17 @@ def _contains(source: Value, wanted: Value) -> Value:
 
 def part(source: Value, low: int | None, high: int | None, step: int | None) -> Value:
     """``[low:high:step]`` of each sequence, or of the fields of a tuple."""
-    if isinstance(source.data, ak.Array) and levels(source.data) == 0 and ak.fields(source.data):
-        names = ak.fields(source.data)[low:high:step]
+    record = source.data
+    if isinstance(record, ak.Array) and levels(record) == 0 and ak.fields(record):
+        parts = {n: Value(source.scope, record[n]) for n in ak.fields(record)}
+        record = Fields(parts, all(n.isdigit() for n in parts))
+    if isinstance(record, Fields):
+        names = list(record.values)[low:high:step]
         if not names:
             raise BadQuery("query: the slice takes no field of the record")
-        return Value(source.scope, source.data[names])
+        values = (record.values[n] for n in names)
+        numbered = map(str, range(len(names))) if record.is_tuple else names
+        return Value(source.scope, Fields(dict(zip(numbered, values, strict=False)), record.is_tuple))
     took = opened(source, "[:]")
     data = listed(took.flat, took.counts)[:, low:high:step]
     return Value(took.outer, data)
