@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,16 +211,16 @@ def deliver(path: Path, url: str, sink: Sink, step: int, tick: Callable[[], None
     return first
 
 
-class _folder(contextlib.AbstractContextManager[Path]):
-    """A folder for one run: in the configured volume, or among the temporary ones."""
-
-    def __init__(self, settings: Container) -> None:
-        self._path = Path(
-            tempfile.mkdtemp(prefix=f"doma-container-{os.getpid()}-", dir=settings.volume or None)
-        )
-
-    def __enter__(self) -> Path:
-        return self._path
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self._path, ignore_errors=True)
+@contextlib.contextmanager
+def _folder(settings: Container) -> Iterator[Path]:
+    """A folder for one run, in the configured volume or among the temporary ones; old ones go."""
+    base, mine = Path(settings.volume or tempfile.gettempdir()), f"doma-container-{socket.gethostname()}-"
+    for left in base.glob(f"{mine}*"):
+        pid = left.name.removeprefix(mine).partition("-")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-", dir=base))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Runners of experiment images: none (software of the machine, as with CVMFS), Apptainer, Kubernetes."""
 
 import os
-import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from doma.columns import container_guard
+from doma.columns.container_guard import CANNOT
 from doma.core.config import Container
 from doma.core.errors import LimitExceeded, ServiceUnavailable
 
 SCRIPT = "transform_single_file.sh"
 TAIL = 64 << 10
 TICK = 0.25
+GUARD = str(Path(container_guard.__file__))
 PASSED = {"PATH", "LANG", "LD_LIBRARY_PATH"}
 """What a program of ours sees of our environment: no secret."""
 
@@ -101,36 +104,34 @@ def run_process(
     given: bytes = b"",
     tick: Callable[[], None] | None = None,
 ) -> Ended:
-    """Run a program of the site in a process group of its own, to its end or the limit.
+    """Run a program of the site, to its end or the limit; with this process it ends, too.
 
     Raises:
         LimitExceeded: it took too long and was killed. ServiceUnavailable: there is no such program.
     """
     environment = {**{k: v for k, v in os.environ.items() if k in PASSED}, "HOME": str(folder)}
-    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as printed, tempfile.NamedTemporaryFile() as told:
         told.write(given)
-        told.seek(0)
-        try:
-            process = subprocess.Popen(  # noqa: S603 - the administrator's program, no shell
-                command, stdin=told, stdout=printed, stderr=subprocess.STDOUT, cwd=folder, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as e:
-            raise ServiceUnavailable(f"{command[0]}: cannot be run: {e.strerror}") from e
+        told.flush()
+        process = subprocess.Popen(  # noqa: S603 - the administrator's program, no shell
+            [sys.executable, "-I", GUARD, told.name, *command],
+            stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT, cwd=folder, env=environment,
+        )  # fmt: skip
         try:
             code = _waited(process, time.monotonic() + timeout, tick)
         finally:
-            # Whatever it left behind ends with it.
-            _kill(process.pid)
+            assert process.stdin is not None
+            process.stdin.close()  # the guard ends what still runs
             process.wait()
         size = printed.seek(0, os.SEEK_END)
         printed.seek(max(0, size - TAIL))
         log = printed.read(TAIL).decode("utf-8", "replace")
+    name = Path(command[0]).name
     if code is None:
-        raise LimitExceeded(
-            f"{Path(command[0]).name}: not finished after {timeout:.0f} s; it was stopped", log=log
-        )
-    return Ended(code if code >= 0 else 128 - code, log)
+        raise LimitExceeded(f"{name}: not finished after {timeout:.0f} s; it was stopped", log=log)
+    if code == CANNOT and "cannot be run" in log:
+        raise ServiceUnavailable(f"{name}: cannot be run here; tell the administrator", log=log)
+    return Ended(code, log)
 
 
 def _waited(
@@ -143,10 +144,3 @@ def _waited(
             if tick is not None:
                 tick()
     return None
-
-
-def _kill(group: int) -> None:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        return
