@@ -246,8 +246,7 @@ class Compiler:
             if not fields:
                 raise BadQuery(f"query, at {node.at}: the slice takes no field of the record")
             # A tuple is counted anew, as in Python; what it is made of is not repeated for each field.
-            is_tuple = [n for n, _ in shape.fields] == [str(i) for i in range(len(shape.fields))]
-            shapes = tuple((str(i) if is_tuple else n, s) for i, (n, s) in enumerate(fields))
+            shapes = tuple((str(i) if shape.is_tuple else n, s) for i, (n, s) in enumerate(fields))
             return Slice(source, low, high, step), Shape("record", None, shapes)
         return Slice(source, low, high, step), shape
 

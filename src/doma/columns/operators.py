@@ -40,15 +40,14 @@ def operator(c: "Compiler", name: str, args: tuple[Node, ...], node: Node, env: 
     """
     c.count(name, args, *known.OPERATORS[name], node)
     source, shape = c.expr(args[0], env)
-    is_tuple = shape.kind == "record" and [n for n, _ in shape.fields] == [
-        *map(str, range(len(shape.fields)))
-    ]
-    if shape.kind in {"one", "row"} or (shape.kind == "record" and name not in OF_RECORDS and not is_tuple):
+    if shape.kind in {"one", "row"} or (
+        shape.kind == "record" and name not in OF_RECORDS and not shape.is_tuple
+    ):
         what = {"one": "a number", "row": "an event", "record": "a record"}[shape.kind]
         raise BadQuery(f"query, at {node.at}: {name} needs a sequence, this is {what}")
     if shape.kind == "rows":
         return _over_events(c, name, source, shape, args, node, env)
-    if is_tuple:
+    if shape.is_tuple:
         shape = Shape("list", shape.fields[0][1] if len({s for _, s in shape.fields}) == 1 else ANY)
     item = members(shape)
     if name == "Aggregate":
