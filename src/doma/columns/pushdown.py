@@ -24,6 +24,7 @@ from doma.columns.model import Task
 from doma.columns.plan import Plan
 from doma.columns.remote import Bytes
 from doma.columns.source import Columns, Index, Source, Window
+from doma.columns.source_parquet import joined
 from doma.core.errors import DomaError, OriginFailed
 from doma.scan.client import RemoteDataset, scan
 
@@ -116,7 +117,7 @@ class FlightSource:
     def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
         if start < stop:
             raise OriginFailed(f"{self.place}: events are only read in order")
-        return _columns(self._found.empty_table(), names)
+        return _columns(pa.Table.from_batches([], self._found), names)
 
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))
@@ -142,13 +143,11 @@ class FlightSource:
 
 
 def _columns(table: Any, names: tuple[str, ...]) -> Columns:
-    return {n: ak.Array(_layout(table.column(n).combine_chunks())) for n in names}
+    return {n: ak.Array(_layout(joined(table.column(n)))) for n in names}
 
 
 def _layout(array: Any) -> Any:
     """Numbers and lists of them, as they are read from a ROOT file: nothing is missing there."""
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
     if array.null_count:
         raise OriginFailed("the scan service sends missing values where a ROOT file has none")
     if not pa.types.is_list(array.type):

@@ -28,6 +28,8 @@ ADL = REPO / "tests/data/Run2012B_SingleMu-1000.parquet"
 NANO = REPO / "src/doma/facility/data/nano_dy.root"
 FILES: dict[str, tuple[str, int]] = {
     "small.root": ("adl", 2_000),
+    "small.rntuple.root": ("adl", 2_000),
+    "small.parquet": ("adl", 2_000),
     "nano-small.root": ("nano", 100),
     "adl.root": ("adl", 1_000_000),
     "adl-10.root": ("adl", 10_000_000),
@@ -60,7 +62,7 @@ def sample(folder: Path, name: str) -> Path:
 
 def measured(python: str, engine: str, query: str, file: Path, folder: Path) -> dict[str, float]:
     """CPU, wall and memory of one run."""
-    warm = sample(folder, "nano-small.root" if query == "nano" else "small.root")
+    warm = sample(folder, "nano-small.root" if query == "nano" else f"small.{file.name.partition('.')[2]}")
     out = folder / f"out-{engine}.parquet"
     out.unlink(missing_ok=True)
     command = [python, str(HERE / "engines.py"), engine, query, str(file), str(out), str(warm)]
