@@ -60,10 +60,15 @@ class Workshop:
 
     async def task(self, codegen: str, selection: str, format_: str, url: str, token: str) -> Task:
         """A task with the limits of the configuration, a check as long as it has no output."""
-        sandbox = await self.sandbox() if codegen == "python" else ""
+        c, sandbox = self.config, ""
+        timeout = c.file_timeout
+        if codegen == "python":
+            sandbox, timeout = await self.sandbox(), max(timeout, c.python_timeout + 30)
+        elif (container := c.containers.get(codegen)) is not None:  # type: ignore[call-overload]
+            sandbox, timeout = container.model_dump_json(), max(timeout, container.timeout + 60)
         return Task(
-            url, selection, "", token, codegen, format_, step=self.config.step, ca_file=self.ca_file,
-            allow=self.allow, timeout=self.config.file_timeout, sandbox=sandbox,
+            url, selection, "", token, codegen, format_, step=c.step, ca_file=self.ca_file, allow=self.allow,
+            timeout=timeout, sandbox=sandbox,
         )  # fmt: skip
 
     async def places(self, grant: Grant, urls: Sequence[str]) -> list[tuple[str, str]]:

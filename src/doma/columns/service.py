@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from doma.columns.datasets import Datasets
     from doma.columns.sandbox_run import Isolation
 
-BARE = tuple(c for c in CODEGENS if c != "python")
-"""Languages that need no sandbox."""
 MAX_FILES = 100_000
 CHECK = 2.0
 """Seconds that submission may wait for the first file's names."""
@@ -104,7 +102,7 @@ class ColumnService:
     ) -> None:
         self._db, self._results_url, self._sign = db, results_url.rstrip("/"), sign
         self._allow, self._url_life, self._clock = allow, url_life, clock
-        self._datasets, self._isolation = datasets, isolation
+        self._datasets, self._isolation, self._containers = datasets, isolation, config.containers
         self._finding: asyncio.Task[Isolation | None] | None = None
         self._runner = Runner(
             db, results, pool, tokens, config, work_dir=work_dir, ca_file=ca_file, allow=allow, clock=clock,
@@ -138,11 +136,15 @@ class ColumnService:
         """Languages that run here, as far as that is known; see :meth:`languages`."""
         task = self._finding
         known = task is not None and task.done() and not task.cancelled() and task.result() is not None
-        return CODEGENS if known else BARE
+        return self._offered(python=known)
 
     async def languages(self) -> tuple[str, ...]:
         """Languages that run here; waits at the start until it is known whether functions can be isolated."""
-        return CODEGENS if await self._sandbox() else BARE
+        return self._offered(python=bool(await self._sandbox()))
+
+    def _offered(self, *, python: bool) -> tuple[str, ...]:
+        """Languages that need nothing, functions if they can be isolated, experiments with a container."""
+        return (*(c for c in CODEGENS if python or c != "python"), *self._containers)
 
     async def submit(self, grant: Grant, ask: Submission) -> str:
         """Accept a request and return its id; it runs on from here whatever happens to this process.
@@ -150,14 +152,16 @@ class ColumnService:
         Raises:
             BadQuery, UnknownColumn, BadRequest, LimitExceeded: what is wrong, and what would be right.
         """
-        offered = await self.languages() if ask.codegen == "python" else CODEGENS
+        offered = await self.languages() if ask.codegen == "python" else self.codegens
         if ask.codegen not in offered:
             there = ", ".join(await self.languages())
             raise BadQuery(f"codegen: {ask.codegen!r} is not offered; there is {there}")
         if ask.format not in FORMATS:
             raise BadQuery(f"result-format: {ask.format!r} is not offered; there is {', '.join(FORMATS)}")
         ask = replace(ask, files=_checked(ask, self._allow))
-        query = await asyncio.to_thread(compile_query, ask.codegen, ask.selection)
+        container = self._containers.get(ask.codegen)  # type: ignore[call-overload]
+        image = "" if container is None else container.model_dump_json()
+        query = await asyncio.to_thread(compile_query, ask.codegen, ask.selection, image)
         question = Question(query.digest, ask.codegen, ask.format)
         if ask.did is not None:
             return await self._submit_did(grant, ask, question)

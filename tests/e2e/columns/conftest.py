@@ -48,6 +48,9 @@ class Inputs:
             def do_GET(self) -> None:
                 inputs.answer(self)
 
+            def do_HEAD(self) -> None:
+                inputs.described(self)
+
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
@@ -77,9 +80,7 @@ class Inputs:
     def answer(self, h: http.server.BaseHTTPRequestHandler) -> None:
         name = h.path.lstrip("/")
         self.asked.append(name)
-        if name == "muons.root" and not self.open.is_set():
-            self.held.set()
-            self.open.wait(30)
+        self._hold(name)
         path = self.folder / name
         if h.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(h, 401, b"no token\n")
@@ -96,6 +97,27 @@ class Inputs:
         etag = f'"{path.stat().st_mtime_ns:x}"'
         extra = {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}", "ETag": etag}
         return self._send(h, 206, data[start:stop], extra)
+
+    def described(self, h: http.server.BaseHTTPRequestHandler) -> None:
+        """What a HEAD tells: size and version, of whoever may read."""
+        name = h.path.lstrip("/")
+        self._hold(name)
+        path = self.folder / name
+        if h.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(h, 401, b"")
+        if not path.is_file():
+            return self._send(h, 404, b"")
+        found = path.stat()
+        h.send_response(200)
+        for key, value in (("Content-Length", str(found.st_size)), ("ETag", f'"{found.st_mtime_ns:x}"')):
+            h.send_header(key, value)
+        h.send_header("Accept-Ranges", "bytes")
+        return h.end_headers()
+
+    def _hold(self, name: str) -> None:
+        if name == "muons.root" and not self.open.is_set():
+            self.held.set()
+            self.open.wait(30)
 
     @staticmethod
     def _send(
@@ -159,7 +181,8 @@ class House:
 
     def __init__(self, home: Path, inputs: Inputs, issuer: Issuer, **columns: float) -> None:
         self.db = migrated(home / "columns.db")
-        self.store = FileStore(home / "results", fsync=False)
+        self.results = home / "results"
+        self.store = FileStore(self.results, fsync=False)
         settings = config.Columns(workers=1, **columns)  # type: ignore[arg-type]
         self.pool = Recorder(1, settings.worker_memory, settings.lease)
         self.service = ColumnService(
