@@ -400,3 +400,34 @@ def test_a_cluster_that_refuses_or_is_away_is_said_so_without_the_token(cluster,
         delivered(lost, muons, tmp_path / "out")
     with pytest.raises(ServiceUnavailable, match="no usable service account"):
         delivered(settings.model_copy(update={"token_file": "/nonexistent"}), muons, tmp_path / "out")
+
+
+def test_a_running_system_offers_what_is_configured_and_nothing_else(start, generator, tmp_path):
+    text = '[columns]\npython = "off"\n[columns.containers.topcp]\nrunner = "command"\n'
+    (tmp_path / "doma.toml").write_text(f'{text}generator = "{generator}"\n')
+    system = start("home", "--config", tmp_path / "doma.toml")
+    offered = system.ask("GET", "/servicex").json()["code-gen-image"]
+    assert "topcp" in offered
+    assert not {"python", "cms", "atlasr22"} & set(offered)
+    system.put("/site/top/muons.root", CMS.read_bytes())
+
+    def submit(codegen, selection):
+        url = f"{system.run['https']}/site/top/muons.root"
+        ask = {"file-list": [url], "selection": selection, "codegen": codegen,
+               "result-destination": "object-store", "result-format": "root-file"}  # fmt: skip
+        return system.ask("POST", "/servicex/transformation", json=ask)
+
+    for codegen, selection, said in (
+        ("python", "eA==", "not offered"),
+        ("cms", "x", "not offered"),
+        ("topcp", "x", "JSON object"),
+        ("topcp", '{"reco": "x", "image": "evil.org/x"}', "may not run here"),
+    ):
+        answer = submit(codegen, selection)
+        assert (answer.status_code, said in answer.json()["message"]) == (400, True), answer.text
+    place = f"/servicex/transformation/{submit('topcp', SELECTION).json()['request_id']}"
+    deadline = time.monotonic() + 50
+    while (found := system.ask("GET", place).json())["status"] in {"Submitted", "Running"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (found["status"], found["files-completed"]) == ("Complete", 1), found
