@@ -104,7 +104,7 @@ class ParquetSource:
         sizes = [
             max(c.total_uncompressed_size, c.num_values * _WIDTHS.get(c.physical_type, 16)) for c in chunks
         ]
-        return lists + sum(sizes)
+        return lists + int(sum(sizes))
 
     def _columns(self, table: Any, names: tuple[str, ...]) -> Columns:
         found: Columns = self._guarded(lambda: {n: ak.from_arrow(joined(table.column(n))) for n in names})
