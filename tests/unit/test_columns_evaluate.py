@@ -203,6 +203,14 @@ def test_a_choice_of_records_is_made_field_by_field():
     assert ask('lambda e: "high" if e.x > 15 else "low"', ROWS) == ["low", "high", "high"]
 
 
+def test_an_integer_takes_the_nth_field_of_a_record_from_the_file():
+    rows = Events(r=ak.Array([{"p": 1.0, "q": 2}, {"p": 3.0, "q": 4}]))
+    assert ask("lambda e: e.r[1]", rows) == [2, 4]
+    assert ask("lambda e: e.r[-2]", rows) == [1.0, 3.0]
+    with pytest.raises(BadQuery):
+        ask("lambda e: e.r[5]", rows)
+
+
 def test_a_slice_of_a_tuple_is_a_tuple():
     assert ask("lambda e: (e.x, 1, e.a)[::2]", ROWS) == {
         "0": [10.0, 20.0, 30.0],

@@ -166,9 +166,10 @@ def item(source: Value, index: Value) -> Value:
     """``source[index]``: a member, a field of a tuple, members by mask or by list of positions."""
     check_element(index, "[]")
     if index.scope is None:
-        if isinstance(source.data, ak.Array) and levels(source.data) == 0 and ak.is_tuple(source.data):
+        if isinstance(source.data, ak.Array) and levels(source.data) == 0 and ak.fields(source.data):
             names = ak.fields(source.data)
-            if isinstance(index.data, int) and -len(names) <= index.data < len(names):
+            number = isinstance(index.data, int) and not isinstance(index.data, bool)
+            if number and -len(names) <= index.data < len(names):
                 return Value(source.scope, source.data[names[index.data]])
         return picked(source, index, "[]")
     scope = deepest([source, index])
