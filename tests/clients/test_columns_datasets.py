@@ -14,7 +14,7 @@ COUNT = "(call Count (call EventDataset 'x' 'Events'))"
 async def test_the_clients_dataset_calls_work(shared, tmp_path, monkeypatch):
     if importlib.util.find_spec("servicex") is None:
         pytest.skip("ServiceX's client is not installed (PyPI: servicex)")
-    from servicex.servicex_adapter import ServiceXAdapter
+    from servicex.servicex_adapter import ServiceXAdapter  # type: ignore[import-untyped]
 
     with uproot.recreate(tmp_path / "f.root") as file:
         file.mktree("Events", {"x": np.int64}).extend({"x": np.arange(10)})

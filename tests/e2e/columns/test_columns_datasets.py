@@ -62,7 +62,7 @@ def test_a_dataset_of_the_catalogue_is_delivered_and_shown_as_clients_read_it(sh
     found = finished(shared, "doma://mine/zmumu")
     assert (found["status"], found["files"], found["files-completed"]) == ("Complete", 2, 2)
     assert found["did"] == "doma://mine/zmumu"
-    from servicex.models import CachedDataset
+    from servicex.models import CachedDataset  # type: ignore[import-untyped]
 
     shown = CachedDataset(**shared.ask("GET", f"/servicex/datasets/{found['did_id']}").json())
     assert (shown.n_files, shown.events, shown.lookup_status) == (2, 21, "complete")
