@@ -16,6 +16,7 @@ from uproot.language.python import PythonLanguage
 
 from doma.columns.evaluate import Table
 from doma.columns.execute import execute
+from doma.columns.explain import explain
 from doma.columns.model import Progress, Task
 from doma.columns.query import compile_query
 from doma.columns.raw import UprootRaw
@@ -456,6 +457,27 @@ def test_names_can_be_checked_without_running() -> None:
     with pytest.raises(UnknownColumn, match=r"sub-query 1: .*no branch 'ii'.*did you mean i\?"):
         UprootRaw(json.dumps([{**part, "cut": "ii > 0"}])).check(data)
     data.close()
+
+
+def test_a_selection_is_explained_with_and_without_a_file(few: Path) -> None:
+    part = {
+        "treename": {"Events": "two"},
+        "expressions": ["Muon_pt", "high"],
+        "aliases": {"high": "max(Muon_pt)"},
+        "cut": "nMuon == 2",
+    }
+    text = json.dumps([part, {"copy_histograms": "h*"}])
+    plain = explain("uproot-raw", text)
+    assert (plain.tree, plain.tree_out) == ("Events", "two")
+    assert "where nMuon == 2" in plain.text()
+    data = open_bytes(few.as_uri(), allow=("file://",))
+    full = explain("uproot-raw", text, data)
+    data.close()
+    assert full.branches == ("nMuon", "Muon_pt")
+    assert full.filters == ("nMuon",)
+    assert {c.name: c.type for c in full.columns} == {"Muon_pt": "var * float32", "high": "?float32"}
+    assert full.file is not None
+    assert full.file.entries == 3000
 
 
 def test_spellings_of_a_question_have_one_digest() -> None:

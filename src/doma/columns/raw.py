@@ -16,6 +16,7 @@ import awkward as ak
 import numpy as np
 
 from doma.columns.evaluate import Table
+from doma.columns.explain import Explained
 from doma.columns.model import Progress
 from doma.columns.query import Tell
 from doma.columns.raw_evaluate import Evaluator, Names, across_events
@@ -98,6 +99,20 @@ class UprootRaw:
             if part.histograms is not None:
                 _copy(part, data, sink)
         return tuple(found)
+
+    def explain(self, data: Bytes | None, step: int) -> Explained:
+        """What the query reads and does, without running it on events."""
+        from doma.columns.raw_explain import explained, with_file
+
+        base = explained(self.parts, self.digest)
+        if data is None:
+            return base
+        jobs = (
+            (j.source, j.first, j.rest, {n: str(a.type.content) for n, a in j.empty().columns.items()})
+            for part in self.parts
+            for j in self._jobs(part, data)
+        )
+        return with_file(base, data, jobs, step)
 
     def _jobs(self, part: Part, data: Bytes) -> Iterator[Job]:
         for tree, output in part.trees:
