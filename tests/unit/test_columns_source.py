@@ -1,0 +1,195 @@
+"""Reading columns: our own reader of plain trees against uproot, windows of any kind against the whole."""
+
+from pathlib import Path
+
+import awkward as ak
+import numpy as np
+import pytest
+import uproot
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from doma.columns import fetch, plain
+from doma.columns.baskets import decoded
+from doma.columns.remote import open_bytes
+from doma.columns.source import cuts, open_source
+from doma.columns.source_root import PlainSource
+from doma.columns.ttree import Odd, PlainTree
+from doma.core.errors import CorruptFile
+
+REPO = Path(__file__).parents[2]
+DATA = REPO / "tests/data"
+TREES = {
+    "nano_dy": REPO / "src/doma/facility/data/nano_dy.root",
+    "zmumu": DATA / "uproot-Zmumu.root",
+    "no entries": DATA / "nano_dy_empty.root",
+    "empty": DATA / "uproot-empty.root",
+}
+
+
+def listed(file, name):
+    key = file.key(name)
+    chunk, _ = key.get_uncompressed_chunk_cursor()
+    return PlainTree(bytes(chunk.raw_data), key.fKeylen)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_plain_branches_are_read_as_uproot_reads_them(name):
+    path = TREES[name]
+    stored = path.read_bytes()
+    with uproot.open(path) as file:
+        trees = [k for k, c in file.classnames(cycle=False).items() if c == "TTree"]
+        assert trees
+        for key in trees:
+            tree, whole = listed(file, key), file[key]
+            assert list(tree.names) == whole.keys(full_paths=False)
+            assert tree.entries == whole.num_entries
+            for number, branch_name in enumerate(tree.names):
+                if number % 25 and len(tree.names) > 100:
+                    continue
+                try:
+                    branch = tree.branch(branch_name)
+                except Odd:
+                    continue
+                parts = [stored[a : a + n] for a, n in zip(branch.seeks, branch.sizes, strict=True)]
+                third = tree.entries // 3
+                for start, stop in ((0, tree.entries), (third, 2 * third)):
+                    got = decoded(branch, 0, parts, start, stop)
+                    expected = whole[branch_name].array(entry_start=start, entry_stop=stop)
+                    assert got.type == ak.without_parameters(expected).type
+                    assert ak.array_equal(got, ak.without_parameters(expected), equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """1,000 events in baskets of 100, of every width; the same as RNTuple and Parquet."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(3)
+    counts = rng.poisson(2, 1000)
+    kinds = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
+    flat = {f"x_{k}".replace("?", "b"): rng.integers(0, 2, 1000).astype(k) for k in kinds}
+    jagged = {
+        f"y_{k}".replace("?", "b"): ak.unflatten(rng.integers(0, 2, counts.sum()).astype(k), counts)
+        for k in kinds
+    }
+    columns = {**flat, "event": np.arange(1000), **jagged}
+    with uproot.recreate(folder / "tree.root", compression=uproot.ZLIB(1)) as made:
+        kind = {n: a.dtype if n in flat or n == "event" else a.type.content for n, a in columns.items()}
+        tree = made.mktree(
+            "T", {n: k if isinstance(k, np.dtype) else f"var * {k.content}" for n, k in kind.items()}
+        )
+        for start in range(0, 1000, 100):
+            tree.extend({n: a[start : start + 100] for n, a in columns.items()})
+    with uproot.recreate(folder / "ntuple.root") as made:
+        ntuple = made.mkrntuple("T", ak.zip({n: a[:100] for n, a in columns.items()}, depth_limit=1))
+        for start in range(100, 1000, 100):
+            ntuple.extend(ak.zip({n: a[start : start + 100] for n, a in columns.items()}, depth_limit=1))
+    whole = ak.zip(columns, depth_limit=1)
+    ak.to_parquet(whole, folder / "table.parquet", row_group_size=100)
+    return folder, columns
+
+
+@pytest.mark.parametrize("name", ["tree.root", "ntuple.root", "table.parquet"])
+def test_any_entries_of_any_columns_are_those_of_the_whole(name, file):
+    folder, columns = file
+    data = open_bytes((folder / name).as_uri(), allow=("file://",))
+    source = open_source(data, "T")
+    names = ("event", *(n for n in columns if n[0] in "xy"))
+    rng = np.random.default_rng(4)
+    for start, stop in ((0, 1000), (0, 0), (99, 101), (250, 777), (999, 1000)):
+        keep = np.sort(rng.choice(np.arange(start, stop), (stop - start) // 50, replace=False))
+        for wanted in (None, keep):
+            found = source.read(names, start, stop, wanted)
+            for column in names:
+                whole = (
+                    ak.Array(columns[column])[start:stop]
+                    if wanted is None
+                    else ak.Array(columns[column])[wanted]
+                )
+                assert ak.to_list(found[column]) == ak.to_list(whole), (column, start, stop)
+    data.close()
+
+
+@pytest.mark.parametrize("name", ["tree.root", "table.parquet"])
+def test_what_holds_no_wanted_entry_is_not_fetched(name, file, monkeypatch):
+    monkeypatch.setattr(fetch, "GAP", 0)
+    folder, _ = file
+    taken = []
+    for keep in (None, np.array([5, 950])):
+        data = open_bytes((folder / name).as_uri(), allow=("file://",))
+        source = open_source(data, "T")
+        begun = data.taken
+        source.read(("y_f8",), 0, 1000, keep)
+        taken.append(data.taken - begun)
+        data.close()
+    assert taken[1] < taken[0] / 3
+
+
+def test_a_tree_of_plain_branches_is_read_without_uproots_tree(file):
+    folder, _ = file
+    data = open_bytes((folder / "tree.root").as_uri(), allow=("file://",))
+    source = open_source(data, "T")
+    assert isinstance(source, PlainSource)
+    source.read(source.names, 0, 1000)
+    assert source._whole is None
+    assert source.sizes(("event",))[1] >= 8000
+    data.close()
+
+
+@pytest.mark.parametrize("place", [2, 100, -5])
+def test_a_damaged_basket_is_named_with_its_branch(place, file, tmp_path):
+    folder, _ = file
+    stored = bytearray((folder / "tree.root").read_bytes())
+    with uproot.open(folder / "tree.root") as whole:
+        branch = listed(whole, "T").branch("y_f8")
+    stored[int(branch.seeks[3]) + (place if place > 0 else int(branch.sizes[3]) + place)] ^= 0xFF
+    (tmp_path / "bad.root").write_bytes(stored)
+    data = open_bytes((tmp_path / "bad.root").as_uri(), allow=("file://",))
+    source = open_source(data, "T")
+    assert len(source.read(("y_f8",), 0, 300)["y_f8"]) == 300
+    with pytest.raises(CorruptFile, match=r"bad\.root, tree 'T', branch 'y_f8' from entry 300"):
+        source.read(("y_f8",), 300, 400)
+    data.close()
+
+
+@given(st.integers(1, 500), st.integers(1, 600), st.lists(st.integers(0, 500), max_size=20))
+def test_cuts_cover_all_entries_in_pieces_of_bounded_size(entries, size, borders):
+    marks = np.array(sorted({0, entries, *(b for b in borders if b < entries)}))
+    pieces = list(cuts(entries, size, marks))
+    assert [a for a, _ in pieces] == [0, *(b for _, b in pieces[:-1])]
+    assert pieces[-1][1] == entries
+    assert all(0 < b - a <= size for a, b in pieces)
+
+
+lists = st.lists(st.lists(st.integers(-5, 5), max_size=5), min_size=1, max_size=12)
+
+
+@settings(max_examples=60)
+@given(lists, st.data())
+def test_short_ways_give_what_awkward_gives(values, data):
+    whole = ak.values_astype(ak.Array([*values, [1]])[:-1], np.float32)
+    where = np.array(data.draw(st.lists(st.integers(0, len(values) - 1), max_size=9)), dtype=np.int64)
+    counts, flat = plain.members(whole)
+    assert ak.to_list(counts) == ak.to_list(ak.num(whole))
+    assert ak.to_list(flat) == ak.to_list(ak.flatten(whole))
+    assert ak.to_list(plain.taken(whole, where)) == ak.to_list(whole[where])
+    doubled = plain.ufunc(np.add, [whole, whole])
+    assert ak.to_list(doubled) == ak.to_list(whole + whole)
+    assert doubled.type == (whole + whole).type
+    assert ak.to_list(plain.ufunc(np.greater, [whole, 0.5])) == ak.to_list(whole > 0.5)
+    n = data.draw(st.integers(2, 3))
+    sizes, places = plain.chosen(counts, n)
+    starts = np.cumsum(counts) - counts
+    expected = ak.combinations(ak.local_index(whole) + starts, n)
+    assert ak.to_list(sizes) == ak.to_list(ak.num(expected))
+    assert [tuple(p) for p in places.tolist()] == [tuple(r) for r in ak.to_list(ak.flatten(expected))]
+
+
+def test_what_is_not_plain_has_no_short_way():
+    maybe = ak.Array([1.0, None, 2.0])
+    assert plain.numbers(maybe) is None
+    assert plain.members(ak.Array([[1], None])) is None
+    assert plain.members(ak.Array(["text"])) is None
+    assert plain.ufunc(np.add, [maybe, 1]) is None
+    uneven = [ak.Array([[1], [2, 3]]), ak.Array([[1, 2], [3]])]
+    assert plain.ufunc(np.add, uneven) is None
