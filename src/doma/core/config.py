@@ -329,6 +329,9 @@ class Columns(Section):
     inputs: tuple[str, ...] = ()
     """Origins in private networks that may be read (``https://host:port``, ``root://host:port``); ``file://``:
     files of this machine, too."""
+    flight: dict[str, str] = {}
+    """Scan services that run filters beside the data: origin of the files (``https://host:port``) to address
+    (``grpc+tls://host:port``); a path there is the path of the file here."""
     cache: str = "cache"
     """Cache that inputs of other sites are read through: an endpoint of this server, for the origins in
     ``cache.allow``, or the URL of another one; empty: none. What it does not give is read at its origin."""
