@@ -28,7 +28,7 @@ from doma.core.errors import BadQuery, LimitExceeded
 
 COMBINATION = "combination"
 """Marks the lists that ``Choose`` makes: of a fixed length inside, plain in the output."""
-MAX_COMBINATIONS = 50_000_000
+MAX_COMBINATIONS = 20_000_000
 """Members that ``Choose`` may make of one step."""
 REDUCERS = {"Sum": ak.sum, "Max": ak.max, "Min": ak.min}
 

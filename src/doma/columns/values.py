@@ -19,8 +19,9 @@ from doma.columns import plain
 from doma.core.errors import BadQuery, LimitExceeded
 
 Index = npt.NDArray[np.int64]
-MAX_MEMBERS = 40_000_000
-"""Members that the sequences of one step may have, at each level: 320 MB of indices."""
+MAX_MEMBERS = 20_000_000
+"""Members that a query may make of one step, at each level: 160 MB of indices. What the file holds is not
+counted: the step bounds it."""
 
 
 class Rows(Protocol):
@@ -62,12 +63,7 @@ class Scope:
     _paths: "dict[Scope, Index]" = field(default_factory=dict)
 
     def open(self, counts: npt.NDArray[Any]) -> "Scope":
-        """The scope of the members of sequences with these lengths: (size,).
-
-        Raises:
-            LimitExceeded: more members than a step may have.
-        """
-        bounded(counts)
+        """The scope of the members of sequences with these lengths: (size,)."""
         parents = np.repeat(np.arange(self.size, dtype=np.int64), counts)
         return Scope(len(parents), self, parents, self.depth + 1)
 
@@ -226,8 +222,8 @@ def opened(value: Value, what: str) -> Opened:
         counts[there] = np.asarray(ak.num(data, axis=1))
     else:
         counts[:] = np.asarray(ak.num(data, axis=1))
-    inner = value.scope.open(counts)
-    return Opened(value.scope, counts, inner, ak.flatten(data, axis=1))
+    bounded(counts)
+    return Opened(value.scope, counts, value.scope.open(counts), ak.flatten(data, axis=1))
 
 
 def stacked(value: Value, what: str, scope: Scope | None = None) -> Value:
