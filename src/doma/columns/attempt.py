@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from doma.columns import cache_repo, work_repo
 from doma.columns.cache_repo import Cached
-from doma.columns.flight import Flights
+from doma.columns.flights import Flights
 from doma.columns.gather import Gathered
 from doma.columns.model import Grant, Outcome, Pool, Progress, Task, TokenSource
 from doma.columns.naming import object_name

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from doma.columns import work_repo
 from doma.columns.attempt import Attempt, Workshop
-from doma.columns.flight import Flights
+from doma.columns.flights import Flights
 from doma.columns.gather import Gathered
 from doma.columns.model import Grant, Input, Outcome, Pool, Progress, TokenSource
 from doma.columns.remote_places import Road

@@ -56,6 +56,8 @@ CHECK = 2.0
 """Seconds that submission may wait for the first file's names."""
 CHECKS = 16
 """Checks of names at once; further submissions are accepted unchecked."""
+SOON = 5.0
+"""Seconds after the start until it is tried whether functions can be isolated."""
 DAY = 24 * 3600.0
 
 
@@ -104,6 +106,7 @@ class ColumnService:
         self._allow, self._url_life, self._clock = allow, url_life, clock
         self._datasets, self._isolation, self._containers = datasets, isolation, config.containers
         self._finding: asyncio.Task[Isolation | None] | None = None
+        self._trying: asyncio.Task[None] | None = None
         self._runner = Runner(
             db, results, pool, tokens, config, work_dir=work_dir, ca_file=ca_file, allow=allow, clock=clock,
             datasets=datasets, road=road or Road(), sandbox=self._sandbox,
@@ -114,17 +117,17 @@ class ColumnService:
 
     async def start(self) -> None:
         """Start the workers and take up what is unfinished, also that of a killed predecessor."""
-        if self._isolation is not None:
-            self._finding = asyncio.create_task(asyncio.to_thread(self._isolation))
         await self._runner.start()
+        self._trying = asyncio.create_task(self._try_soon())
         if self._datasets is not None:
             await self._datasets.start()
 
     async def stop(self) -> None:
         """Stop in good order: running files go back and are done by whoever comes next. Idempotent."""
-        for task in (*self._checks, *([self._finding] if self._finding is not None else [])):
+        tasks = [*self._checks, *(t for t in (self._trying, self._finding) if t is not None)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._checks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._datasets is not None:
             await self._datasets.stop()
         await self._runner.stop()
@@ -219,7 +222,7 @@ class ColumnService:
 
     async def wait(self, owner: str, id_: str, seconds: float) -> Request:
         """The request when it has ended, or as it stands after some seconds."""
-        ends = asyncio.get_running_loop().time() + seconds
+        ends, looks = asyncio.get_running_loop().time() + seconds, 0
         while True:
             changed = self._runner.changed
             found = await self.status(owner, id_)
@@ -229,6 +232,9 @@ class ColumnService:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await changed.wait()
+                    # A long request changes often: the longer it takes, the rarer the looks.
+                    looks += 1
+                    await asyncio.sleep(min(0.1, 0.001 * looks))
 
     async def list(self, owner: str, limit: int = 1000) -> Sequence[Request]:
         """An owner's requests, youngest first."""
@@ -291,8 +297,17 @@ class ColumnService:
 
     async def _sandbox(self) -> str:
         """How workers isolate python functions; empty: not at all."""
-        found = None if self._finding is None else await asyncio.shield(self._finding)
+        if self._isolation is None:
+            return ""
+        if self._finding is None:
+            self._finding = asyncio.create_task(asyncio.to_thread(self._isolation))
+        found = await asyncio.shield(self._finding)
         return "" if found is None else found.text()
+
+    async def _try_soon(self) -> None:
+        """Find out about isolation before somebody asks; not at once, when everything else starts."""
+        await asyncio.sleep(SOON)
+        await self._sandbox()
 
     async def _check(self, grant: Grant, selection: str, question: Question, file: Input) -> None:
         """Compare names with the first file if it opens quickly; other trouble is the file's, later."""
