@@ -378,3 +378,36 @@ def test_a_canceled_request_is_an_error_that_says_so(slow):
     (one,) = asked(slow)
     slow.command("transforms", "cancel", "-c", str(slow.config), one["request_id"])
     assert "canceled" in result(process)["z"]
+
+
+def test_datasets_of_the_catalogue_and_of_a_pattern_are_delivered_shown_and_forgotten(user, system):
+    access = system.token("storage.read:/", subject="eve")
+    files = [{"replicas": [url], "bytes": 1, "events": 2304} for url in inputs(system, "a", "b")]
+    made = system.ask("PUT", "/api/v1/datasets/eve/z", access, json={"files": files})
+    assert made.status_code == 200, made.text
+    root = "root://" + system.run["https"].partition("://")[2] + "//site"
+    found = user.python(
+        """
+from servicex.dataset_identifier import DataSetIdentifier
+run([
+    {"Name": "named", "Dataset": DataSetIdentifier("doma", "eve/z"), "Query": momenta()},
+    {"Name": "pattern", "Dataset": dataset.XRootD(arguments["pattern"]), "Query": momenta()},
+    {"Name": "nothing", "Dataset": DataSetIdentifier("doma", "eve/none"), "Query": momenta()},
+], {"OutputFormat": "parquet"})
+""",
+        pattern=f"{root}/[ab].root",
+    )
+    for name in ("named", "pattern"):
+        assert isinstance(found[name], list), found
+        assert len(found[name]) == 2
+        for path in found[name]:
+            same(parquet(path))
+    assert "ServiceXException" in found["nothing"]
+    config = ("-c", str(user.config))
+    code, said = user.command("datasets", "list", *config)
+    assert code == 0, said
+    assert "doma://eve/z" in said
+    number = str(next(r["did_id"] for r in asked(user) if r["title"] == "named"))
+    assert "b.root" in user.command("datasets", "get", *config, number)[1]
+    assert user.command("datasets", "delete", *config, number)[0] == 0
+    assert "doma://eve/z" not in user.command("datasets", "list", *config)[1]
