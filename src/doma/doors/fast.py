@@ -45,7 +45,9 @@ _SLOW = frozenset(
 
 
 FROM_FILE = 128 << 10
-"""Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call."""
+"""Plain answers from this many bytes on go by ``sendfile``: there a copy costs more than a call …"""
+FROM_CACHE = 32 << 10
+"""… and of a cache, whose files are not mapped, from this many on."""
 
 
 class _Place:
@@ -205,7 +207,7 @@ class FastDoor:
         else:
             return self._multipart(place, hot, spans, fixed)
         size = stop - start
-        if not tls and size >= FROM_FILE:
+        if not tls and size >= (FROM_CACHE if place.cached else FROM_FILE):
             ready = hot.fileno(start, min(stop, start + PIECE))
             if ready is not None:
                 return Answer(head, span=Span(hot, start, stop, place.cold, ready), size=size)
