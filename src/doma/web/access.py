@@ -100,8 +100,8 @@ def owner_of_peer(request: Request) -> int | None:
 def is_own(request: Request, peer: Peer = owner_of_peer) -> bool:
     """Whether a program of who runs this process asks: no page in a browser, which anybody may have made.
 
-    Not every browser says where a page is from, so the host must be this machine by address: a name of somebody
-    else's may lead here as well.
+    Not every browser says where a page is from, so the host must be this machine by address: a name of
+    somebody else's may lead here as well.
     """
     foreign = "origin" in request.headers or "sec-fetch-site" in request.headers
     host = request.url.hostname or ""
