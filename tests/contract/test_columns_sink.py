@@ -511,7 +511,7 @@ def without_none(value: Any) -> Any:
 
 
 @each
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_any_type_comes_back_or_is_refused_by_name(
     tmp_path_factory: pytest.TempPathFactory, format_: str, data: st.DataObject
