@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from doma.core.errors import BadQuery, DomaError, LimitExceeded
 
 REPO = Path(__file__).parents[2]
 CMS = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
-LIMITS = {"memory": 512 << 20, "seconds": 2, "output": 32 << 20, "scratch": 8 << 20}
+LIMITS = {"memory": 512 << 20, "seconds": 40, "output": 32 << 20, "scratch": 8 << 20}
 
 
 def lack(kind):
@@ -47,8 +48,9 @@ def run(box):
     """Run a function's body on the muons; its trees and what it printed."""
     data = LocalFile(CMS.as_uri(), str(CMS))
 
-    def run(body, **facts):
+    def run(body, seconds=40, **facts):
         trees = {}
+        box.isolation = replace(box.isolation, seconds=seconds)
         head = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
         inner = textwrap.indent(textwrap.dedent(body), "    ")
         source = f"import os, socket, numpy as np\n{head}def run_query(f):\n{inner}\n"
@@ -260,15 +262,16 @@ def test_bombs_end_at_their_limit(run):
 def test_an_endless_loop_is_stopped_by_the_wall_clock_and_many_of_them_by_processor_time(run):
     begun = time.monotonic()
     with pytest.raises(LimitExceeded, match="did not finish in 2 s"):
-        run("import time\nwhile True: time.sleep(1)")
+        run("import time\nwhile True: time.sleep(1)", seconds=2)
     assert time.monotonic() - begun < 30
     with pytest.raises(LimitExceeded, match=r"did not finish in 2 s|processor time"):
-        run("while True: pass")
+        run("while True: pass", seconds=2)
 
 
 def test_ignored_signals_and_left_threads_do_not_keep_a_run_alive(run):
     with pytest.raises(LimitExceeded):
-        run("""
+        run(
+            """
             import signal, time
             for number in range(1, 32):
                 try:
@@ -280,7 +283,9 @@ def test_ignored_signals_and_left_threads_do_not_keep_a_run_alive(run):
                     time.sleep(60)
                 except BaseException:
                     pass
-        """)
+        """,
+            seconds=2,
+        )
     trees, _ = run(
         "import threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); return np.zeros(3)"
     )
@@ -467,6 +472,10 @@ def test_the_self_test_finds_a_sandbox_that_leaks(tmp_path, monkeypatch):
     why = sandbox._breaks_out(Isolation("landlock", **LIMITS), tmp_path)
     assert "reading the home, reading /etc/passwd" in why or "ModuleNotFoundError" in why
     assert sandbox.available(Columns(), tmp_path) is None
+
+
+ESSENCE = "may_not or cannot_be or kernel or knows_nothing"
+"""What a second user tries again: the kernel's answers may differ, the harness's do not."""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
