@@ -148,7 +148,11 @@ class PlainSource:
 
     def _size(self, name: str) -> int:
         branch = self._branch(name)
-        return 64 * self.entries if branch is None else branch.bytes + 8 * self.entries * branch.jagged
+        if branch is None:
+            return 64 * self.entries
+        # Of members the evaluator keeps an index of eight bytes each.
+        wide = branch.bytes * 8 // min(branch.kind.itemsize, 8) + 8 * self.entries
+        return wide if branch.jagged else branch.bytes
 
     def _branch(self, name: str) -> Branch | None:
         if name not in self._known:
@@ -257,11 +261,12 @@ class RootSource:
                 taken.add(branch.name)
             return first
 
-        chosen = {b.cache_key for b in self._tree.itervalues(recursive=True) if pick(b)}
+        picked = {k: b for k, b in self._tree.iteritems(recursive=True) if pick(b)}
+        chosen = {b.cache_key for b in picked.values()}
         arrays = self._tree.arrays(
             filter_branch=lambda b: b.cache_key in chosen, entry_start=start, entry_stop=stop, how=dict
         )
-        return {str(k).rpartition("/")[2]: a for k, a in arrays.items()}
+        return {picked[k].name: a for k, a in arrays.items() if k in picked}
 
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))
