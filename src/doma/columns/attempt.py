@@ -160,7 +160,7 @@ class Attempt:
             place = job.question.of(outcome.url or job.url)
             hits = [k for k in known if (k.input, k.version) == (place, outcome.version)]
             if hits and (stat := await self._taken_over(hits[0], path)) is not None:
-                same = replace(outcome, rows=hits[0].events, bytes=hits[0].bytes)
+                same = replace(outcome, rows=hits[0].events, bytes=hits[0].bytes, events=hits[0].entries)
                 return Published(name, path, stat.version, same, hits[0])
             outcome, output = await self._computed([])
         stat = await put(shop.results, path, output, self._ours)

@@ -43,6 +43,8 @@ class Cached:
     object_version: str
     bytes: int
     events: int
+    entries: int
+    """Entries of the input."""
 
     @property
     def own(self) -> str:
@@ -66,19 +68,27 @@ def remember(tx: Connection, made: Cached, request: str, now: float) -> None:
     tx.execute(
         insert(cache).values(
             key=made.key, input=made.input, version=made.version, path=made.path,
-            object_version=made.object_version, bytes=made.bytes, events=made.events, request=request,
+            object_version=made.object_version, bytes=made.bytes, events=made.events,
+            entries=made.entries, request=request,
             made=now, used=now,
         )
     )  # fmt: skip
 
 
 def entry(
-    question: Question, url: str, version: str, path: str, object_version: str, bytes_: int, events: int
+    question: Question,
+    url: str,
+    version: str,
+    path: str,
+    object_version: str,
+    bytes_: int,
+    events: int,
+    entries: int,
 ) -> Cached:
     """A result as the cache knows it."""
     place = question.of(url)
     key = hashlib.sha256(f"{place}\0{version}".encode()).hexdigest()
-    return Cached(key, place, version, path, object_version, bytes_, events)
+    return Cached(key, place, version, path, object_version, bytes_, events, entries)
 
 
 def used(tx: Connection, key: str, now: float) -> None:
@@ -129,4 +139,4 @@ def shelved(tx: Connection, keys: Sequence[str]) -> set[str]:
 
 
 def _cached(r: Row[Any]) -> Cached:
-    return Cached(r.key, r.input, r.version, r.path, r.object_version, r.bytes, r.events)
+    return Cached(r.key, r.input, r.version, r.path, r.object_version, r.bytes, r.events, r.entries)

@@ -97,6 +97,7 @@ cache = Table(
     Column("object_version", Text, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("events", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),
     Column("request", String(36), nullable=False),
     Column("made", Double, nullable=False),
     Column("used", Double, nullable=False),

@@ -103,7 +103,7 @@ def done(tx: Connection, job: Job, result: Published, now: float) -> bool:
         url = outcome.url or job.url
         made = cache_repo.entry(
             job.question, url, outcome.version, result.path, result.object_version, outcome.bytes,
-            outcome.rows,
+            outcome.rows, outcome.events,
         )  # fmt: skip
         cache_repo.remember(tx, made, job.request, now)
     _count(tx, job.request, now, visible, completed=1)
@@ -117,7 +117,7 @@ def failed(tx: Connection, job: Job, reason: str, now: float, log: str = "") -> 
     ended |= {"history": _history(tx, job, reason, now), "log": log or None}
     if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
         return False
-    _count(tx, job.request, now, visible, failed=1, reason=f"{job.url}: {reason}"[:2000])
+    _count(tx, job.request, now, visible, failed=1, reason=_named(job.url, reason))
     return True
 
 
@@ -161,6 +161,11 @@ def pace(tx: Connection, request: str) -> tuple[int, list[float]]:
         .limit(50)
     )
     return tx.execute(waiting).scalar_one(), [r.seconds for r in tx.execute(took)]
+
+
+def _named(url: str, reason: str) -> str:
+    """A reason that names the file, once."""
+    return (reason if reason.startswith(url) else f"{url}: {reason}")[:2000]
 
 
 def _open(tx: Connection, now: float, waiting: int) -> list[Open]:

@@ -29,6 +29,7 @@ def upgrade() -> None:
     op.create_index("ix_column_files_request_state", "column_files", ["request", "state"])
     with op.batch_alter_table("column_cache") as table:
         table.add_column(sa.Column("used", sa.Double(), nullable=False, server_default="0"))
+        table.add_column(sa.Column("entries", sa.BigInteger(), nullable=False, server_default="0"))
     op.create_index("ix_column_cache_used", "column_cache", ["used"])
 
 
@@ -38,6 +39,7 @@ def downgrade() -> None:
     op.drop_index("ix_column_requests_dataset", "column_requests")
     with op.batch_alter_table("column_cache") as table:
         table.drop_column("used")
+        table.drop_column("entries")
     with op.batch_alter_table("column_files") as table:
         for name in FILES:
             table.drop_column(name)
