@@ -266,7 +266,8 @@ class RootSource:
         arrays = self._tree.arrays(
             filter_branch=lambda b: b.cache_key in chosen, entry_start=start, entry_stop=stop, how=dict
         )
-        return {picked[k].name: a for k, a in arrays.items() if k in picked}
+        # Of split branches uproot's keys differ between the two calls, but not in their last part.
+        return {(picked[k].name if k in picked else str(k).rpartition("/")[2]): a for k, a in arrays.items()}
 
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))
