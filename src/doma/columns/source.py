@@ -11,7 +11,6 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from doma.columns.fetch import merged as _merged  # noqa: F401 - for its test, until that names the module
 from doma.columns.near import did_you_mean, near
 from doma.columns.plain import taken
 from doma.columns.remote import Bytes
