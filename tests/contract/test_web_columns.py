@@ -1,8 +1,8 @@
 """What an operator sees of column delivery, on both databases."""
 
-from doma.columns import repo
+from doma.columns import repo, work_repo
 from doma.columns.model import Grant, Outcome, State, Submission
-from doma.columns.overview import overview
+from doma.columns.overview import overview, recent, watched
 
 ADA, BOB = Grant("https://i", "ada"), Grant("https://i", "bob")
 
@@ -13,11 +13,12 @@ def add(db, name, grant=ADA, files=1, at=1.0, title=None):
 
 
 def finish(db, now, reason=""):
-    (job,) = db.run_sync(lambda tx: repo.take(tx, "w", now, 30.0, 1))
+    (job,) = db.run_sync(lambda tx: work_repo.take(tx, "w", now, 30.0, 1))
     if reason:
-        db.run_sync(lambda tx: repo.failed(tx, job, reason, now))
+        db.run_sync(lambda tx: work_repo.failed(tx, job, reason, now))
     else:
-        db.run_sync(lambda tx: repo.done(tx, job, "n", "/r/n", "v", Outcome("", rows=1), now))
+        made = work_repo.Published("n", "/r/n", "v", Outcome("", rows=1))
+        db.run_sync(lambda tx: work_repo.done(tx, job, made, now))
 
 
 def test_everybodys_requests_are_counted_and_the_unfinished_come_first(database):
@@ -40,3 +41,19 @@ def test_everybodys_requests_are_counted_and_the_unfinished_come_first(database)
     everything = database.look_sync(lambda tx: overview(tx, 0.0, 10))
     assert everything.complete == 1
     assert everything.recent[-1].id == "old"
+
+
+def test_a_page_shows_a_request_to_its_owner_what_failed_first(database):
+    add(database, "one", ADA, 3, at=1.0)
+    finish(database, 2.0)
+    finish(database, 3.0, "no such tree; name one of A, B")
+    shown = database.look_sync(lambda tx: watched(tx, "one", "https://i#ada", 2))
+    assert [f["state"] for f in shown.files] == ["failure", "waiting"]
+    assert (shown.request.failed, shown.progress.completed, shown.more) == (1, 1, 1)
+    failed = database.look_sync(lambda tx: watched(tx, "one", None, 10, failed=True))
+    assert (len(failed.files), failed.more) == (1, 0)
+    assert database.look_sync(lambda tx: watched(tx, "one", "https://i#bob", 10)) is None
+    assert database.look_sync(lambda tx: watched(tx, "none", None, 10)) is None
+    add(database, "two", BOB, at=9.0)
+    assert [r.id for r in database.look_sync(lambda tx: recent(tx, None, 10))] == ["two", "one"]
+    assert [r.id for r in database.look_sync(lambda tx: recent(tx, "https://i#ada", 10))] == ["one"]
