@@ -234,6 +234,9 @@ def test_another_replica_takes_over_in_the_middle_if_its_content_is_the_same(ser
         assert data.read(400_000, 800_000) == DATA[400_000:800_000]
         assert data.url == f"{other.origin}/b"
         assert data.taken == 700_000
+        # Else a server that knows another file's size, digest and version could pass its own bytes off as
+        # that file's, and a result of them would be everybody's.
+        assert data.version == ""
         data.close()
     finally:
         other.close()

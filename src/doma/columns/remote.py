@@ -216,6 +216,8 @@ class Input:
             if _same(lost, other):
                 self._before += lost.taken
                 self._now = other
+                # One of the servers may have lied: the result is not known by either one's version.
+                self.version = ""
                 lost.close()
                 return
             other.close()
