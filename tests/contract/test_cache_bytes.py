@@ -20,89 +20,15 @@ from doma.core.errors import (
     NotAllowed,
     OriginFailed,
     RangeNotSatisfiable,
-    StorageUnavailable,
 )
-from doma.store.memory import MemoryStore
 from doma.store.protocol import CanPeek, CanSpace
-
-MIB = 1 << 20
-
-
-class Origin(MemoryStore):
-    """Counts what it sends; each read takes a turn of the loop, or waits at a gate."""
-
-    def __init__(self):
-        super().__init__()
-        self.sent = 0
-        self.requests = []
-        self.opened = 0
-        self.running = 0
-        self.cancelled = 0
-        self.gate = None
-        self.cut = 0
-        self.failures = 0
-
-    async def open(self, path):
-        self.opened += 1
-        return Line(self, await super().open(path))
-
-
-class Line:
-    def __init__(self, origin, inner):
-        self._origin, self._inner, self.stat = origin, inner, inner.stat
-        self.known, self.hashed = inner.known, inner.hashed
-
-    async def read(self, start, stop):
-        origin = self._origin
-        origin.requests.append((start, stop))
-        origin.running += 1
-        try:
-            await (origin.gate.wait() if origin.gate else asyncio.sleep(0))
-            if origin.failures:
-                origin.failures -= 1
-                raise StorageUnavailable("origin: connection reset")
-            data = await self._inner.read(start, stop)
-        except asyncio.CancelledError:
-            origin.cancelled += 1
-            raise
-        finally:
-            origin.running -= 1
-        origin.sent += len(data)
-        return data[: len(data) - origin.cut]
-
-    async def close(self):
-        await self._inner.close()
-
-
-async def put(store, path, data):
-    upload = await store.create(path, size=len(data))
-    await upload.write(data)
-    await upload.commit()
-
-
-async def read_all(store, path, step=MIB):
-    reader = await store.open(path)
-    try:
-        size = reader.stat.size
-        return b"".join([bytes(await reader.read(a, min(a + step, size))) for a in range(0, size, step)])
-    finally:
-        await reader.close()
+from tests.contract.counted_origin import MIB, Origin, blob, put, read_all, until
 
 
 async def settled(cache, path):
     """Wait until written pages are older than the file system's clock tick, then read them once more."""
     await asyncio.sleep(0.03)
     return await read_all(cache, path)
-
-
-async def until(condition):
-    """Let the loop run until something has happened; the test's own timeout ends what never does."""
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-def blob(size, seed=0):
-    return random.Random(seed).randbytes(size)
 
 
 @pytest.fixture

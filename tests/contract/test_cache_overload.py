@@ -1,7 +1,6 @@
 """Overload and fairness (O2-O5, O9); what is foreseen is fetched behind what is asked for."""
 
 import asyncio
-import random
 from dataclasses import replace
 
 import pytest
@@ -13,75 +12,12 @@ from doma.cache.pages import PageFile
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
 from doma.core.errors import StorageUnavailable, TimedOut, TooManyRequests
-from doma.store.memory import MemoryStore
-
-MIB = 1 << 20
-
-
-class Origin(MemoryStore):
-    """Reads wait at a gate; ``reads`` are the ranges in the order in which they got here."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.reads = []
-        self.running = 0
-        self.most = 0
-
-    async def open(self, path):
-        return Line(self, await super().open(path))
-
-
-class Line:
-    def __init__(self, origin, inner):
-        self._origin, self._inner, self.stat = origin, inner, inner.stat
-        self.known, self.hashed = inner.known, inner.hashed
-
-    async def read(self, start, stop):
-        origin = self._origin
-        origin.reads.append((start, stop))
-        origin.running += 1
-        origin.most = max(origin.most, origin.running)
-        try:
-            await origin.gate.wait()
-            await asyncio.sleep(0)
-            return await self._inner.read(start, stop)
-        finally:
-            origin.running -= 1
-
-    async def close(self):
-        await self._inner.close()
-
-
-async def put(store, path, data):
-    upload = await store.create(path, size=len(data))
-    await upload.write(data)
-    await upload.commit()
-
-
-async def get(cache, path, step=MIB):
-    reader = await cache.open(path)
-    try:
-        size = reader.stat.size
-        return b"".join([bytes(await reader.read(a, min(a + step, size))) for a in range(0, size, step)])
-    finally:
-        await reader.close()
+from tests.contract.counted_origin import MIB, Origin, blob, put, read_all, until
 
 
 async def settle(turns=50):
     for _ in range(turns):
         await asyncio.sleep(0)
-
-
-async def until(condition):
-    """Let the loop run until something has happened; the test's own timeout ends what never does."""
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-def blob(size, seed=0):
-    return random.Random(seed).randbytes(size)
 
 
 @pytest.fixture
@@ -113,11 +49,11 @@ async def test_o2_others_get_their_files_while_one_origin_stalls_with_a_hundred_
         await put(stalled, f"/f{n}", many)
     await put(good, "/f", data)
     stalled.gate.clear()
-    waiting = [asyncio.create_task(get(cache, f"/https:/stalled/f{n}")) for n in range(100)]
+    waiting = [asyncio.create_task(read_all(cache, f"/https:/stalled/f{n}")) for n in range(100)]
     await until(lambda: stalled.running == 28)
     await settle()
     assert stalled.running == 28  # 90 % of 32
-    assert await get(cache, "/f") == data
+    assert await read_all(cache, "/f") == data
     await until(lambda: cache.stats().bytes["stored"] == len(data))  # as ever: memory was left for it
     stats = cache.stats()
     assert stats.bytes["bypass"] == 0
@@ -137,9 +73,9 @@ async def test_o3_a_slow_origin_has_a_quarter_of_the_slots_while_others_wait(sce
         await put(good, f"/f{n}", blob(1000, n))
     stalled.gate.clear()
     good.gate.clear()
-    slow = [asyncio.create_task(get(cache, f"/https:/stalled/f{n}")) for n in range(40)]
+    slow = [asyncio.create_task(read_all(cache, f"/https:/stalled/f{n}")) for n in range(40)]
     await until(lambda: stalled.running == 7)
-    quick = [asyncio.create_task(get(cache, f"/f{n}")) for n in range(40)]
+    quick = [asyncio.create_task(read_all(cache, f"/f{n}")) for n in range(40)]
     await until(lambda: good.running == 1)
     await settle()
     assert (stalled.running, good.running) == (7, 1)
@@ -158,7 +94,7 @@ async def test_o4_a_full_queue_is_told_with_a_time_to_come_again(scene):
     for n in range(12):
         await put(stalled, f"/f{n}", blob(1000, n))
     stalled.gate.clear()
-    asked = [asyncio.create_task(get(cache, f"/https:/stalled/f{n}")) for n in range(12)]
+    asked = [asyncio.create_task(read_all(cache, f"/https:/stalled/f{n}")) for n in range(12)]
     await until(lambda: any(task.done() for task in asked))
     refused = [task for task in asked if task.done()]
     assert refused
@@ -186,7 +122,7 @@ async def test_o5_a_client_hears_that_it_took_too_long_before_it_gives_up(scene)
     finally:
         patience.reset(held)
     good.gate.set()
-    assert await get(cache, "/f") == blob(MIB)
+    assert await read_all(cache, "/f") == blob(MIB)
 
 
 async def test_o5_the_patience_of_one_is_not_that_of_another(scene):
@@ -194,7 +130,7 @@ async def test_o5_the_patience_of_one_is_not_that_of_another(scene):
     cache = make()
     await put(good, "/f", blob(MIB))
     good.gate.clear()
-    patient = asyncio.create_task(get(cache, "/f"))
+    patient = asyncio.create_task(read_all(cache, "/f"))
     await settle()
     held = patience.set(0.05)
     try:
@@ -207,7 +143,7 @@ async def test_o5_the_patience_of_one_is_not_that_of_another(scene):
     assert good.running == 1
     good.gate.set()
     assert await patient == blob(MIB)
-    assert good.reads == [(0, MIB)]
+    assert good.requests == [(0, MIB)]
 
 
 async def test_o9_who_opens_everything_delays_another_user_by_one_turn(scene):
@@ -218,7 +154,7 @@ async def test_o9_who_opens_everything_delays_another_user_by_one_turn(scene):
 
     async def ask(who, n):
         bearer.set(who)
-        return await get(cache, f"/f{n}")
+        return await read_all(cache, f"/f{n}")
 
     good.gate.clear()
     order = []
@@ -239,15 +175,15 @@ async def test_an_origin_that_fails_five_times_is_left_alone_and_nobody_waits_fo
     await put(good, "/f", blob(1000))
 
     async def away(path):
-        stalled.reads.append(path)
+        stalled.requests.append(path)
         raise StorageUnavailable("stalled: connection refused")
 
     stalled.stat = away
     for n in range(20):
         with pytest.raises(StorageUnavailable):
             await cache.open(f"/https:/stalled/f{n}")
-    assert len(stalled.reads) == 5
-    assert await get(cache, "/f") == blob(1000)
+    assert len(stalled.requests) == 5
+    assert await read_all(cache, "/f") == blob(1000)
 
 
 class Sight:
@@ -277,7 +213,7 @@ async def test_what_is_foreseen_is_fetched_once_and_counted_apart(scene):
     cache = make(foresee)
     reader = await cache.open("/f")
     assert bytes(await reader.read(0, 100_000)) == data[:100_000]
-    while len(good.reads) < 2 or good.running:
+    while len(good.requests) < 2 or good.running:
         await asyncio.sleep(0)
     await reader.close()
     await settle()
@@ -291,7 +227,7 @@ async def test_what_is_foreseen_is_fetched_once_and_counted_apart(scene):
     assert stats["prefetched"] == 100_000
     assert stats["miss"] == 100_000
     assert stats["hit"] == 0
-    assert sum(stop - start for start, stop in good.reads[:2]) <= 210_000
+    assert sum(stop - start for start, stop in good.requests[:2]) <= 210_000
 
 
 async def test_the_caches_own_questions_cost_one_fetch_and_are_no_misses(scene):
@@ -340,7 +276,7 @@ async def test_what_is_foreseen_while_the_last_flights_are_under_way_is_fetched_
     await until(lambda: good.running == 4)
     fetchers[0].prefetch([(n * MIB, n * MIB + 1000) for n in range(6, 8)])
     good.gate.set()
-    await until(lambda: len(good.reads) == 8)
+    await until(lambda: len(good.requests) == 8)
     await reader.close()
 
 
@@ -348,9 +284,9 @@ async def test_a_hot_object_that_serves_many_answers_counts_each_of_them(scene):
     good, _, make = scene
     await put(good, "/f", blob(MIB))
     cache = make()
-    await get(cache, "/f")
+    await read_all(cache, "/f")
     await asyncio.sleep(0.03)
-    await get(cache, "/f")
+    await read_all(cache, "/f")
     before = cache.stats().bytes["hit"]
     hot = cache.peek("/f")
     for _ in range(3):
@@ -375,12 +311,12 @@ async def test_o13_a_disk_that_is_slower_than_the_origin_delays_nobody_and_gets_
         await save(self, first, buffer)
 
     monkeypatch.setattr(PageFile, "save", slow)
-    assert await get(cache, "/f") == data
+    assert await read_all(cache, "/f") == data
     assert cache.stats().bytes["stored"] == 0
     assert cache.stats().fetching == len(data)  # bounded by the memory budget until it is written
     disk.set()
     await until(lambda: cache.stats().bytes["stored"] == len(data))
-    assert await get(cache, "/f") == data
+    assert await read_all(cache, "/f") == data
     assert cache.stats().bytes["origin"] == len(data)
 
 

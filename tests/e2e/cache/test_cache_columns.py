@@ -1,70 +1,41 @@
 """Clients that read columns through the cache: what that costs the origin, in bytes and requests."""
 
-import asyncio
-import threading
 import time
 
 import numpy as np
 import pytest
 import uproot
-import uvloop
-from joserfc.jwk import ECKey
 
-from doma.auth.gate import Gate
-from doma.auth.keys import KeySet
-from doma.auth.verifier import Verifier
 from doma.cache.layout import decode
 from doma.cache.layout_names import chosen
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
-from doma.core.config import Cache, Issuer, Listen
-from doma.doors.endpoint import Endpoint, Site
-from doma.doors.fast import FastDoor
-from doma.doors.webdav import app
-from doma.net.listener import Listener
+from doma.core.config import Cache
 from doma.store.file import FileStore
-from doma.store.http import HttpStore
+from tests.e2e.served import CountingHttp, Served
 
-ISSUER, AUDIENCE = "https://issuer.example/columns", "https://se.example"
 COLUMNS, CLUSTERS, ROWS = 150, 10, 4000
 WANTED = ["x003", "x004", "x120", "x121", "x147"]
 
 
-class Server:
+class Server(Served):
     """A site, and two caches of it: ``keen`` fetches columns ahead, ``plain`` does not."""
 
     def __init__(self, home):
-        self._home, self._ready = home, threading.Event()
-        self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+        super().__init__({"site": FileStore(home / "site")})
+        self._home = home
         self.asked = {"keen": [], "plain": []}
 
-    async def _main(self):
-        verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self._keys.jwks()})
-        gate = Gate({ISSUER: ["/"]})
-        endpoints = {"site": Endpoint("site", FileStore(self._home / "site"), gate)}
-        site = Site(verifier, endpoints)
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        listen = Listen(address="127.0.0.1:0", drain=5)
-        listener = Listener(app(site), fast=FastDoor(site), listen=listen, tls=None)
-        host, port = await listener.start()
-        self.base, self.caches = f"http://{host}:{port}", {}
-        for name, asked in self.asked.items():
-            origin = Counting(asked, f"{self.base}/site")
-            config = Cache(foresight=name == "keen")
-            cache = CacheStore(self._home / name, Origins(origin, name="site"), config)
-            self.caches[name], endpoints[name] = cache, Endpoint(name, cache, gate, writable=False)
-        self._ready.set()
-        await self._end.wait()
-        await listener.stop()
-        for endpoint in endpoints.values():
-            await endpoint.store.close()
-
-    def headers(self):
-        now = int(time.time())
-        claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
-        token = self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": "storage.read:/"}, "ES256")
-        return {"Authorization": f"Bearer {token}"}
+    def caches(self):
+        self.of = {
+            name: CacheStore(
+                self._home / name,
+                Origins(CountingHttp(asked, f"{self.base}/site"), name="site"),
+                Cache(foresight=name == "keen"),
+            )
+            for name, asked in self.asked.items()
+        }
+        return self.of
 
     def layout(self, size):
         """What the keen cache has learned of the one file."""
@@ -74,42 +45,11 @@ class Server:
 
     def foreseen(self, cluster):
         """Wait until the wanted columns of a cluster are here; the test's own timeout ends what never is."""
-        layout, cache = self.layout(self.size), self.caches["keen"]
+        layout, cache = self.layout(self.size), self.of["keen"]
         pages = cache.catalogue.get(cache.place("/wide.root").key).fetcher.pages
         wanted = chosen(layout.names, WANTED, "Events", "/wide.root")
         while cluster > 2 and not all(pages.present(a, b) for a, b in layout.ranges(wanted, [cluster])):
             time.sleep(0.005)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-
-
-class Counting(HttpStore):
-    def __init__(self, asked, *arguments):
-        super().__init__(*arguments)
-        self._asked = asked
-
-    async def open(self, path):
-        return Line(self._asked, await super().open(path))
-
-
-class Line:
-    def __init__(self, asked, inner):
-        self._asked, self._inner = asked, inner
-
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
-
-    async def read(self, start, stop):
-        self._asked.append((start, stop))
-        return await self._inner.read(start, stop)
 
 
 def rows(cluster):
@@ -133,7 +73,9 @@ def server(tmp_path_factory):
 def analyse(server, name):
     """Sum five columns cluster by cluster, slowly enough for the next one to come unasked."""
     total = np.zeros(len(WANTED))
-    with uproot.open(f"{server.base}/{name}/wide.root", headers=server.headers()) as file:
+    with uproot.open(
+        f"{server.base}/{name}/wide.root", headers={"Authorization": f"Bearer {server.token()}"}
+    ) as file:
         tree = file["Events"]
         for cluster in range(CLUSTERS):
             part = tree.arrays(
@@ -157,7 +99,7 @@ def test_five_columns_of_many_cost_the_origin_little_more_than_their_bytes(serve
         assert sum(b - a for a, b in asked) <= 1.3 * wanted + metadata
         stray = [(a, b) for a, b in asked if not any(a < stop and start < b for start, stop in columns)]
         assert all(any(a < stop and start < b for start, stop in layout.metadata) for a, b in stray)
-    keen, plain = (server.caches[name].stats().bytes for name in ("keen", "plain"))
+    keen, plain = (server.of[name].stats().bytes for name in ("keen", "plain"))
     assert keen["prefetched"] >= 0.6 * wanted
     assert keen["prefetched"] >= 0.8 * keen["prefetch"]
     assert (plain["prefetch"], plain["prefetched"]) == (0, 0)

@@ -1,75 +1,38 @@
 """The cache behind the real door, in front of a real origin over HTTP, with the client's own token."""
 
-import asyncio
 import http.client
 import random
-import threading
 import time
 
 import pytest
-import uvloop
-from joserfc.jwk import ECKey
 
-from doma.auth.gate import Gate
-from doma.auth.keys import KeySet
-from doma.auth.verifier import Verifier
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
-from doma.core.config import Cache, Issuer, Listen
-from doma.doors.endpoint import Endpoint, Site
-from doma.doors.fast import FastDoor
-from doma.doors.webdav import app
-from doma.net.listener import Listener
+from doma.core.config import Cache
 from doma.store.file import FileStore
 from doma.store.http import HttpStore
+from tests.e2e.served import Served
 
-ISSUER, AUDIENCE = "https://issuer.example/cache", "https://se.example"
 SIZE = 2_500_000
 
 
-class Server:
-    """A site and two caches of it on a thread: ``warm`` trusts for an hour, ``wary`` asks every time."""
+class Server(Served):
+    """A site and two caches of it: ``warm`` trusts for an hour, ``wary`` asks every time."""
 
     def __init__(self, home):
-        self._home, self._ready = home, threading.Event()
-        self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+        super().__init__({"site": FileStore(home / "site")})
+        self._home = home
 
-    async def _main(self):
-        verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self._keys.jwks()})
-        gate = Gate({ISSUER: ["/"]})
-        endpoints = {"site": Endpoint("site", FileStore(self._home / "site"), gate)}
-        site = Site(verifier, endpoints)
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        listen = Listen(address="127.0.0.1:0", drain=5)
-        listener = Listener(app(site), fast=FastDoor(site), listen=listen, tls=None)
-        self.address = await listener.start()
-        self.caches = {}
-        for name, lifetime in (("warm", 3600), ("wary", 0)):
-            origin = HttpStore(f"http://{self.address[0]}:{self.address[1]}/site")
-            config = Cache(lifetime=lifetime)
-            self.caches[name] = CacheStore(self._home / name, Origins(origin, name="site"), config)
-            endpoints[name] = Endpoint(name, self.caches[name], gate, writable=False)
-        self._ready.set()
-        await self._end.wait()
-        await listener.stop()
-        for endpoint in endpoints.values():
-            await endpoint.store.close()
-
-    def token(self, scope="storage.read:/ storage.modify:/"):
-        now = int(time.time())
-        claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
-        return self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": scope}, "ES256")
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
+    def caches(self):
+        self.of = {
+            name: CacheStore(
+                self._home / name,
+                Origins(HttpStore(f"{self.base}/site"), name="site"),
+                Cache(lifetime=lifetime),
+            )
+            for name, lifetime in (("warm", 3600), ("wary", 0))
+        }
+        return self.of
 
 
 class Client:
@@ -112,7 +75,7 @@ def put(client, name, data):
 def test_the_second_read_costs_the_origin_nothing(server, client):
     data = random.Random(1).randbytes(SIZE)
     put(client, "/d/f.root", data)
-    cache = server.caches["warm"]
+    cache = server.of["warm"]
     before = cache.stats().bytes["origin"]
     status, cold, body = client.ask("GET", "/warm/d/f.root")
     assert (status, body == data, cold["X-Cache"]) == (200, True, "MISS")
@@ -143,7 +106,7 @@ def test_any_range_cold_or_warm_is_the_origins(server, client):
 
 
 def test_a_replaced_file_is_seen_after_its_lifetime_and_validated_without_bytes(server, client):
-    cache = server.caches["wary"]
+    cache = server.of["wary"]
     put(client, "/f", b"one")
     before = cache.stats()
     for _ in range(3):
@@ -178,7 +141,7 @@ def test_a_cache_refuses_writes_and_foreign_origins_clearly(server, client):
 def test_only_if_cached_never_asks_the_origin_and_answers_what_is_here(server, client):
     data = random.Random(4).randbytes(SIZE)
     put(client, "/only", data)
-    cache = server.caches["warm"]
+    cache = server.of["warm"]
     before = cache.stats().bytes["origin"]
     status, _, text = client.ask("GET", "/warm/only", Cache_Control="only-if-cached")
     assert (status, cache.stats().bytes["origin"] - before) == (504, 0)
@@ -205,7 +168,7 @@ def test_no_cache_makes_a_fresh_object_be_validated_now(server, client):
 def test_a_warm_range_of_a_partly_cached_file_is_a_hit_and_fetches_nothing_ahead(server, client):
     data = random.Random(5).randbytes(SIZE)
     put(client, "/part", data)
-    cache = server.caches["warm"]
+    cache = server.of["warm"]
     before = cache.stats().bytes["origin"]
     status, headers, body = client.ask("GET", "/warm/part", Range="bytes=0-8191")
     assert (status, body, headers["X-Cache"]) == (206, data[:8192], "MISS")

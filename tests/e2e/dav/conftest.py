@@ -1,56 +1,20 @@
 """The WebDAV door behind the real listener, and the standard library's HTTP client as somebody else's."""
 
-import asyncio
 import http.client
-import threading
-import time
 
 import pytest
-import uvloop
-from joserfc.jwk import ECKey
 
-from doma.auth.gate import Gate
-from doma.auth.keys import KeySet
-from doma.auth.verifier import Verifier
-from doma.core.config import Issuer, Listen
-from doma.doors.endpoint import Endpoint, Site
-from doma.doors.fast import FastDoor
-from doma.doors.webdav import app
-from doma.net.listener import Listener
 from doma.store.file import FileStore
 from doma.store.memory import MemoryStore
+from tests.e2e.served import Served
 
-ISSUER, AUDIENCE = "https://issuer.example/dav", "https://se.example"
 
-
-class Server:
-    """A listener on a thread of its own."""
+class Server(Served):
+    """A folder, and a store that fails."""
 
     def __init__(self, folder):
-        self._folder, self._ready = folder, threading.Event()
-        self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
-
-    async def _main(self):
-        verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self._keys.jwks()})
-        gate = Gate({ISSUER: ["/"]})
-        self.broken = BrokenListing()
-        stores = {"site": FileStore(self._folder), "broken": self.broken}
-        site = Site(verifier, {n: Endpoint(n, s, gate) for n, s in stores.items()})
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        listen = Listen(address="127.0.0.1:0", drain=5)
-        listener = Listener(app(site), fast=FastDoor(site), listen=listen, tls=None)
-        self.address = await listener.start()
-        self._ready.set()
-        await self._end.wait()
-        await listener.stop()
-        for store in stores.values():
-            await store.close()
-
-    def token(self, scope="storage.read:/ storage.modify:/"):
-        now = int(time.time())
-        claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
-        return self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": scope}, "ES256")
+        self._folder, self.broken = folder, BrokenListing()
+        super().__init__({"site": FileStore(folder), "broken": self.broken})
 
     def exists(self, name):
         """Whether something lies in the served folder."""
@@ -58,16 +22,6 @@ class Server:
 
     def dial(self):
         return http.client.HTTPConnection(*self.address, timeout=20)
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
 
 class BrokenListing(MemoryStore):
