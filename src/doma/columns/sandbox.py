@@ -18,7 +18,7 @@ from typing import Any
 
 from doma.columns import sandbox_seal, sandbox_view
 from doma.columns.remote import Bytes, LocalFile
-from doma.columns.sandbox_run import PATIENCE, Feed, Isolation, Run
+from doma.columns.sandbox_run import PATIENCE, Feed, Isolation, Run, remove
 from doma.columns.sandbox_zygote import receive, send
 from doma.core.config import Columns
 from doma.core.errors import DomaError, ServiceUnavailable
@@ -219,4 +219,4 @@ def _tidy() -> None:
     for left in Path(tempfile.gettempdir()).glob("doma-python-*"):
         pid = left.name.split("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)

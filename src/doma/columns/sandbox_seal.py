@@ -73,6 +73,9 @@ _REFUSED = {
     "futimesat": (261, -1), "utimensat": (280, 88),
 }  # fmt: skip
 _SOCKET, _CLONE, _CLONE3, _PRLIMIT = (41, 198), (56, 220), 435, (302, 261)
+# Having another process signalled when a descriptor becomes ready is a kill, too; older Landlock lets it be.
+_OWNERS = {(72, 25): (8, 10, 15), (16, 29): (0x8901, 0x8902)}
+"""``F_SETOWN, F_SETSIG, F_SETOWN_EX`` of fcntl, ``FIOSETOWN, SIOCSPGRP`` of ioctl."""
 _EPERM, _ENOSYS, _INET = 1, 38, 2
 
 
@@ -239,6 +242,11 @@ def filter_calls(sockets: bool) -> None:
         """Allow a call by its first argument only, which is behind its number in what a filter sees."""
         return [(equal, 0, 4, call), (load, 0, 0, 16), (test, 0, 1, value), yes, no]
 
+    def never(call: int, values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+        """Refuse a call with one of these second arguments."""
+        refused = [line for value in values for line in ((equal, 0, 1, value), no)]
+        return [(equal, 0, 2 + len(refused), call), (load, 0, 0, 24), *refused, yes]
+
     yes, no, missing = (give, 0, 0, allow), (give, 0, 0, refuse(_EPERM)), (give, 0, 0, refuse(_ENOSYS))
     # (code, jump if true, jump if false, value); what is seen: number at 0, arch at 4, arguments from 16.
     lines = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, kill), (load, 0, 0, 0)]
@@ -247,6 +255,8 @@ def filter_calls(sockets: bool) -> None:
     lines += only(_CLONE[column], has, CLONE_THREAD)
     lines += only(_SOCKET[column], equal, _INET if sockets else 0xFFFF)
     lines += only(_PRLIMIT[column], equal, 0)  # its own limits
+    for call, values in _OWNERS.items():
+        lines += never(call[column], values)
     for numbers in _REFUSED.values():
         if numbers[column] >= 0:
             lines += [(equal, 0, 1, numbers[column]), no]
