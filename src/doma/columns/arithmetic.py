@@ -56,10 +56,7 @@ def _why(error: Exception) -> str:
 def _scalar(value: Any, name: str) -> Any:
     if not isinstance(value, bool | int | float):
         raise BadQuery(f"query: {name} does not work on {value!r}")
-    try:
-        return np.asarray(value)[()]
-    except OverflowError as e:  # pragma: no cover - integers are checked when they are read
-        raise BadQuery(f"query: {value!r} does not fit in 64 bits") from e
+    return np.asarray(value)[()]
 
 
 def operand(value: Value, scope: Scope | None) -> ak.Array:

@@ -16,25 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from doma.columns import arithmetic, folds, momenta, sequences
-from doma.columns.expressions import (
-    Cast,
-    Const,
-    Events,
-    Expr,
-    Field,
-    Fill,
-    Fold,
-    If,
-    Item,
-    Lambda,
-    Method,
-    Op,
-    Record,
-    Slice,
-    Span,
-    Ufunc,
-    Var,
-)
+from doma.columns import expressions as ex
 from doma.columns.functions import VECTOR_PROPERTIES
 from doma.columns.near import did_you_mean, near
 from doma.columns.plan import Plan
@@ -83,7 +65,7 @@ def run(plan: Plan, rows: Rows) -> Table:
             value = Value(root, listed(array(Value(root, Row(value.data.rows)), root), _one(rows.size)))
         data = array(value, root)
         if levels(data) == 0:
-            assert isinstance(plan.body, Op)
+            assert isinstance(plan.body, ex.Op)
             return Table(_named({"": data}, plan.columns), plan.body.name)
         flat = opened(value, "the result").flat
         _check_size(flat)
@@ -132,44 +114,44 @@ def _one(size: int) -> npt.NDArray[np.int64]:
     return np.array([size], dtype=np.int64)
 
 
-def _eval(expr: Expr, env: Env, root: Scope, rows: Rows) -> Value:
-    def sub(inner: Expr) -> Value:
+def _eval(expr: ex.Expr, env: Env, root: Scope, rows: Rows) -> Value:
+    def sub(inner: ex.Expr) -> Value:
         return _eval(inner, env, root, rows)
 
     match expr:
-        case Const(value=constant):
+        case ex.Const(value=constant):
             return Value(None, constant)
-        case Var(slot=slot):
+        case ex.Var(slot=slot):
             return env[slot]
-        case Events():
+        case ex.Events():
             return Value(root, Rows_(rows))
-        case Field(source=source, name=name):
+        case ex.Field(source=source, name=name):
             return _field(sub(source), name)
-        case Item(source=source, index=index):
+        case ex.Item(source=source, index=index):
             return sequences.item(sub(source), sub(index))
-        case Ufunc(name=name, args=args):
+        case ex.Ufunc(name=name, args=args):
             return arithmetic.ufunc(name, [sub(a) for a in args])
-        case Cast(dtype=dtype, source=source):
+        case ex.Cast(dtype=dtype, source=source):
             return arithmetic.cast(dtype, sub(source))
-        case If(test=test, yes=yes, no=no):
+        case ex.If(test=test, yes=yes, no=no):
             return arithmetic.choice(sub(test), sub(yes), sub(no))
-        case Slice(source=source, low=low, high=high, step=step):
+        case ex.Slice(source=source, low=low, high=high, step=step):
             return sequences.part(sub(source), low, high, step)
-        case Fill(source=source, default=default):
+        case ex.Fill(source=source, default=default):
             return sequences.filled(sub(source), sub(default))
-        case Span(low=first, high=last):
+        case ex.Span(low=first, high=last):
             return sequences.span(sub(first), sub(last), root)
-        case Fold(source=source, seed=seed, by=by):
+        case ex.Fold(source=source, seed=seed, by=by):
             return folds.fold(
                 _below(_sequence(sub(source), root), by, env), sub(seed),
                 lambda acc, item: _eval(by.body, {**env, by.slot: acc, by.second: item}, root, rows),
             )  # fmt: skip
-        case Record(names=names, values=values, is_tuple=is_tuple):
+        case ex.Record(names=names, values=values, is_tuple=is_tuple):
             parts = dict(zip(names, map(sub, values), strict=True))
             return Value(deepest(list(parts.values())), Fields(parts, is_tuple))
-        case Method(name=name, source=source, args=args):
+        case ex.Method(name=name, source=source, args=args):
             return momenta.method(name, sub(source), [sub(a) for a in args])
-        case Op():
+        case ex.Op():
             return _operator(expr, sub(expr.source), env, root, rows)
     assert_never(expr)
 
@@ -195,8 +177,8 @@ def _field(value: Value, name: str) -> Value:
     )
 
 
-def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value:
-    def body(by: Lambda, item: Value) -> Value:
+def _operator(op: ex.Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value:
+    def body(by: ex.Lambda, item: Value) -> Value:
         return _eval(by.body, {**env, by.slot: item}, root, rows)
 
     if isinstance(source.data, Rows_):
@@ -205,19 +187,19 @@ def _operator(op: Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value
         source = _sequence(source, root)
     if op.by is not None:
         source = _below(source, op.by, env)
-    if op.name == "SelectMany":
-        return _select_many(op, source, body)
     if op.by is None:
         arg = None if op.arg is None else _eval(op.arg, env, root, rows)
         return sequences.plain(op.name, source, arg)
     took = opened(source, op.name)
     result = body(op.by, Value(took.inner, took.flat))
+    if op.name == "SelectMany":
+        return _flattened(took, result)
     if op.name == "Select":
         return took.close(array(result, took.inner))
     return sequences.by_key(op.name, took, result)
 
 
-def _below(source: Value, by: Lambda, env: Env) -> Value:
+def _below(source: Value, by: ex.Lambda, env: Env) -> Value:
     """The source in a scope below that of every outer variable which the lambda uses."""
     outer = deepest([source, *(env[slot] for slot in by.free)])
     if outer is None or outer is scope_of(source):
@@ -232,7 +214,7 @@ def _sequence(source: Value, root: Scope) -> Value:
     return source
 
 
-def _over_events(op: Op, source: Value, body: Any, root: Scope) -> Value:
+def _over_events(op: ex.Op, source: Value, body: Any, root: Scope) -> Value:
     """Select, Where, SelectMany and Count of the events themselves."""
     events: Rows = source.data.rows
     scope = root.open(_one(events.size))
@@ -251,12 +233,6 @@ def _over_events(op: Op, source: Value, body: Any, root: Scope) -> Value:
     if op.name == "Select":
         return took.close(array(result, scope))
     raise BadQuery(f"query: {op.name} of whole events is not offered; Select a column first")
-
-
-def _select_many(op: Op, source: Value, body: Any) -> Value:
-    took = opened(source, op.name)
-    assert op.by is not None
-    return _flattened(took, body(op.by, Value(took.inner, took.flat)))
 
 
 def _flattened(took: Opened, result: Value) -> Value:

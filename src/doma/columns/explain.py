@@ -3,13 +3,20 @@
 Rendering-free: :class:`Explained` is data; ``text`` gives plain lines and ``as_json`` what JSON can hold.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from doma.columns.query import compile_query
 from doma.columns.remote import Bytes
 from doma.core.errors import BadQuery
 
+if TYPE_CHECKING:
+    from doma.columns.evaluate import Table
+    from doma.columns.source import Source
+
+Part = tuple["Source", tuple[str, ...], tuple[str, ...]]
+"""A tree, all names that are read of it, and those among them that filters need."""
 STEP = 64 << 20
 """Bytes of one step, as the workers take them."""
 
@@ -112,6 +119,22 @@ def explain(codegen: str, selection: str, data: Bytes | None = None, step: int =
     if not isinstance(query, CanExplain):
         raise BadQuery(f"codegen: selections of {codegen!r} cannot be explained; they are programs")
     return query.explain(data, step)
+
+
+def facts(data: Bytes, parts: Iterable[Part], step: int) -> FileFacts:
+    """What a selection would take of a file; several trees are summed up."""
+    found = list(parts)
+    whole, early = [s.sizes(names) for s, names, _ in found], [s.sizes(first)[0] for s, _, first in found]
+    return FileFacts(
+        data.url, "; ".join(dict.fromkeys(s.place for s, _, _ in found)) or data.url,
+        sum(s.entries for s, _, _ in found), data.size, sum(c for c, _ in whole), sum(u for _, u in whole),
+        sum(early), sum(1 for s, names, first in found for _ in s.windows(names, step, first)),
+    )  # fmt: skip
+
+
+def columns_of(empty: "Table") -> tuple[Column, ...]:
+    """The columns of an output without rows."""
+    return tuple(Column(name, str(data.type.content)) for name, data in empty.columns.items())
 
 
 def _file_lines(facts: FileFacts) -> list[str]:

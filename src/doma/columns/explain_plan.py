@@ -1,32 +1,10 @@
 """The plan of a func_adl query in words, and what it would take of a file."""
 
-import awkward as ak
-
+from doma.columns import expressions as ex
 from doma.columns import functions as known
 from doma.columns.evaluate import Table
-from doma.columns.explain import Column, Explained, FileFacts, Step
-from doma.columns.expressions import (
-    Cast,
-    Const,
-    Events,
-    Expr,
-    Field,
-    Fill,
-    Fold,
-    If,
-    Item,
-    Lambda,
-    Method,
-    Op,
-    Record,
-    Slice,
-    Span,
-    Ufunc,
-    Var,
-)
+from doma.columns.explain import Explained, FileFacts, Step, columns_of
 from doma.columns.plan import Plan
-from doma.columns.remote import Bytes
-from doma.columns.source import Source
 
 SIGNS = {name: sign for sign, name in (*known.UNARY.items(), *known.BINARY.items())}
 SIGNS |= {"positive": "+", "negative": "-", "invert": "~", "logical_not": "not "}
@@ -48,32 +26,18 @@ def explained(
     plan: Plan, digest: str, tree_out: str, empty: Table | None = None, file: FileFacts | None = None
 ) -> Explained:
     """A plan, explained; ``empty`` is its output without rows."""
-    columns = () if empty is None else tuple(Column(n, _type(c)) for n, c in empty.columns.items())
+    columns = () if empty is None else columns_of(empty)
     return Explained(
         "uproot", digest, plan.tree, tree_out, plan.branches, plan.first, _steps(plan), columns, file
     )
 
 
-def file_facts(data: Bytes, source: Source, names: tuple[str, ...], plan: Plan, step: int) -> FileFacts:
-    """What a plan would take of a file."""
-    compressed, uncompressed = source.sizes(names)
-    filters = source.sizes(plan.first)[0]
-    windows = sum(1 for _ in source.windows(names, step, plan.first))
-    return FileFacts(
-        data.url, source.place, source.entries, data.size, compressed, uncompressed, filters, windows
-    )
-
-
-def _type(column: ak.Array) -> str:
-    return str(column.type.content)
-
-
 def _steps(plan: Plan) -> tuple[Step, ...]:
     """The chain over the events, first thing first."""
     steps = [Step(0, "the events of " + (f"tree {plan.tree!r}" if plan.tree else "the only tree"))]
-    chain: list[Op] = []
-    at: Expr = plan.body
-    while isinstance(at, Op):
+    chain: list[ex.Op] = []
+    at: ex.Expr = plan.body
+    while isinstance(at, ex.Op):
         chain.append(at)
         at = at.source
     for op in reversed(chain):
@@ -87,61 +51,57 @@ def _steps(plan: Plan) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def _step(op: Op) -> list[Step]:
+def _step(op: ex.Op) -> list[Step]:
     if op.by is None:
         return [Step(0, f"{op.name} of all of them")]
-    name, body = _argument(op.by), op.by.body
-    if not isinstance(body, Record):
+    name, body = f"${op.by.slot}", op.by.body
+    if not isinstance(body, ex.Record):
         return [Step(0, _cut(VERBS[op.name].format(name, _words(body))))]
     head = VERBS[op.name].format(name, "the columns" if op.name == "Select" else "")
     parts = zip(body.names, body.values, strict=True)
     return [Step(0, head.rstrip()), *(Step(1, _cut(f"{n} = {_words(v)}")) for n, v in parts)]
 
 
-def _argument(by: Lambda) -> str:
-    return f"${by.slot}"
-
-
 def _cut(text: str) -> str:
     return text if len(text) <= LONG else text[: LONG - 1] + "…"
 
 
-def _words(expr: Expr) -> str:
+def _words(expr: ex.Expr) -> str:
     """An expression as one reads it; the arguments of lambdas are numbered: ``$1``."""
     match expr:
-        case Const(value=value):
+        case ex.Const(value=value):
             return repr(value)
-        case Var(slot=slot):
+        case ex.Var(slot=slot):
             return f"${slot}"
-        case Events():
+        case ex.Events():
             return "events"
-        case Field(source=source, name=name):
+        case ex.Field(source=source, name=name):
             return f"{_words(source)}.{name}" if name.isidentifier() else f"{_words(source)}[{name!r}]"
-        case Item(source=source, index=index):
+        case ex.Item(source=source, index=index):
             return f"{_words(source)}[{_words(index)}]"
-        case Slice(source=source, low=low, high=high, step=step):
+        case ex.Slice(source=source, low=low, high=high, step=step):
             ends = ":".join("" if e is None else str(e) for e in (low, high, step))
             return f"{_words(source)}[{ends}]"
-        case Ufunc(name=name, args=args):
+        case ex.Ufunc(name=name, args=args):
             return _called(name, [_words(a) for a in args])
-        case Cast(dtype=dtype, source=source):
+        case ex.Cast(dtype=dtype, source=source):
             return f"{dtype}({_words(source)})"
-        case If(test=test, yes=yes, no=no):
+        case ex.If(test=test, yes=yes, no=no):
             return f"({_words(yes)} if {_words(test)} else {_words(no)})"
-        case Fill(source=source, default=default):
+        case ex.Fill(source=source, default=default):
             return f"({_words(source)}, or {_words(default)} if there is none)"
-        case Record(names=names, values=values, is_tuple=is_tuple):
+        case ex.Record(names=names, values=values, is_tuple=is_tuple):
             parts = [w if is_tuple else f"{n}: {w}" for n, w in zip(names, map(_words, values), strict=True)]
             return f"[{', '.join(parts)}]" if is_tuple else f"{{{', '.join(parts)}}}"
-        case Fold(source=source, seed=seed, by=by):
+        case ex.Fold(source=source, seed=seed, by=by):
             lambda_ = f"${by.slot}, ${by.second}: {_words(by.body)}"
             return f"{_words(source)}.Aggregate({_words(seed)}, {lambda_})"
-        case Span(low=first, high=last):
+        case ex.Span(low=first, high=last):
             return f"Range({_words(first)}, {_words(last)})"
-        case Method(name=name, source=source, args=args):
+        case ex.Method(name=name, source=source, args=args):
             return f"{_words(source)}.{name}({', '.join(map(_words, args))})"
-        case Op(name=name, source=source, by=by, arg=arg):
-            inside = f"{_argument(by)}: {_words(by.body)}" if by else _words(arg) if arg else ""
+        case ex.Op(name=name, source=source, by=by, arg=arg):
+            inside = f"${by.slot}: {_words(by.body)}" if by else _words(arg) if arg else ""
             return f"{_words(source)}.{name}({inside})"
 
 

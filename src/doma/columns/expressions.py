@@ -143,22 +143,9 @@ class Method:
 
 
 Expr = (
-    Const
-    | Var
-    | Events
-    | Field
-    | Item
-    | Slice
-    | Ufunc
-    | Cast
-    | If
-    | Fill
-    | Record
-    | Op
-    | Fold
-    | Span
+    Const | Var | Events | Field | Item | Slice | Ufunc | Cast | If | Fill | Record | Op | Fold | Span
     | Method
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import awkward as ak
 
 from doma.columns.evaluate import Table, run
-from doma.columns.explain import Explained
+from doma.columns.explain import Explained, facts
 from doma.columns.model import Progress
 from doma.columns.plan import compile_text
 from doma.columns.query import Tell
@@ -47,13 +47,13 @@ class FuncAdl:
 
     def explain(self, data: Bytes | None, step: int) -> Explained:
         """What the query reads and does, without running it on events."""
-        from doma.columns.explain_plan import explained, file_facts
+        from doma.columns.explain_plan import explained
 
         if data is None:
             return explained(self.plan, self.digest, self.tree_out)
         source, names, empty = self._begun(data)
-        facts = file_facts(data, source, names, self.plan, step)
-        return explained(self.plan, self.digest, self.tree_out, empty, facts)
+        file = facts(data, [(source, names, self.plan.first)], step)
+        return explained(self.plan, self.digest, self.tree_out, empty, file)
 
     def _tables(
         self, source: Source, names: tuple[str, ...], data: Bytes, step: int, tell: Tell

@@ -41,22 +41,10 @@ _TWO = (
 UFUNCS: dict[str, int] = {**dict.fromkeys(_ONE.split(), 1), **dict.fromkeys(_TWO.split(), 2)}
 """NumPy ufunc to its number of arguments."""
 
-CASTS: dict[str, str] = {
-    name: name.rstrip("_")
-    for name in [
-        "float64",
-        "float32",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint64",
-        "uint32",
-        "uint16",
-        "uint8",
-        "bool_",
-    ]
-} | {"double": "float64", "float": "float64", "int": "int64", "bool": "bool"}
+_DTYPES = "float64 float32 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool_"
+CASTS: dict[str, str] = {name: name.rstrip("_") for name in _DTYPES.split()} | {
+    "double": "float64", "float": "float64", "int": "int64", "bool": "bool",
+}  # fmt: skip
 """Conversions: ``np.float64(x)`` makes what follows double precision."""
 
 CONSTANTS = {"pi": 3.141592653589793, "e": 2.718281828459045, "inf": float("inf"), "nan": float("nan")}
@@ -72,6 +60,11 @@ FOLDS = {
     "amin": "Min",
 }  # fmt: skip
 """Functions of one sequence, as their operator."""
+NAMES = frozenset({*OPERATORS, *FOLDS, *UFUNCS, *ALIASES, *CASTS, "Range"})
+"""What may be called by its name."""
+
+NAMES = frozenset({*OPERATORS, *FOLDS, *UFUNCS, *ALIASES, *CASTS, "Range"})
+"""What can be called by name."""
 
 BINARY = {
     "+": "add", "-": "subtract", "*": "multiply", "/": "true_divide", "%": "remainder", "**": "power",
@@ -81,14 +74,10 @@ BINARY = {
 }  # fmt: skip
 UNARY = {"+": "positive", "-": "negative", "~": "invert", "not": "logical_not"}
 
+_TIMES = {"mass", "m", "M", "tau", "energy", "e", "E", "t"}
 COORDINATES = (
-    ({"pt", "rho"}, {"phi"}, {"eta", "theta", "pz", "z"}, {"mass", "m", "M", "tau", "energy", "e", "E", "t"}),
-    (
-        {"px", "x"},
-        {"py", "y"},
-        {"pz", "z", "eta", "theta"},
-        {"mass", "m", "M", "tau", "energy", "e", "E", "t"},
-    ),
+    ({"pt", "rho"}, {"phi"}, {"eta", "theta", "pz", "z"}, _TIMES),
+    ({"px", "x"}, {"py", "y"}, {"pz", "z", "eta", "theta"}, _TIMES),
 )
 """A four-momentum has one field of each set of one of the rows; of two or three sets it is one in the plane
 (missing energy) or in space."""

@@ -50,6 +50,10 @@ class Node:
     """Offset in the text, for messages."""
     depth: int = field(default=1, compare=False, repr=False)
 
+    def wrong(self, what: str) -> BadQuery:
+        """An error that says where in the text it is."""
+        return BadQuery(f"query, at {self.at}: {what}")
+
 
 def parse(text: str) -> Node:
     """The tree of a query text.

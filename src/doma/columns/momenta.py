@@ -7,7 +7,7 @@ import awkward as ak
 import vector
 
 from doma.columns.functions import BY_NUMBER, COORDINATES
-from doma.columns.values import Fields, Value, array, deepest, element, mapped
+from doma.columns.values import Fields, Value, array, deepest, element, innermost, mapped
 from doma.core.errors import BadQuery
 
 vector.register_awkward()
@@ -42,7 +42,7 @@ def to_momenta(source: Value) -> Value:
 
 def is_momentum(data: object) -> bool:
     """Whether the elements are four-momenta."""
-    return isinstance(data, ak.Array) and ak.parameters(_innermost(data)).get("__record__") in NAMES.values()
+    return isinstance(data, ak.Array) and innermost(data).parameter("__record__") in NAMES.values()
 
 
 def method(name: str, source: Value, args: list[Value]) -> Value:
@@ -71,10 +71,3 @@ def method(name: str, source: Value, args: list[Value]) -> Value:
 def _named(records: ak.Array, name: str) -> ak.Array:
     parts = {field: records[field] for field in ak.fields(records)}
     return ak.zip(parts, depth_limit=1, with_name=name)
-
-
-def _innermost(data: ak.Array) -> ak.Array:
-    layout = data.layout
-    while layout.is_option or layout.is_indexed or layout.is_list:
-        layout = layout.content
-    return ak.Array(layout)

@@ -5,24 +5,9 @@ Over the events only what can be done step by step is offered: the rest would ne
 
 from typing import TYPE_CHECKING
 
+from doma.columns import expressions as ex
 from doma.columns import functions as known
-from doma.columns.expressions import (
-    ANY,
-    ONE,
-    Const,
-    Expr,
-    Fill,
-    Fold,
-    If,
-    Lambda,
-    Op,
-    Shape,
-    Ufunc,
-    Var,
-    members,
-)
 from doma.columns.language import Node
-from doma.core.errors import BadQuery
 
 if TYPE_CHECKING:
     from doma.columns.compiler import Compiler, Env, Typed
@@ -44,128 +29,132 @@ def operator(c: "Compiler", name: str, args: tuple[Node, ...], node: Node, env: 
         shape.kind == "record" and name not in OF_RECORDS and not shape.is_tuple
     ):
         what = {"one": "a number", "row": "an event", "record": "a record"}[shape.kind]
-        raise BadQuery(f"query, at {node.at}: {name} needs a sequence, this is {what}")
+        raise node.wrong(f"{name} needs a sequence, this is {what}")
     if shape.kind == "rows":
         return _over_events(c, name, source, shape, args, node, env)
     if shape.is_tuple:
-        shape = Shape("list", shape.fields[0][1] if len({s for _, s in shape.fields}) == 1 else ANY)
-    item = members(shape)
+        shape = ex.Shape("list", shape.fields[0][1] if len({s for _, s in shape.fields}) == 1 else ex.ANY)
+    item = ex.members(shape)
     if name == "Aggregate":
-        by, _ = c.function(name, args[2], (ANY, item), env)
-        return Fold(source, c.number(args[1], env, name), by), ANY
+        by, _ = c.function(name, args[2], (ex.ANY, item), env)
+        return ex.Fold(source, c.number(args[1], env, name), by), ex.ANY
     if name in known.WITH_LAMBDA and len(args) == 2:
         by, result = c.function(name, args[1], (item,), env)
-        return Op(name, source, by), _after(name, shape, result)
+        return ex.Op(name, source, by), _after(name, shape, result)
     if name == "Choose":
         n = args[1].value if args[1].kind == "const" else None
         if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOOSE:
-            raise BadQuery(f"query, at {args[1].at}: Choose needs a number from 1 to {MAX_CHOOSE}")
-        return Op(name, source, arg=Const(n)), Shape("list", Shape("list", item))
+            raise args[1].wrong(f"Choose needs a number from 1 to {MAX_CHOOSE}")
+        return ex.Op(name, source, arg=ex.Const(n)), ex.Shape("list", ex.Shape("list", item))
     if name in known.DEFAULTED:
         return _one_of(c, name, source, item, args, env)
     if len(args) == 2:
         arg, other = c.expr(args[1], env)
         if other.kind in {"row", "rows"} or (name == "Concat" and other.kind == "one"):
-            raise BadQuery(f"query, at {args[1].at}: {name} needs a sequence or a value here")
-        return Op(name, source, arg=arg), ANY if name == "Contains" else _joined(item, members(other))
-    return Op(name, source), _after(name, shape, ANY)
+            raise args[1].wrong(f"{name} needs a sequence or a value here")
+        return ex.Op(name, source, arg=arg), ex.ANY if name == "Contains" else _joined(
+            item, ex.members(other)
+        )
+    return ex.Op(name, source), _after(name, shape, ex.ANY)
 
 
 def _one_of(
-    c: "Compiler", name: str, source: Expr, item: Shape, args: tuple[Node, ...], env: "Env"
+    c: "Compiler", name: str, source: ex.Expr, item: ex.Shape, args: tuple[Node, ...], env: "Env"
 ) -> "Typed":
     """First, Last, ElementAt, Max and Min; the last field, if given, stands in for what is missing."""
     needed = known.OPERATORS[name][0]
     arg = c.number(args[1], env, name) if needed == 2 else None
-    found: Expr = Op(name, source, arg=arg)
+    found: ex.Expr = ex.Op(name, source, arg=arg)
     if len(args) > needed:
-        found = Fill(found, c.number(args[needed], env, f"the default of {name}", text=True))
-    return found, item if name in {"First", "Last", "ElementAt"} else ANY
+        found = ex.Fill(found, c.number(args[needed], env, f"the default of {name}", text=True))
+    return found, item if name in {"First", "Last", "ElementAt"} else ex.ANY
 
 
-def _joined(one: Shape, other: Shape) -> Shape:
-    return Shape("list", one if one == other else ANY)
+def _joined(one: ex.Shape, other: ex.Shape) -> ex.Shape:
+    return ex.Shape("list", one if one == other else ex.ANY)
 
 
-def _after(name: str, source: Shape, body: Shape) -> Shape:
+def _after(name: str, source: ex.Shape, body: ex.Shape) -> ex.Shape:
     """What is known of an operator's result."""
     if name in {"Where", "OrderBy", "OrderByDescending"}:
         return source
     if name == "Select":
-        return Shape("list", body)
+        return ex.Shape("list", body)
     if name == "SelectMany":
-        return Shape("list", members(body))
+        return ex.Shape("list", ex.members(body))
     if name == "Zip" and source.kind == "record":
-        return Shape("list", members(source))
+        return ex.Shape("list", ex.members(source))
     if name in {"Any", "All", "Count"}:
-        return ONE
+        return ex.ONE
     if name == "Sum":
-        return ONE if source.item is not None and source.item.kind == "one" else ANY
-    return ANY
+        return ex.ONE if source.item is not None and source.item.kind == "one" else ex.ANY
+    return ex.ANY
 
 
 def _over_events(
-    c: "Compiler", name: str, source: Expr, shape: Shape, args: tuple[Node, ...], node: Node, env: "Env"
+    c: "Compiler", name: str, source: ex.Expr, shape: ex.Shape, args: tuple[Node, ...], node: Node, env: "Env"
 ) -> "Typed":
-    item = shape.item or ANY
+    item = shape.item or ex.ANY
     if env:
-        raise BadQuery(f"query, at {node.at}: it must read one EventDataset, outside of every lambda")
+        raise node.wrong("it must read one EventDataset, outside of every lambda")
     if name in {*known.STREAMED, "Any", "All"} and len(args) == 2:
         around, c.filtering = c.filtering, name == "Where" and item.kind == "row"
         by, result = c.function(name, args[1], (item,), env)
         c.filtering = around
         if name in {"Any", "All"}:
-            return Op(name, source, by, over_events=True), ONE
-        after = {"Where": item, "Select": result}.get(name, members(result))
-        return Op(name, source, by, over_events=True), Shape("rows", after)
+            return ex.Op(name, source, by, over_events=True), ex.ONE
+        after = {"Where": item, "Select": result}.get(name, ex.members(result))
+        return ex.Op(name, source, by, over_events=True), ex.Shape("rows", after)
     if name == "Count":
-        return Op(name, source, over_events=True), ONE
+        return ex.Op(name, source, over_events=True), ex.ONE
     whole = item.kind == "row"
     if name in known.PICKS and len(args) == 1:
-        return Op(name, source, over_events=True), item
+        return ex.Op(name, source, over_events=True), item
     if name == "ElementAt" and len(args) == 2:
-        return Op(name, source, arg=c.number(args[1], env, name), over_events=True), item
+        return ex.Op(name, source, arg=c.number(args[1], env, name), over_events=True), item
     if name == "Aggregate" and not whole:
         return _total(c, source, item, args, node, env)
     if name == "Contains" and not whole:
-        return Op(name, source, arg=c.number(args[1], env, name, text=True), over_events=True), ONE
+        return ex.Op(name, source, arg=c.number(args[1], env, name, text=True), over_events=True), ex.ONE
     if name in known.TOTALS and len(args) == 1 and not whole:
         # Of a column of sequences it is a column of reductions: only the file knows.
-        return Op(name, source, over_events=True), Shape("rows", ANY) if item.kind != "one" else ONE
+        return ex.Op(name, source, over_events=True), ex.Shape(
+            "rows", ex.ANY
+        ) if item.kind != "one" else ex.ONE
     tail = "Select a column first" if whole else "use it inside Select, on a sequence of an event"
-    raise BadQuery(
-        f"query, at {node.at}: {name} of {'whole events' if whole else 'the events'} is not offered, "
+    raise node.wrong(
+        f"{name} of {'whole events' if whole else 'the events'} is not offered, "
         f"as files are read in steps; {tail}"
     )
 
 
 def _total(
-    c: "Compiler", source: Expr, item: Shape, args: tuple[Node, ...], node: Node, env: "Env"
+    c: "Compiler", source: ex.Expr, item: ex.Shape, args: tuple[Node, ...], node: Node, env: "Env"
 ) -> "Typed":
     """A fold over all events: offered where it is a sum, a count or an extreme, as steps can be combined."""
     seed = args[1].value if args[1].kind == "const" else None
-    by, _ = c.function("Aggregate", args[2], (ANY, item), env)
+    by, _ = c.function("Aggregate", args[2], (ex.ANY, item), env)
     found = _reduction(by)
     if found is None or not isinstance(seed, int | float):
-        raise BadQuery(
-            f"query, at {node.at}: Aggregate over the events takes a number and acc + f(x), or "
+        raise node.wrong(
+            "Aggregate over the events takes a number and acc + f(x), or "
             "acc if acc > f(x) else f(x); other folds work inside Select, on a sequence of an event"
         )
     name, each = found
     c.seed = seed
-    column = Op("Select", source, Lambda(by.second, each, by.free), over_events=True)
-    return Op(name, column, over_events=True), ONE
+    column = ex.Op("Select", source, ex.Lambda(by.second, each, by.free), over_events=True)
+    return ex.Op(name, column, over_events=True), ex.ONE
 
 
-def _reduction(by: Lambda) -> tuple[str, Expr] | None:
+def _reduction(by: ex.Lambda) -> tuple[str, ex.Expr] | None:
     """The reduction that a fold is, and what it takes of each item."""
-    acc = Var(by.slot)
+    acc = ex.Var(by.slot)
     match by.body:
-        case Ufunc("add" | "maximum" | "minimum" as name, (left, right)) if acc in (left, right):
+        case ex.Ufunc("add" | "maximum" | "minimum" as name, (left, right)) if acc in (left, right):
             each = right if left == acc else left
             found = {"add": "Sum", "maximum": "Max", "minimum": "Min"}[name]
-        case If(
-            Ufunc("greater" | "greater_equal" | "less" | "less_equal" as name, (left, right)), yes, no
+        case ex.If(
+            ex.Ufunc("greater" | "greater_equal" | "less" | "less_equal" as name, (left, right)), yes, no
         ) if {left, right} == {yes, no} and acc in (left, right):
             each = right if left == acc else left
             # "acc if acc > x else x" and "x if x > acc else acc" keep the greater one.

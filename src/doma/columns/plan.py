@@ -105,7 +105,7 @@ def _unwrapped(node: Node) -> _Wrapped:
         return _Wrapped(node)
     name, args = spelled
     if not args:
-        raise BadQuery(f"query, at {node.at}: {name} has no source")
+        raise node.wrong(f"{name} has no source")
     if name == "MetaData":
         return _unwrapped(args[0])
     columns: tuple[str, ...] | None = None
@@ -113,12 +113,10 @@ def _unwrapped(node: Node) -> _Wrapped:
     for meaning, arg in zip(_meanings(name, args[1:]), args[1:], strict=False):
         items = arg.args if arg.kind == "list" else (arg,)
         if not all(n.kind == "const" and (n.value is None or isinstance(n.value, str)) for n in items):
-            raise BadQuery(f"query, at {arg.at}: {name}: column names, tree and file must be strings")
+            raise arg.wrong(f"{name}: column names, tree and file must be strings")
         names = tuple(str(n.value) for n in items if n.value is not None)
         if any(not 0 < len(n) <= MAX_NAME for n in names) or len(set(names)) != len(names):
-            raise BadQuery(
-                f"query, at {arg.at}: {name}: names must differ and have 1 to {MAX_NAME} characters"
-            )
+            raise arg.wrong(f"{name}: names must differ and have 1 to {MAX_NAME} characters")
         if meaning == "columns":
             columns = names or None
         elif meaning == "tree" and names:

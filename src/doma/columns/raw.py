@@ -10,13 +10,13 @@ Source: servicex.md §8.2 and §9 of the project's contracts.
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import awkward as ak
 import numpy as np
 
 from doma.columns.evaluate import Table
-from doma.columns.explain import Explained
+from doma.columns.explain import Explained, columns_of, facts
 from doma.columns.model import Progress
 from doma.columns.query import Tell
 from doma.columns.raw_evaluate import Evaluator, Names, across_events
@@ -102,17 +102,19 @@ class UprootRaw:
 
     def explain(self, data: Bytes | None, step: int) -> Explained:
         """What the query reads and does, without running it on events."""
-        from doma.columns.raw_explain import explained, with_file
+        from doma.columns.raw_explain import explained
 
         base = explained(self.parts, self.digest)
         if data is None:
             return base
-        jobs = (
-            (j.source, j.first, j.rest, {n: str(a.type.content) for n, a in j.empty().columns.items()})
-            for part in self.parts
-            for j in self._jobs(part, data)
-        )
-        return with_file(base, data, jobs, step)
+        jobs = [job for part in self.parts for job in self._jobs(part, data)]
+        first = dict.fromkeys(name for job in jobs for name in job.first)
+        rest = dict.fromkeys(name for job in jobs for name in job.rest)
+        columns = {c.name: c for job in jobs for c in columns_of(job.empty())}
+        return replace(
+            base, branches=tuple(first | rest), filters=tuple(first), columns=tuple(columns.values()),
+            file=facts(data, [(j.source, j.first + j.rest, j.first) for j in jobs], step),
+        )  # fmt: skip
 
     def _jobs(self, part: Part, data: Bytes) -> Iterator[Job]:
         for tree, output in part.trees:

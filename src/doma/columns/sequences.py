@@ -19,6 +19,7 @@ from doma.columns.values import (
     check_element,
     deepest,
     element,
+    innermost,
     levels,
     listed,
     opened,
@@ -121,16 +122,9 @@ def reduced(name: str, source: Value) -> Value:
         return Value(took.outer, ak.sum(data, axis=-1))
     if element(data) != "numbers":
         raise BadQuery(f"query: {name} needs numbers, this is a sequence of {element(data)}")
-    if _primitive(data) == "float16":
+    if getattr(innermost(data), "dtype", None) == np.float16:
         data = ak.values_astype(data, "float32")
     return Value(took.outer, REDUCERS[name](ak.from_regular(data, axis=None), axis=-1))
-
-
-def _primitive(data: ak.Array) -> str:
-    layout = data.layout
-    while layout.is_option or layout.is_indexed or layout.is_list:
-        layout = layout.content
-    return str(getattr(layout, "dtype", ""))
 
 
 def picked(source: Value, index: Value, what: str) -> Value:

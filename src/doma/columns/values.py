@@ -153,27 +153,31 @@ def _constant(value: Any, size: int) -> ak.Array:
     return ak.Array(np.full(size, value))
 
 
-def levels(data: ak.Array, element_list: str = "") -> int:
-    """How many lists are nested around a value's elements; a string (or a list so marked) is an element."""
+def levels(data: ak.Array) -> int:
+    """How many lists are nested around a value's elements; a string is an element."""
     layout, depth = data.layout, 0
-    while True:
-        if layout.is_option or layout.is_indexed:
-            layout = layout.content
-        elif layout.is_list and layout.parameter("__array__") not in {"string", "bytestring"}:
-            if element_list and layout.parameter("__list__") == element_list:
-                return depth
-            depth, layout = depth + 1, layout.content
-        else:
-            return depth
+    while (layout.is_option or layout.is_indexed or layout.is_list) and not _is_text(layout):
+        depth, layout = depth + layout.is_list, layout.content
+    return depth
+
+
+def innermost(data: ak.Array) -> ak.contents.Content:
+    """The layout of the elements, below lists and what may be missing; a string is an element."""
+    layout = data.layout
+    while (layout.is_option or layout.is_indexed or layout.is_list) and not _is_text(layout):
+        layout = layout.content
+    return layout
+
+
+def _is_text(layout: ak.contents.Content) -> bool:
+    return layout.parameter("__array__") in {"string", "bytestring"}
 
 
 def element(data: ak.Array) -> str:
     """A word for the type of the innermost elements, for messages."""
-    layout = data.layout
-    while layout.is_option or layout.is_indexed or layout.is_list:
-        if layout.parameter("__array__") in {"string", "bytestring"}:
-            return "text"
-        layout = layout.content
+    layout = innermost(data)
+    if _is_text(layout):
+        return "text"
     return "records" if layout.is_record else "unions" if layout.is_union else "numbers"
 
 
