@@ -41,7 +41,7 @@ class Site:
         verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self.keys.jwks()})
         self.streams = Streams(db, self.bus, heartbeat=3600, look=0.01, clock=lambda: self.now)
         self.store = MemoryStore(5 << 20)
-        self.peer = os.geteuid()
+        self.peer, self.ailing = os.geteuid(), {}
         gate = Gate({ISSUER: ["/"]})
         self.endpoints = {"<site>": Endpoint("<site>", self.store, gate)}
         self.columns, self.ticks = Columns(0, 0, 0, 0, 0, ()), 0.0
@@ -58,6 +58,7 @@ class Site:
             self.overview.now,
             streams=self.streams,
             peer=lambda _: self.peer,
+            ailing=lambda: self.ailing,
         )
         self.relay = outbox.Relay(db, self.bus.pass_on)
 
@@ -117,6 +118,13 @@ async def test_operators_pages_are_for_this_machine_and_for_admins(site, path):
 async def test_health_is_for_anybody_and_knows_the_database(site):
     answer = await site.get("/health", client="192.0.2.7")
     assert answer.json() == {"status": "ok", "version": __version__}
+    site.ailing["cache near"] = "its disk fails"
+    ill = await site.get("/health")
+    assert (ill.status_code, ill.json()["status"], ill.json()["cache near"]) == (
+        200,
+        "degraded",
+        "its disk fails",
+    )
     site.db.close()
     broken = await site.get("/health")
     assert (broken.status_code, broken.json()["code"]) == (503, "service-unavailable")

@@ -132,6 +132,12 @@ def caches(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheStore]:
     return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheStore)}
 
 
+def ailing(endpoints: Mapping[str, Endpoint]) -> dict[str, str]:
+    """The caches that cannot keep anything now, as parts that ail."""
+    resting = [name for name, cache in caches(endpoints).items() if cache.stats().resting]
+    return {f"cache {name}": "its disk fails and rests: reads pass through" for name in resting}
+
+
 def views(endpoints: Mapping[str, Endpoint]) -> dict[str, CacheView]:
     """The caches of another process among the endpoints."""
     return {name: e.store for name, e in endpoints.items() if isinstance(e.store, CacheView)}

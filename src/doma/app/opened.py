@@ -160,7 +160,10 @@ async def open_site(
     background.spawn(usage.run())
     stack.callback(usage.tell)
     forward = forwarding(endpoints)
-    site = Site(verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage, forward, reads)
+    site = Site(
+        verifier, endpoints, usage.see, shown, _doors(audiences), third_party, usage, forward, reads,
+        query_token=settings.auth.query_token,
+    )  # fmt: skip
     context = _server_context(listen, files)
     return Opened(
         base, plain, db, files, context, issuer, verifier, site, background, emit, stream, revocations

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from doma.app.endpoints import RESERVED, caches
+from doma.app.endpoints import RESERVED, ailing, caches
 from doma.app.home import Home
 from doma.app.opened import Opened
 from doma.app.pool import INCOMING, pool_of
@@ -84,6 +84,7 @@ class Services:
             overview.now,
             realm=self.opened.site.name,
             streams=streams,
+            ailing=partial(ailing, self.opened.site.endpoints),
         )
         self._stack.callback(streams.close)
         if self.opened.issuer is not None and "issuer" in self.roles:

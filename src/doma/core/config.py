@@ -87,6 +87,9 @@ class Auth(Section):
     """How long a refresh token that was used stays good, and gives the same new one again."""
     macaroon_lifetime: Seconds = 24 * 3600
     """Longest validity of a macaroon; 0: none are issued or accepted."""
+    query_token: bool = False
+    """Whether files may also be asked for with ``?access_token=`` (RFC 6750 §2.3), not only with ``?authz=``.
+    Addresses with tokens in them end up in histories and in other programs' logs."""
 
 
 class Tape(Section):
@@ -288,7 +291,7 @@ class Dask(Section):
     scheduler: str = ""
     """Address of a scheduler, ``tls://host:8786``; empty: a cluster is made."""
     cluster: Literal["local", "kubernetes", "gateway", "htcondor", "slurm"] = "local"
-    """What a cluster is made with: LocalCluster, KubeCluster, GatewayCluster, HTCondorCluster, SLURMCluster."""
+    """What makes a cluster: LocalCluster, KubeCluster, GatewayCluster, HTCondorCluster, SLURMCluster."""
     workers: int = Field(default=2, ge=1)
     """Workers that are asked for, except of ``local``."""
     options: dict[str, Any] = {}

@@ -58,6 +58,8 @@ class Site:
     """Takes what root:// clients want staged."""
     pin: float = 24 * 3600.0
     """Seconds for which that is kept on disk."""
+    query_token: bool = False
+    """Whether ``access_token=`` in a query names a token, as ``authz=`` does."""
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a canonical URL path and the path within it: ``/site/a`` is ``site``, ``/a``.
@@ -85,7 +87,7 @@ class Site:
         Raises:
             BadCredential, InvalidToken, IssuerUnavailable: there is one, and it is no good.
         """
-        token = bearer_of(authorization, query)
+        token = bearer_of(authorization, query, access_token=self.query_token)
         if token is None:
             return None
         identity = await self.verifier.verify(token, macaroons=True)

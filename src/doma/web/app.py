@@ -11,7 +11,7 @@ Operators are who :mod:`doma.web.access` says.
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -59,8 +59,12 @@ def app(
     realm: str = "localhost",
     streams: Streams | None = None,
     peer: Peer = owner_of_peer,
+    ailing: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
-    """The application. ``app.state.streams.close()`` ends its endless answers when the server stops."""
+    """The application. ``app.state.streams.close()`` ends its endless answers when the server stops.
+
+    ``ailing`` names the parts that do not work as they should, though requests are answered, and says why.
+    """
     web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None)
     install(web, realm)
     flows = streams or Streams(db, bus)
@@ -73,7 +77,8 @@ def app(
                 await db.look(lambda tx: tx.execute(text("SELECT 1")).scalar())
         except TimeoutError as e:
             raise TimedOut("/health: the database has not answered for 5 s") from e
-        return {"status": "ok", "version": __version__}
+        parts = ailing()
+        return {"status": "degraded" if parts else "ok", "version": __version__, **parts}
 
     @web.get("/metrics")
     async def numbers(request: Request) -> Response:

@@ -1,8 +1,11 @@
 """The whole range table over real sockets: hot and cold files, plain and TLS."""
 
 import re
+from dataclasses import replace
 
 import pytest
+
+from doma.doors.fast import FastDoor
 
 S = 300_000
 ROWS = [
@@ -152,6 +155,19 @@ def test_rights_are_decided_at_every_request(wire, sign, token):
     assert wire.ask("GET", "/nowhere/f", token=token).status == 404
     got = wire.ask("GET", "/site/f?authz=Bearer%20" + token, {"Range": "bytes=0-0"})
     assert got.status == 206
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_query_says_access_token_only_where_that_is_configured(
+    site, launch, tools, token, sign, configured
+):
+    mine = replace(site, query_token=configured)
+    with launch(tools.application(mine), FastDoor(mine)) as server, server.dial() as wire:
+        for _ in range(2):
+            assert wire.ask("GET", f"/site/f?access_token={token}").status == (200 if configured else 401)
+        assert wire.ask("GET", f"/site/f?authz={token}").status == 200
+        two = wire.ask("GET", f"/site/f?access_token={sign('storage.read:/f')}", token=token)
+        assert two.status == (400 if configured else 200)
 
 
 def test_an_expired_token_is_refused_on_the_connection_that_knew_it(plain, site, sign):
