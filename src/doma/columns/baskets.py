@@ -5,7 +5,6 @@ Source: ROOT's TKey and TBasket headers; the blocks of ``core/zip``.
 
 import lzma
 import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import awkward as ak
 import cramjam
 import numpy as np
 import numpy.typing as npt
+from zlib_ng import zlib_ng
 
 from doma.columns.ttree import Branch, Odd
 from doma.core.errors import CorruptFile, LimitExceeded
@@ -20,6 +20,7 @@ from doma.core.errors import CorruptFile, LimitExceeded
 MOST = 256 << 20
 """Bytes of one basket."""
 _KEY, _BASKET = struct.Struct(">ihiIhh"), struct.Struct(">Hiiii")
+_Z_ERROR: Any = zlib_ng.error  # its stub takes the class for an instance
 Part = bytes | memoryview
 Ints = npt.NDArray[np.int64]
 
@@ -144,7 +145,7 @@ def _block(method: bytes, data: memoryview, size: int) -> Part:
     try:
         match method:
             case b"ZL":
-                inflate = zlib.decompressobj()
+                inflate = zlib_ng.decompressobj()
                 found = inflate.decompress(data, size + 1)
                 return found if inflate.eof else b""  # the checksum comes last
             case b"ZS":
@@ -163,5 +164,5 @@ def _block(method: bytes, data: memoryview, size: int) -> Part:
                 return memoryview(plain)[: cramjam.lz4.decompress_block_into(data[8:], plain)]
             case _:
                 raise Odd
-    except (zlib.error, lzma.LZMAError, cramjam.DecompressionError) as e:
+    except (_Z_ERROR, lzma.LZMAError, cramjam.DecompressionError) as e:
         raise CorruptFile(f"a block cannot be unpacked: {str(e)[:100]}") from e

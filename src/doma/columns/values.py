@@ -64,7 +64,10 @@ class Scope:
 
     def open(self, counts: npt.NDArray[Any]) -> "Scope":
         """The scope of the members of sequences with these lengths: (size,)."""
-        parents = np.repeat(np.arange(self.size, dtype=np.int64), counts)
+        if self.size == 1:  # of the events of a step: zeros that nobody touches take neither time nor memory
+            parents = np.zeros(int(counts[0]), np.int64)
+        else:
+            parents = np.repeat(np.arange(self.size, dtype=np.int64), counts)
         return Scope(len(parents), self, parents, self.depth + 1)
 
     def path(self, outer: "Scope") -> Index:
