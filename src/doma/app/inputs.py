@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 from doma.app.endpoints import caches
@@ -115,17 +115,21 @@ def allowed(config: Config, base: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([base, *own_origins(base), *named, *around, *buckets]))
 
 
-def road_of(config: Config, opened: Opened) -> Road:
-    """The way to inputs. Raises ConfigError: the cache is neither an endpoint nor a URL."""
+def road_of(config: Config, opened: Opened, doors: Mapping[str, str]) -> Road:
+    """The way to inputs; ``doors`` are scan services by origin, and may grow.
+
+    Raises:
+        ConfigError: the cache is neither an endpoint nor a URL.
+    """
     own, cache = own_origins(opened.base), config.columns.cache
     if "://" in cache:
-        return Road(own, cache, config.columns.cache_for)
+        return Road(own, cache, config.columns.cache_for, doors)
     if cache not in caches(opened.site.endpoints):
         # the default names one that a site need not have
         if cache not in {"", "cache"}:
             raise ConfigError(f"columns.cache: {cache!r} is no caching endpoint of this server")
-        return Road(own)
-    return Road(own, f"{opened.base}/{cache}", config.cache.allow)
+        return Road(own, doors=doors)
+    return Road(own, f"{opened.base}/{cache}", config.cache.allow, doors)
 
 
 def buckets_of(config: Config) -> Buckets:

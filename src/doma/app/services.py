@@ -58,6 +58,8 @@ class Services:
     app: ASGIApp = field(init=False)
     s3_door: Door = field(init=False)
     flight: str = ""
+    _beside: dict[str, str] = field(default_factory=dict)
+    """Scan services by the origins of files that they read, too."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def build(self) -> None:
@@ -279,7 +281,9 @@ class Services:
                 "auth.embedded = false: the role 'columns' needs the embedded issuer to renew tokens"
             )
         section = self.config.columns
-        road, buckets = inputs.road_of(self.config, self.opened), inputs.buckets_of(self.config)
+        self._beside.update(self.config.columns.flight)
+        road = inputs.road_of(self.config, self.opened, self._beside)
+        buckets = inputs.buckets_of(self.config)
         mint = inputs.Minter(self.opened.issuer, self.opened.base, buckets, road.cache)
         allow = inputs.allowed(self.config, self.opened.base)
         datasets = inputs.make_datasets(self.config, self.opened, mint)
@@ -350,6 +354,7 @@ class Services:
         self.flight = await asyncio.to_thread(door.start)
         self._stack.push_async_callback(asyncio.to_thread, door.stop)
         self.urls["flight"] = self.flight
+        self._beside.setdefault(self.opened.base, self.flight)
 
 
 def _dispatch(doors: ASGIApp, root: ASGIApp, services: frozenset[str]) -> ASGIApp:

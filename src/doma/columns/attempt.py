@@ -181,7 +181,10 @@ class Attempt:
             output = shop.work / f"{job.file}-{job.attempt}-{len(self._outputs)}"
             self._outputs.append(output)
             (url, token), *rest = order
-            mine = replace(task, url=url, token=token, replicas=tuple(rest), output=str(output))
+            flight = shop.road.beside(url)
+            mine = replace(
+                task, url=url, token=token, replicas=tuple(rest), output=str(output), flight=flight
+            )
             races[asyncio.create_task(shop.pool.run(mine, self._seen))] = output
 
         start(places)

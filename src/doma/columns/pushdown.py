@@ -11,6 +11,7 @@ Source: scan.md §3 of the project's contracts (query JSON, semantics of null, N
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -22,7 +23,7 @@ import pyarrow as pa
 from doma.columns.expressions import Const, Events, Expr, Field, Lambda, Op, Ufunc, Var
 from doma.columns.model import Task
 from doma.columns.plan import Plan
-from doma.columns.remote import Bytes
+from doma.columns.remote import Bytes, open_input
 from doma.columns.source import Columns, Index, Source, Window
 from doma.columns.source_parquet import joined
 from doma.core.errors import DomaError, OriginFailed
@@ -54,6 +55,8 @@ class Beside:
         suffix = self.url.rpartition(".")[2].lower()
         if plan.branches is None or suffix != "root" or plan.tree in {None, "None"}:
             return None
+        if self.url != self._task.url:
+            return None  # another replica is read: nothing tells that it is the same file
         wheres = list(_wheres(plan.body))
         if not wheres:
             return None
@@ -75,6 +78,17 @@ class Beside:
         trust = self._task.ca_file if place.scheme == "grpc+tls" and self._task.ca_file else None
         door, path = f"{place.scheme}://{place.netloc}", unquote(place.path)
         return scan(door, path, self._task.token, None if trust is None else Path(trust), tree=tree)
+
+    def unchanged(self) -> None:
+        """Make sure that what was scanned is the version that was opened, by which the result is known.
+
+        Raises:
+            OriginFailed: the file has changed meanwhile; it is to be tried again.
+        """
+        again = open_input(replace(self._task, replicas=()))
+        again.close()
+        if again.version != self.version or again.size != self.size:
+            raise OriginFailed(f"{self.url}: the file has changed while it was read")
 
     @property
     def url(self) -> str:
@@ -133,6 +147,7 @@ class FlightSource:
                 waiting, held = [], 0
         if waiting or not at:
             yield self._window(waiting, at, groups)
+        self._data.unchanged()
 
     def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
         return 0, 0

@@ -140,14 +140,14 @@ def open_bytes(
 def open_input(task: Task) -> Bytes:
     """Open the file of a task at the first of its replicas that opens.
 
-    No byte is read before it is asked for if the task knows versions whose result is there already, or
-    replicas.
+    No byte is read before it is asked for if the task knows versions whose result is there already,
+    replicas, or a scan service.
 
     Raises:
         DomaError: what is wrong with the file; of several replicas the first one's trouble that may pass.
     """
     places = ((task.url, task.token), *task.replicas)
-    return Input(places, task.ca_file, task.allow, lazy=bool(task.known or task.replicas))
+    return Input(places, task.ca_file, task.allow, lazy=bool(task.known or task.replicas or task.flight))
 
 
 class Input:

@@ -6,7 +6,7 @@ Source: servicex.md §6 of the project's contracts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from doma.core.errors import DomaError
 from doma.core.paths import checked, covers
@@ -35,6 +35,8 @@ class Road:
     """URL of the cache, ``https://host/cache``; empty: there is none."""
     through: tuple[str, ...] = ()
     """Globs over ``https://host[:port]``, ``root://host[:port]``: the origins that the cache serves."""
+    doors: Mapping[str, str] = field(default_factory=dict)
+    """Addresses of scan services by origin; the paths are the same. It may grow while services start."""
 
     def places(self, urls: Sequence[str]) -> tuple[str, ...]:
         """The URLs of one file in the order in which they are tried, the cache's in front of the others'."""
@@ -43,6 +45,15 @@ class Road:
         cached = next((u for u in others if self._serves(u)), None)
         middle = [f"{self.cache.rstrip('/')}/{cached}"] if cached is not None and not own else []
         return (*own, *middle, *others)
+
+    def beside(self, url: str) -> str:
+        """The file at the scan service beside it; empty: there is none.
+
+        >>> Road(doors={"https://a.org": "grpc+tls://a.org:9"}).beside("https://a.org/site/f.root")
+        'grpc+tls://a.org:9/site/f.root'
+        """
+        door = self.doors.get(_origin(url))
+        return f"{door}/{urlsplit(url).path.lstrip('/')}" if door else ""
 
     def _serves(self, url: str) -> bool:
         if not self.cache or "?" in url or url.startswith(self.cache):

@@ -14,8 +14,10 @@ from doma.auth.gate import Gate
 from doma.auth.model import Capability, Identity, Verb
 from doma.columns.execute import execute
 from doma.columns.model import Task
+from doma.columns.pushdown import Beside
+from doma.columns.remote import open_input
 from doma.core.config import Scan
-from doma.core.errors import InvalidToken
+from doma.core.errors import InvalidToken, OriginFailed
 from doma.scan.flight import FlightDoor
 from doma.scan.opener import StoreOpener
 from doma.scan.service import ScanService
@@ -146,3 +148,28 @@ def test_a_door_that_refuses_or_is_not_there_changes_nothing(flight, token, fold
     )
     assert direct.equals(other)
     assert whole == again
+
+
+def test_a_file_replaced_during_a_scan_is_not_taken_for_the_one_that_was_opened(folder, door, tmp_path):
+    name = tmp_path / "changing.root"
+    shutil.copy(folder / FILES[0], name)
+    url = f"{door}/site/{FILES[0]}"
+    data = Beside(open_input(task := Task(name.as_uri(), "", "", allow=("file://",), flight=url)), task)
+    data.unchanged()
+    shutil.copy(folder / FILES[1], name)
+    with pytest.raises(OriginFailed, match="has changed"):
+        data.unchanged()
+    data.close()
+
+
+def test_the_running_system_filters_its_own_files_beside_the_data(shared):
+    shared.put("/site/pushed/z.root", (REPO / "tests/data/uproot-Zmumu.root").read_bytes())
+    mass = "(call Where (call EventDataset 'f' 'events') (lambda (list e) (> (attr e 'M') 150)))"
+    query = f"(call Select {mass} (lambda (list e) (dict (list 'm') (list (attr e 'M')))))"
+    ask = {"selection": query, "file-list": [f"{shared.run['https']}/site/pushed/z.root"],
+           "codegen": "uproot", "result-format": "parquet"}  # fmt: skip
+    id_ = shared.ask("POST", "/servicex/transformation", json=ask).json()["request_id"]
+    while not (found := shared.ask("GET", f"/servicex/transformation/{id_}/results").json()["results"]):
+        shared.ask("GET", f"/servicex/transformation/{id_}")  # waits at the server
+    assert found[0]["total-events"] > 0
+    assert 0 < found[0]["input-bytes"] < 10_000
