@@ -1,7 +1,7 @@
 """The cache contract's freshness table F1-F18, with a clock that the test turns."""
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
 from doma.core.errors import Forbidden, NotCached, NotFound, OriginFailed, StorageUnavailable, Unauthenticated
+from doma.store.http_status import Probe
 from doma.store.memory import MemoryStore
 from doma.store.protocol import Stat
 
@@ -23,13 +24,6 @@ class Clock:
 
     def __call__(self):
         return self.now
-
-
-@dataclass
-class Said:
-    stat: Stat | None
-    cache_control: str = ""
-    age: float = 0.0
 
 
 class FileLike(MemoryStore):
@@ -98,8 +92,8 @@ class HttpLike(FileLike):
         stat = await self.stat(path)
         if if_none_match == stat.version:
             self.unchanged += 1
-            return Said(None, self.cache_control, self.age)
-        return Said(stat, self.cache_control, self.age)
+            return Probe(None, self.cache_control, self.age)
+        return Probe(stat, self.cache_control, self.age)
 
 
 async def put(store, path, data):
