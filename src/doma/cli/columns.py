@@ -19,8 +19,9 @@ from doma.cli import show
 from doma.cli.columns_progress import Bars
 from doma.cli.token import duration
 from doma.columns.client import ColumnClient, Delivered
-from doma.core.errors import BadQuery, BadRequest, ConfigError, PartlyFailed
+from doma.core.errors import BadQuery, BadRequest, ConfigError, PartlyFailed, ServiceUnavailable
 from doma.facility.access import Access
+from doma.net.problem import raise_for
 
 T = TypeVar("T")
 AT_ONCE = 4
@@ -62,6 +63,18 @@ class Place:
             httpx.AsyncClient(verify=tls, timeout=60) as plain,  # result addresses carry their own credential
         ):
             yield ColumnClient(http, plain)
+
+    def call(self, method: str, path: str, body: Any = None, token: str = "") -> Any:
+        """The JSON that a call answers; ``token`` in the place of one's own. Raises ServiceUnavailable."""
+        address, own, tls = self.reach()
+        headers = {"Authorization": f"Bearer {token or own}", "Accept": "application/json"}
+        try:
+            with httpx.Client(base_url=address, headers=headers, verify=tls, timeout=60) as http:
+                answer = raise_for(http.request(method, path, json=body))
+        except httpx.HTTPError as e:
+            told = str(e) or type(e).__name__
+            raise ServiceUnavailable(f"{address}: does not answer ({told}); try 'doma doctor'") from e
+        return answer.json() if answer.content else None
 
     def ask(self, work: Callable[[ColumnClient], Awaitable[T]]) -> T:
         """Run something with the client."""
@@ -142,14 +155,8 @@ def deliver(place: Place, asked: Asked, out: Path, timeout: str, no_wait: bool, 
     files, seconds = asked.inputs(), duration(timeout)
 
     async def work(client: ColumnClient) -> tuple[str, dict[str, Any], list[tuple[Delivered, Path]]]:
-        id_ = await client.submit(
-            text,
-            files,
-            did=asked.did or None,
-            codegen=codegen,
-            format=asked.format,
-            title=asked.title or None,
-        )
+        how = {"codegen": codegen, "format": asked.format}
+        id_ = await client.submit(text, files, did=asked.did or None, title=asked.title or None, **how)
         if no_wait:
             return id_, {}, []
         with Bars(json) as bars:
@@ -292,16 +299,10 @@ def _files(record: dict[str, Any]) -> str:
 
 def _file_table(files: Sequence[dict[str, Any]]) -> None:
     rows = [
-        (
-            f["file-path"],
-            f["transform_status"],
-            f["total-events"],
-            show.size(f["total-bytes"]),
-            show.size(f["input-bytes"]),
-            f["reason"] or "",
-        )
+        (f["file-path"], f["transform_status"], f["total-events"], show.size(f["total-bytes"]),
+         show.size(f["input-bytes"]), f["reason"] or "")
         for f in files
-    ]
+    ]  # fmt: skip
     columns = ("file", "state", "rows", "result", "read", "reason")
     _table("files", columns, rows, right=("rows", "result", "read"))
 

@@ -1,9 +1,15 @@
 """The verbs of column delivery: ask, follow, stop, and what a query means."""
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from doma.cli.columns import Place
 
 columns = typer.Typer(no_args_is_help=True, help="Column delivery: a query over files, delivered as columns.")
 
@@ -32,8 +38,31 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Ids of requests.")]
 Id = Annotated[str, typer.Argument(help="Id of a request.")]
 
 
+def at_place(command: Callable[..., None]) -> Callable[..., None]:
+    """A command about a service: ``--home``, ``--url`` and ``--ca`` become its first argument, the place."""
+    options = {"home": (HomeOption, None), "url": (UrlOption, ""), "ca": (CaOption, None)}
+
+    @wraps(command)
+    def placed(*, home: Path | None, url: str, ca: Path | None, **given: Any) -> None:
+        from doma.cli.columns import Place
+
+        command(Place(home, url, ca), **given)
+
+    own = list(inspect.signature(command).parameters.values())[1:]
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in options.items()
+    ]
+    # What the library reads of a command: where it has its options from.
+    placed.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+    placed.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
+    return placed
+
+
 @columns.command()
+@at_place
 def deliver(
+    place: "Place",
     query: Query,
     files: Annotated[list[str] | None, typer.Argument(help="URLs of the inputs.")] = None,
     did: Annotated[
@@ -49,84 +78,77 @@ def deliver(
     title: Annotated[str, typer.Option(help="For people who look at it.")] = "",
     timeout: Annotated[str, typer.Option(help="How long to wait: 90, 10m, 2h.")] = "1d",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the request's id and leave.")] = False,
-    home: HomeOption = None,
-    url: UrlOption = "",
-    ca: CaOption = None,
     json: Json = False,
 ) -> None:
     """Ask for columns and bring the results here; prints their paths."""
-    from doma.cli.columns import Asked, Place, deliver
+    from doma.cli.columns import Asked, deliver
 
     asked = Asked(query, tuple(files or ()), did, list_, codegen, format, title)
-    deliver(Place(home, url, ca), asked, out, timeout, no_wait, json)
+    deliver(place, asked, out, timeout, no_wait, json)
 
 
 @columns.command(name="ls")
-def list_requests(
-    home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False
-) -> None:
+@at_place
+def list_requests(place: "Place", json: Json = False) -> None:
     """Your requests, youngest first."""
-    from doma.cli.columns import Place, list_requests
+    from doma.cli.columns import list_requests
 
-    list_requests(Place(home, url, ca), json)
+    list_requests(place, json)
 
 
 @columns.command()
+@at_place
 def show(
+    place: "Place",
     id: Id,
     out: Annotated[Path | None, typer.Option(help="Bring the results into this folder, too.")] = None,
-    home: HomeOption = None,
-    url: UrlOption = "",
-    ca: CaOption = None,
     json: Json = False,
 ) -> None:
     """One request with its files."""
-    from doma.cli.columns import Place, show_request
+    from doma.cli.columns import show_request
 
-    show_request(Place(home, url, ca), id, out, json)
+    show_request(place, id, out, json)
 
 
 @columns.command()
+@at_place
 def cancel(
+    place: "Place",
     ids: Ids = None,
     all: Annotated[bool, typer.Option("--all", help="Every request of yours that runs.")] = False,
-    home: HomeOption = None,
-    url: UrlOption = "",
-    ca: CaOption = None,
     json: Json = False,
 ) -> None:
     """Stop requests; what is done stays."""
-    from doma.cli.columns import Place, cancel
+    from doma.cli.columns import cancel
 
-    cancel(Place(home, url, ca), ids or [], all, json)
+    cancel(place, ids or [], all, json)
 
 
 @columns.command(name="rm")
-def remove(
-    ids: Ids = None, home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False
-) -> None:
+@at_place
+def remove(place: "Place", ids: Ids = None, json: Json = False) -> None:
     """Remove ended requests with their results."""
-    from doma.cli.columns import Place, remove
+    from doma.cli.columns import remove
 
-    remove(Place(home, url, ca), ids or [], json)
+    remove(place, ids or [], json)
 
 
 @columns.command()
-def logs(
-    id: Id, home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False
-) -> None:
+@at_place
+def logs(place: "Place", id: Id, json: Json = False) -> None:
     """What went wrong in a request, file by file, and what its functions printed."""
-    from doma.cli.columns import Place, logs
+    from doma.cli.columns import logs
 
-    logs(Place(home, url, ca), id, json)
+    logs(place, id, json)
 
 
 @columns.command()
-def codegens(home: HomeOption = None, url: UrlOption = "", ca: CaOption = None, json: Json = False) -> None:
+@at_place
+def codegens(place: "Place", json: Json = False) -> None:
     """The query languages that a service offers."""
-    from doma.cli.columns import Place, codegens
+    from doma.cli.columns import codegens
 
-    codegens(Place(home, url, ca), json)
+    codegens(place, json)
 
 
 @columns.command()
@@ -144,35 +166,31 @@ def explain(
 
 
 @columns.command()
+@at_place
 def login(
+    place: "Place",
     write: Annotated[
         Path | None, typer.Option(help="File to write, such as ~/.servicex; else print it.")
     ] = None,
     subject: Annotated[str, typer.Option(help="Whom the token speaks for; operators only.")] = "",
     scope: Annotated[str, typer.Option(help="What may be read: storage.read:/path …")] = "",
     lifetime: Annotated[str, typer.Option(help="Life of the token: 12h, 30d.")] = "30d",
-    home: HomeOption = None,
-    url: UrlOption = "",
-    ca: CaOption = None,
     json: Json = False,
 ) -> None:
     """A servicex.yaml for ServiceX's own client, with a token that it refreshes itself with."""
-    from doma.cli.columns import Place
     from doma.cli.columns_login import login
 
-    login(Place(home, url, ca), write, subject, scope, lifetime, json)
+    login(place, write, subject, scope, lifetime, json)
 
 
 @columns.command()
+@at_place
 def logout(
+    place: "Place",
     file: Annotated[Path, typer.Argument(help="The servicex.yaml.")],
-    home: HomeOption = None,
-    url: UrlOption = "",
-    ca: CaOption = None,
     json: Json = False,
 ) -> None:
     """Make the tokens in a servicex.yaml void."""
-    from doma.cli.columns import Place
     from doma.cli.columns_login import logout
 
-    logout(Place(home, url, ca), file, json)
+    logout(place, file, json)

@@ -6,29 +6,20 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
-
 from doma.app.home import default_home
 from doma.auth.files import write_private
 from doma.cli import show
 from doma.cli.columns import Place, read
 from doma.cli.token import duration
-from doma.core.errors import ServiceUnavailable
-from doma.net.problem import raise_for
 
 _TOKEN = re.compile(r"^[ -]*token: *['\"]?([^\s'\"]+)", re.MULTILINE)
 
 
 def login(place: Place, write: Path | None, subject: str, scope: str, lifetime: str, json: bool) -> None:
     """Get a token that lasts and write it down as the client wants it."""
-    address, token, tls = place.reach()
     wanted = {"subject": subject, "scope": scope, "lifetime": duration(lifetime)}
-    try:
-        with httpx.Client(base_url=address, verify=tls, timeout=30) as http:
-            headers = {"Authorization": f"Bearer {token}"}
-            found = raise_for(http.post("/token/servicex", json=wanted, headers=headers)).json()
-    except httpx.HTTPError as e:
-        raise ServiceUnavailable(f"{address}: does not answer ({e}); try 'doma doctor'") from e
+    found = place.call("POST", "/token/servicex", wanted)
+    address = place.reach()[0]
     endpoint = {"name": "doma", "endpoint": address if place.url else _simple(place, address)}
     lines = [f"{name}: {value}" for name, value in (endpoint | {"token": found["refresh_token"]}).items()]
     text = "\n    ".join(["api_endpoints:\n  - " + lines[0], *lines[1:]]) + "\ndefault-endpoint: doma\n"
@@ -44,14 +35,9 @@ def login(place: Place, write: Path | None, subject: str, scope: str, lifetime: 
 
 def logout(place: Place, file: Path, json: bool) -> None:
     """Void every token of a file that is the service's."""
-    address, _, tls = place.reach()
     tokens = _TOKEN.findall(read(file.expanduser()))
-    try:
-        with httpx.Client(base_url=address, verify=tls, timeout=30) as http:
-            for token in tokens:
-                raise_for(http.post("/token/revoke", headers={"Authorization": f"Bearer {token}"}))
-    except httpx.HTTPError as e:
-        raise ServiceUnavailable(f"{address}: does not answer ({e}); try 'doma doctor'") from e
+    for token in tokens:
+        place.call("POST", "/token/revoke", token=token)
     if json:
         show.as_json({"revoked": len(tokens)})
     else:

@@ -4,13 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import httpx
-
 from doma.cli import show
 from doma.cli.columns import Place
 from doma.cli.dataset_files import Files
-from doma.core.errors import ServiceUnavailable
-from doma.net.problem import raise_for
 
 ROOT = "/api/v1/datasets"
 
@@ -20,7 +16,7 @@ def put(place: Place, datasets: Mapping[str, Files], shared: bool | None, replac
     made = []
     for name, files in datasets.items():
         body: dict[str, Any] = {"files": files, "replace": replace}
-        made.append(_ask(place, "PUT", _of(name), body if shared is None else body | {"shared": shared}))
+        made.append(place.call("PUT", _of(name), body if shared is None else body | {"shared": shared}))
     if json:
         show.as_json(made)
     else:
@@ -29,7 +25,7 @@ def put(place: Place, datasets: Mapping[str, Files], shared: bool | None, replac
 
 def list_all(place: Place, json: bool) -> None:
     """One's own datasets and the shared ones."""
-    found = _ask(place, "GET", ROOT)["datasets"]
+    found = place.call("GET", ROOT)["datasets"]
     if json:
         show.as_json(found)
     else:
@@ -38,7 +34,7 @@ def list_all(place: Place, json: bool) -> None:
 
 def list_looked_up(place: Place, stale: bool, json: bool) -> None:
     """What one's requests looked up."""
-    found = _ask(place, "GET", "/servicex/datasets" + ("?show-deleted=true" if stale else ""))["datasets"]
+    found = place.call("GET", "/servicex/datasets" + ("?show-deleted=true" if stale else ""))["datasets"]
     if json:
         show.as_json(found)
         return
@@ -55,7 +51,7 @@ def list_looked_up(place: Place, stale: bool, json: bool) -> None:
 def show_one(place: Place, name: str, json: bool) -> None:
     """The files of a dataset of the catalogue, or of one that was looked up."""
     looked_up = name.isdigit()
-    found = _ask(place, "GET", f"/servicex/datasets/{name}" if looked_up else _of(name))
+    found = place.call("GET", f"/servicex/datasets/{name}" if looked_up else _of(name))
     if json:
         show.as_json(found)
         return
@@ -69,12 +65,12 @@ def show_one(place: Place, name: str, json: bool) -> None:
 
 def remove(place: Place, name: str) -> None:
     """Forget a dataset of the catalogue."""
-    _ask(place, "DELETE", _of(name))
+    place.call("DELETE", _of(name))
 
 
 def mark_stale(place: Place, number: int) -> None:
     """Have the next request look it up anew."""
-    _ask(place, "DELETE", f"/servicex/datasets/{number}")
+    place.call("DELETE", f"/servicex/datasets/{number}")
 
 
 def _of(name: str) -> str:
@@ -90,14 +86,3 @@ def _entries(found: list[dict[str, Any]]) -> None:
     show.table(
         "Datasets", ("name", "files", "events", "size", "for"), rows, right=("files", "events", "size")
     )
-
-
-def _ask(place: Place, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-    address, token, tls = place.reach()
-    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-    with httpx.Client(base_url=address, headers=headers, verify=tls, timeout=60) as http:
-        try:
-            answer = raise_for(http.request(method, path, json=body))
-        except httpx.TransportError as e:
-            raise ServiceUnavailable(f"{address}: cannot be reached: {str(e) or type(e).__name__}") from e
-    return answer.json() if answer.content else None

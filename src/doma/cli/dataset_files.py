@@ -11,12 +11,8 @@ from doma.core.errors import BadRequest
 NUMBERS = ("bytes", "events")
 FIELDS = ("replicas", "name", *NUMBERS, "adler32")
 SPELLINGS = {
-    "url": "replicas",
-    "paths": "replicas",
-    "size": "bytes",
-    "file_size": "bytes",
-    "file_events": "events",
-}
+    "url": "replicas", "paths": "replicas", "size": "bytes", "file_size": "bytes", "file_events": "events",
+}  # fmt: skip
 
 Files = list[dict[str, Any]]
 
@@ -33,13 +29,12 @@ def read(path: Path, name: str) -> dict[str, Files]:
     """
     try:
         text = path.read_text()
-    except (OSError, UnicodeError) as e:
-        raise BadRequest(f"{path}: cannot be read: {e}") from e
-    try:
         if path.suffix == ".json":
             found = _json(json.loads(text), name)
         else:
             found = {name: _csv(text) if path.suffix == ".csv" else _lines(text)}
+    except OSError as e:
+        raise BadRequest(f"{path}: cannot be read: {e}") from e
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as e:
         raise BadRequest(f"{path}: not a list of files: {e}") from e
     if "" in found:

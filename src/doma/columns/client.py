@@ -32,13 +32,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROOT = "servicex/transformation"
-FORMATS = {
-    "parquet": "parquet",
-    "root-ttree": "root-file",
-    "root-file": "root-file",
-    "root-rntuple": "root-rntuple",
-}
-"""Formats as users write them, to those of the wire."""
+FORMATS = {"root-ttree": "root-file"}
+"""Formats as users may write them, to those of the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +226,7 @@ class ColumnClient:
         try:
             answer = raise_for(await self._results.get(result.url, headers=result.headers))
         except httpx.HTTPError as e:
-            raise StorageUnavailable(
-                f"result {result.name}: cannot be read: {str(e) or type(e).__name__}"
-            ) from e
+            raise _silent("GET", f"result {result.name}", e) from e
         if len(answer.content) != result.bytes:
             raise WrongSize(
                 f"result {result.name}: {len(answer.content)} bytes came, {result.bytes} were announced"
@@ -293,12 +286,5 @@ def _silent(method: str, what: str, error: httpx.HTTPError) -> StorageUnavailabl
 
 def _delivered(row: dict[str, Any], uri: list[Any]) -> Delivered:
     url, headers, _ = uri
-    return Delivered(
-        row["s3-object-name"],
-        url,
-        headers,
-        row["total-bytes"],
-        row["total-events"],
-        row["file-path"],
-        row["input-bytes"],
-    )
+    told = (row[key] for key in ("total-bytes", "total-events", "file-path", "input-bytes"))
+    return Delivered(row["s3-object-name"], url, headers, *told)

@@ -5,12 +5,11 @@ Source: servicex.md §3.6 of the project's contracts.
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from doma.columns import dataset_catalogue as catalogue
 from doma.columns.dataset_repo import File, Found
@@ -18,9 +17,10 @@ from doma.columns.datasets import Datasets
 from doma.columns.finder import MAX_FILES, MAX_REPLICAS, FoundFile
 from doma.columns.model import Grant
 from doma.columns.remote import check_url
-from doma.columns.routes import Caller
+from doma.columns.routes import Caller, body_of
+from doma.columns.wire import moment
 from doma.core.checksum import parse_checksum
-from doma.core.errors import BadRequest, LimitExceeded, NotFound
+from doma.core.errors import BadRequest, NotFound
 
 MAX_BODY = 64 << 20
 ROOT = "/api/v1/datasets"
@@ -80,11 +80,8 @@ def router(service: Datasets, caller: Caller, allow: Sequence[str] = ()) -> APIR
 
     @api.get(ROOT)
     async def entries(who: Who) -> dict[str, Any]:
-        return {
-            "datasets": [
-                _entry(e, who) for e in await service.catalogue(partial(catalogue.listed, grant=who))
-            ]
-        }
+        found = await service.catalogue(partial(catalogue.listed, grant=who))
+        return {"datasets": [_entry(e, who) for e in found]}
 
     @api.get(ROOT + "/{name:path}")
     async def entry(name: str, who: Who) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def router(service: Datasets, caller: Caller, allow: Sequence[str] = ()) -> APIR
 
     @api.put(ROOT + "/{name:path}")
     async def put(name: str, request: Request, who: Who) -> dict[str, Any]:
-        body = await _body(request)
+        body = await body_of(request, DatasetBody, request.url.path, MAX_BODY)
         found = [_checked(f, i, allow) for i, f in enumerate(body.files)]
         made = await service.change(
             lambda tx, now: catalogue.put(tx, who, name, found, now, shared=body.shared, replace=body.replace)
@@ -105,20 +102,6 @@ def router(service: Datasets, caller: Caller, allow: Sequence[str] = ()) -> APIR
         await service.change(lambda tx, now: catalogue.remove(tx, who, name))
 
     return api
-
-
-async def _body(request: Request) -> DatasetBody:
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > MAX_BODY:
-            raise LimitExceeded(f"{request.url.path}: a body may have at most {MAX_BODY} bytes")
-    try:
-        return DatasetBody.model_validate_json(bytes(data))
-    except ValidationError as e:
-        first = e.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(p) for p in first["loc"]) or "body"
-        raise BadRequest(f"{request.url.path}: {where}: {first['msg']}") from e
 
 
 def _checked(file: FileBody, number: int, allow: Sequence[str]) -> FoundFile:
@@ -140,14 +123,14 @@ def _number(text: str) -> int:
 
 
 def _entry(e: catalogue.Entry, who: Grant) -> dict[str, Any]:
-    fields = {"name": e.name, "shared": e.shared, "mine": e.owner == who.owner, "changed": _time(e.changed)}
+    fields = {"name": e.name, "shared": e.shared, "mine": e.owner == who.owner, "changed": moment(e.changed)}
     return {**fields, "files": e.files, "bytes": e.bytes, "events": e.events}
 
 
 def _dataset(d: Found) -> dict[str, Any]:
     return {
         "id": d.id, "name": d.name, "did_finder": d.finder, "n_files": d.files, "size": d.bytes,
-        "events": d.events, "last_used": _time(d.used), "last_updated": _time(d.updated),
+        "events": d.events, "last_used": moment(d.used), "last_updated": moment(d.updated),
         "lookup_status": d.state.value, "is_stale": d.stale,
     }  # fmt: skip
 
@@ -157,7 +140,3 @@ def _file(f: File) -> dict[str, Any]:
         "id": f.id, "adler32": f.file.adler32, "file_size": f.file.bytes, "file_events": f.file.events,
         "paths": ",".join(f.file.replicas),
     }  # fmt: skip
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

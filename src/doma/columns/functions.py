@@ -61,9 +61,6 @@ FOLDS = {
 }  # fmt: skip
 """Functions of one sequence, as their operator."""
 NAMES = frozenset({*OPERATORS, *FOLDS, *UFUNCS, *ALIASES, *CASTS, "Range"})
-"""What may be called by its name."""
-
-NAMES = frozenset({*OPERATORS, *FOLDS, *UFUNCS, *ALIASES, *CASTS, "Range"})
 """What can be called by name."""
 
 BINARY = {

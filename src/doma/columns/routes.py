@@ -35,11 +35,9 @@ MAX_DETAILS = 10_000
 """Files of one answer."""
 DAY = 24 * 3600
 CAPABILITIES = [
-    "poll_local_transformation_results",
-    "long_sample_titles_10240",
-    "post_cancel_transform",
+    "poll_local_transformation_results", "long_sample_titles_10240", "post_cancel_transform",
     "generate_file_urls",
-]
+]  # fmt: skip
 
 Caller = Callable[[Request], Awaitable[Grant]]
 """Who asks, by the request; raises Unauthenticated, InvalidToken, IssuerUnavailable."""
@@ -112,7 +110,7 @@ def router(
 
     @api.post("/servicex/transformation")
     async def submit(request: Request, who: Who, wait: str = "") -> dict[str, str]:
-        id_ = await service.submit(who, (await _body(request, SubmitBody)).submission())
+        id_ = await service.submit(who, (await body_of(request, SubmitBody)).submission())
         await service.wait(who.owner, id_, _seconds(wait, HOLD))
         return {"request_id": id_}
 
@@ -122,7 +120,7 @@ def router(
 
     @api.post("/servicex/transformation/file-urls")
     async def file_urls(request: Request, who: Who) -> dict[str, Any]:
-        body = await _body(request, UrlsBody)
+        body = await body_of(request, UrlsBody)
         urls = await service.urls(who.owner, body.request_id, body.file_list)
         place = _root if body.scheme == "xrootd" else lambda url: _alike(request, url)
         return {"uris": {n: [place(u.url), dict(u.headers), u.expires] for n, u in urls.items()}}
@@ -171,13 +169,20 @@ def router(
     return api
 
 
-async def _body(request: Request, kind: type[T]) -> T:
-    """The JSON body as a model; everything wrong with it is a 400 whose message names the key."""
+async def body_of(
+    request: Request, kind: type[T], what: str = "Invalid transform request", most: int = MAX_BODY
+) -> T:
+    """The JSON body as a model; everything wrong with it is a 400 whose message names the key.
+
+    Raises:
+        BadRequest: no JSON, or not of that kind; the message begins with ``what``. LimitExceeded: above
+            ``most`` bytes.
+    """
     data = bytearray()
     async for piece in request.stream():
         data += piece
-        if len(data) > MAX_BODY:
-            raise LimitExceeded(f"{request.url.path}: a body may have at most {MAX_BODY} bytes")
+        if len(data) > most:
+            raise LimitExceeded(f"{request.url.path}: a body may have at most {most} bytes")
     try:
         fields = json.loads(bytes(data))
     except (ValueError, RecursionError) as e:
@@ -187,7 +192,7 @@ async def _body(request: Request, kind: type[T]) -> T:
     except ValidationError as e:
         first = e.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"]) or "body"
-        raise BadRequest(f"Invalid transform request: {where}: {first['msg']}") from e
+        raise BadRequest(f"{what}: {where}: {first['msg']}") from e
 
 
 def _seconds(text: str, most: float) -> float:

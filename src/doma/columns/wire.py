@@ -36,14 +36,9 @@ class SubmitBody(BaseModel):
             raise BadQuery("Invalid transform request: give either did or file-list, not both")
         if self.destination != "object-store":
             raise BadQuery("result-destination: 'volume' is not offered; there is object-store")
+        files = tuple(self.file_list or ())
         return Submission(
-            self.selection,
-            tuple(self.file_list or ()),
-            self.title,
-            self.did,
-            self.codegen,
-            self.format,
-            self.destination,
+            self.selection, files, self.title, self.did, self.codegen, self.format, self.destination
         )
 
 
