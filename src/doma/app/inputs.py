@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from urllib.parse import urlsplit
 
 from doma.app.endpoints import caches
@@ -21,8 +21,13 @@ from doma.core.config import Config
 from doma.core.errors import ConfigError, DomaError
 from doma.core.paths import covers, encode, normalise
 from doma.core.url import Origin, origin_of
+from doma.doors.endpoint import Endpoint
+from doma.store.file import FileStore
+from doma.store.memory import MemoryStore
+from doma.store.s3 import S3Store
 from doma.store.s3_signature import Credentials
 from doma.store.s3_wire import address_of, credentials_of
+from doma.store.tape import TapeStore
 
 REUSE = 300.0
 """Seconds for which a token is given again."""
@@ -36,11 +41,11 @@ class Minter:
         issuer: Signs.
         base: ``https://host:port`` of this server.
         buckets: Whose objects may be inputs.
-        cache: URL of the cache that inputs of other sites come through; empty: there is none.
+        local: Endpoints of this server that show nobody the tokens they are shown; see :func:`local`.
     """
 
-    def __init__(self, issuer: Issuer, base: str, buckets: Buckets, cache: str = "") -> None:
-        self._issuer, self._base, self._buckets, self._cache = issuer, base, buckets, cache
+    def __init__(self, issuer: Issuer, base: str, buckets: Buckets, local: Container[str] = ()) -> None:
+        self._issuer, self._base, self._buckets, self._local = issuer, base, buckets, local
         self._own = frozenset(own_origins(base))
         self._made: dict[tuple[str, str], tuple[float, str]] = {}
 
@@ -54,10 +59,11 @@ class Minter:
         if owner.issuer != self._issuer.url or not owner.scopes or _origin(url) not in self._own:
             return ""
         subject, scopes = owner.subject, " ".join(owner.scopes)
-        if self._cache and url.startswith(f"{self._cache}/"):
-            # The cache shows its origin the token that it was shown: it must be good for nothing else.
-            subject, scopes = _bearer(subject), _narrow(owner, url.removeprefix(self._cache))
-            return self._issue(subject, scopes) if scopes else ""
+        endpoint, path = _place(url)
+        if endpoint not in self._local:
+            # A cache shows its origin the token that it was shown: it must be good for nothing else.
+            scopes = _narrow(owner, path)
+            return self._issue(_bearer(subject), scopes) if scopes else ""
         # A session at a root:// server is shared by the files that one token reads.
         now, (made, token) = time.monotonic(), self._made.get((subject, scopes), (0.0, ""))
         if not token or now - made > min(REUSE, self._issuer.lifetime / 4):
@@ -86,14 +92,30 @@ def _bearer(subject: str) -> str:
     return f"bearer of {subject}"
 
 
-def _narrow(owner: Grant, raw: str) -> str:
-    """The right to read one path of an endpoint, if a grant has it; else empty."""
+def _place(url: str) -> tuple[str, str]:
+    """Endpoint and canonical path of a URL of this server, however it is written; empty: it has none.
+
+    >>> _place("root://a.org//%63ache/https://b.org/f?x"), _place("https://a.org/cache/../site/f")
+    (('cache', '/https:/b.org/f'), ('', ''))
+    """
     try:
-        path = normalise(raw)
+        path = normalise("/" + urlsplit(url).path.lstrip("/"))
     except DomaError:
-        return ""
+        return "", ""
+    endpoint, _, rest = path[1:].partition("/")
+    return endpoint, f"/{rest}" if rest else ""
+
+
+def _narrow(owner: Grant, path: str) -> str:
+    """The right to read one path of an endpoint, if a grant has it; else empty."""
     areas = (scope.partition(":")[2] or "/" for scope in owner.scopes)
-    return f"storage.read:{encode(path)}" if any(covers(area, path) for area in areas) else ""
+    return f"storage.read:{encode(path)}" if path and any(covers(area, path) for area in areas) else ""
+
+
+def local(endpoints: Mapping[str, Endpoint]) -> frozenset[str]:
+    """The endpoints whose stores show nobody the tokens they are shown; caches and proxies do."""
+    plain = (FileStore, MemoryStore, S3Store, TapeStore)
+    return frozenset(name for name, e in endpoints.items() if isinstance(e.store, plain))
 
 
 def own_origins(base: str) -> tuple[str, ...]:

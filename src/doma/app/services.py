@@ -284,7 +284,9 @@ class Services:
         self._beside.update(self.config.columns.flight)
         road = inputs.road_of(self.config, self.opened, self._beside)
         buckets = inputs.buckets_of(self.config)
-        mint = inputs.Minter(self.opened.issuer, self.opened.base, buckets, road.cache)
+        mint = inputs.Minter(
+            self.opened.issuer, self.opened.base, buckets, inputs.local(self.opened.site.endpoints)
+        )
         allow = inputs.allowed(self.config, self.opened.base)
         datasets = inputs.make_datasets(self.config, self.opened, mint)
         self._service = ColumnService(

@@ -5,6 +5,8 @@ Wildcards (``*``, ``?``, ``[…]``) may stand in any component and never match a
 
 from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
+from itertools import takewhile
+from urllib.parse import quote
 
 from doma.columns.finder import MAX_FILES, FoundFile, too_many
 from doma.columns.model import Grant
@@ -39,9 +41,10 @@ class XrootdFinder:
 
     async def find(self, name: str, grant: Grant) -> Sequence[FoundFile]:
         origin, parts = _taken_apart(name)
+        fixed = [quote(part) for part in takewhile(lambda part: not _is_wild(part), parts)]
 
         async def token() -> str | None:
-            return await self._token(grant, f"{origin}//") or None
+            return await self._token(grant, f"{origin}//{'/'.join(fixed)}") or None
 
         guard = guard_of(origin.host, trusted=str(origin) in self._allow)
         store = XrootdStore(f"{origin}//", token=token, ca_file=self._ca_file, allow=guard)
