@@ -34,7 +34,8 @@ def take(db: Database, worker: str, now: float, limit: int = 1) -> list[work_rep
 def done(db: Database, job: work_repo.Job, now: float = 60.0) -> bool:
     path = f"/{job.request}/{job.number}"
     result = work_repo.Published(f"n{job.number}", path, "o1", OUTCOME)
-    return db.run_sync(lambda tx: work_repo.done(tx, job, result, now))
+    (state,) = db.run_sync(lambda tx: work_repo.done(tx, [(job, result, now)]))
+    return state is not None
 
 
 def request(db: Database, name: str, user: str = "alice"):
@@ -54,8 +55,8 @@ def test_a_late_answer_of_an_earlier_attempt_changes_nothing(database):
     (first,) = take(database, "one", 10.0)
     again = take(database, "two", 50.0, 2)
     assert {(j.file, j.attempt) for j in again} == {(first.file, 2), (first.file + 1, 1)}
-    held = {first.file: first.attempt}
-    assert not database.run_sync(lambda tx: work_repo.renew(tx, held, 51.0, 30.0))
+    held = [(first.file, first.attempt, 81.0), (again[0].file, again[0].attempt, 81.0)]
+    assert database.run_sync(lambda tx: work_repo.renew(tx, held)) == [False, True]
     assert not done(database, first)
     assert not database.run_sync(lambda tx: work_repo.failed(tx, first, "late", 52.0))
     assert not database.run_sync(lambda tx: work_repo.again(tx, first, "late"))
@@ -99,10 +100,10 @@ def test_a_result_is_known_to_the_same_question_only(database):
     done(database, job)
     add(database, "s", 1, "bob")
     (same,) = take(database, "w", 70.0)
-    (hit,) = database.look_sync(lambda tx: cache_repo.known(tx, same.question, [same.url]))
+    ((hit,),) = database.look_sync(lambda tx: cache_repo.known(tx, [(same.question, [same.url], 0.0)]))
     assert (hit.version, hit.path, hit.events) == ("v1", "/r/0", 7)
     database.run_sync(lambda tx: repo.remove(tx, "r", 80.0))
-    assert database.look_sync(lambda tx: cache_repo.known(tx, same.question, [same.url])) == []
+    assert database.look_sync(lambda tx: cache_repo.known(tx, [(same.question, [same.url], 0.0)])) == [[]]
     assert request(database, "r") is None
 
 
@@ -147,7 +148,8 @@ def test_random_walks_never_count_a_file_twice(database, seed):
             elif act == "again":
                 database.run_sync(lambda tx, job=job: work_repo.again(tx, job, "x"))
             else:
-                database.run_sync(lambda tx, job=job: work_repo.renew(tx, {job.file: job.attempt}, now, 30.0))  # noqa: B023
+                held = [(job.file, job.attempt, now + 30.0)]
+                database.run_sync(lambda tx, held=held: work_repo.renew(tx, held))
         found = request(database, "r")
         rows = database.look_sync(lambda tx: repo.results(tx, "r"))
         assert found.completed == sum(r.state == "success" for r in rows)
@@ -273,12 +275,12 @@ def test_a_cached_result_is_for_the_same_language_and_format_and_ages_by_its_las
     done(database, job, 60.0)
     q, urls = job.question, [job.url]
     look = lambda question, since=0.0: database.look_sync(  # noqa: E731
-        lambda tx: cache_repo.known(tx, question, urls, since)
+        lambda tx: cache_repo.known(tx, [(question, urls, since)])[0]
     )
     (hit,) = look(q)
     assert look(replace(q, format="root-file")) == look(replace(q, codegen="python")) == []
     assert look(q, 61.0) == []
-    database.run_sync(lambda tx: cache_repo.used(tx, hit.key, 70.0))
+    database.run_sync(lambda tx: cache_repo.used(tx, [hit.key], 70.0))
     assert look(q, 61.0) == [hit]
     assert database.look_sync(lambda tx: cache_repo.old(tx, 70.0)) == []
     assert database.look_sync(lambda tx: cache_repo.surplus(tx, 0)) == []

@@ -18,7 +18,7 @@ def finish(db, now, reason=""):
         db.run_sync(lambda tx: work_repo.failed(tx, job, reason, now))
     else:
         made = work_repo.Published("n", "/r/n", "v", Outcome("", rows=1))
-        db.run_sync(lambda tx: work_repo.done(tx, job, made, now))
+        db.run_sync(lambda tx: work_repo.done(tx, [(job, made, now)]))
 
 
 def test_everybodys_requests_are_counted_and_the_unfinished_come_first(database):

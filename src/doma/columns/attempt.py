@@ -92,6 +92,10 @@ class Attempt:
         self.begun: float | None = None
         """When the computation began, by the event loop's clock; None: it does not run."""
         self.hedged = False
+        self.last = False
+        """It ended its request."""
+        self.took: float | None = None
+        """Seconds in the worker."""
         self._nudge = asyncio.Event()
         self._outputs: list[Path] = []
 
@@ -128,7 +132,8 @@ class Attempt:
             await shop.gathered.run(partial(back, replicas=fresh))
             return pause
         text = str(e.detail.get("log", ""))[-65536:]
-        await shop.gathered.run(partial(work_repo.failed, job=job, reason=reason, now=now, log=text))
+        state = await shop.gathered.run(partial(work_repo.failed, job=job, reason=reason, now=now, log=text))
+        self.last = state is not None and state.final
         return None
 
     async def _deliver(self) -> None:
@@ -142,13 +147,15 @@ class Attempt:
         self.idle = False
         with shop.flights.lead(key):
             result = await self._made(known)
-            now = shop.clock()
-            if not await shop.gathered.run(partial(work_repo.done, job=job, result=result, now=now)):
-                raise Cancelled(f"{job.url}: another attempt has this file")
+            state = await shop.gathered.each(work_repo.done, (job, result, shop.clock()))
+        if state is None:
+            raise Cancelled(f"{job.url}: another attempt has this file")
+        self.last, self.took = state.final, result.outcome.seconds
 
     async def _known(self, urls: tuple[str, ...]) -> list[Cached]:
-        since, question = self._shop.clock() - self._shop.config.cache_age, self.job.question
-        return await self._shop.db.look(lambda tx: cache_repo.known(tx, question, urls, since))
+        shop = self._shop
+        asked = self.job.question, urls, shop.clock() - shop.config.cache_age
+        return await shop.gathered.each(cache_repo.known, asked, quiet=True)
 
     async def _made(self, known: list[Cached]) -> Published:
         """The result in the store: a known one of the input's version, else a new one."""
@@ -232,9 +239,9 @@ class Attempt:
 
     async def _ours(self) -> None:
         """Raises Cancelled unless this attempt still holds the file."""
-        shop, held = self._shop, {self.job.file: self.job.attempt}
-        renewed = partial(work_repo.renew, held=held, now=shop.clock(), lease=shop.config.lease)
-        if not await shop.gathered.run(renewed):
+        job, shop = self.job, self._shop
+        held = job.file, job.attempt, shop.clock() + shop.config.lease
+        if not await shop.gathered.each(work_repo.renew, held, quiet=True):
             raise Cancelled(f"{self.job.url}: another attempt has this file")
 
 

@@ -52,27 +52,32 @@ class Cached:
         return f"{SHELF}/{self.key}"
 
 
-def known(tx: Connection, question: Question, urls: Sequence[str], since: float = 0.0) -> list[Cached]:
-    """Results of the same question to these URLs, asked for since then, whatever the inputs' versions."""
+def known(tx: Connection, asked: Sequence[tuple[Question, Sequence[str], float]]) -> list[list[Cached]]:
+    """Results of each question to its URLs, asked for since an instant, whatever the inputs' versions."""
     c = cache.c
-    inputs = [question.of(url) for url in urls]
-    rows = tx.execute(
-        select(cache).where(c.input.in_(inputs), c.used >= since).order_by(c.made.desc()).limit(16)
-    )
-    return [_cached(r) for r in rows]
+    places = [[question.of(url) for url in urls] for question, urls, _ in asked]
+    wanted = select(cache).where(c.input.in_({p for some in places for p in some})).order_by(c.made.desc())
+    by_input: dict[str, list[Row[Any]]] = {}
+    for row in tx.execute(wanted.limit(16 * len(asked))):
+        by_input.setdefault(row.input, []).append(row)
+    found = []
+    for some, (_, _, since) in zip(places, asked, strict=True):
+        rows = [r for place in dict.fromkeys(some) for r in by_input.get(place, ()) if r.used >= since]
+        found.append([_cached(r) for r in sorted(rows, key=lambda r: r.made, reverse=True)[:16]])
+    return found
 
 
-def remember(tx: Connection, made: Cached, request: str, now: float) -> None:
-    """Keep a new result (see :func:`entry`), an object of a request."""
-    tx.execute(delete(cache).where(cache.c.key == made.key))
-    tx.execute(
-        insert(cache).values(
-            key=made.key, input=made.input, version=made.version, path=made.path,
-            object_version=made.object_version, bytes=made.bytes, events=made.events,
-            entries=made.entries, request=request,
-            made=now, used=now,
-        )
-    )  # fmt: skip
+def remember(tx: Connection, made: Sequence[Cached], request: str, now: float) -> None:
+    """Keep new results (see :func:`entry`), objects of a request."""
+    rows = [
+        {"key": m.key, "input": m.input, "version": m.version, "path": m.path,
+         "object_version": m.object_version, "bytes": m.bytes, "events": m.events, "entries": m.entries,
+         "request": request, "made": now, "used": now}
+        for m in {m.key: m for m in made}.values()
+    ]  # fmt: skip
+    if rows:
+        tx.execute(delete(cache).where(cache.c.key.in_([r["key"] for r in rows])))
+        tx.execute(insert(cache), rows)
 
 
 def entry(
@@ -91,9 +96,10 @@ def entry(
     return Cached(key, place, version, path, object_version, bytes_, events, entries)
 
 
-def used(tx: Connection, key: str, now: float) -> None:
-    """Note that a result was taken over."""
-    tx.execute(update(cache).where(cache.c.key == key).values(used=now))
+def used(tx: Connection, keys: Sequence[str], now: float) -> None:
+    """Note that results were taken over."""
+    if keys:
+        tx.execute(update(cache).where(cache.c.key.in_(keys)).values(used=now))
 
 
 def forget(tx: Connection, key: str, path: str) -> None:

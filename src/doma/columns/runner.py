@@ -43,8 +43,12 @@ CHECK = 10.0
 """Seconds after which a check of names gives its worker back."""
 TELL = 1.0
 """Seconds between two writes of how far files are."""
-AHEAD = 2
-"""Files that are claimed for each worker, the running one included."""
+AHEAD, MOST = 2, 32
+"""Files that are claimed for each worker, the running one included: from, to …"""
+BUFFER = 0.25
+"""… as many as keep a worker busy for this many seconds. Others' requests wait no longer than that for it."""
+LINGER = 0.05
+"""Seconds between two transactions when many files are on their way."""
 IDLE = 256
 """Files that may wait for another request that computes the same."""
 SLOW = 4.0
@@ -101,6 +105,8 @@ class Runner:
         self._wake, self._changed = asyncio.Event(), asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._told: dict[tuple[int, int], Progress] = {}
+        self._pace = BUFFER
+        """Seconds that a file takes in a worker, of late."""
         self._spent = False
         """Nothing could be claimed the last time."""
 
@@ -133,7 +139,7 @@ class Runner:
 
     @property
     def changed(self) -> asyncio.Event:
-        """Is set at the next change of any request; ask for it before looking."""
+        """Is set when the next request ends; ask for it before looking."""
         return self._changed
 
     def wake(self) -> None:
@@ -141,7 +147,7 @@ class Runner:
         self._wake.set()
 
     def notify(self) -> None:
-        """A request has changed."""
+        """A request has ended."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -178,8 +184,9 @@ class Runner:
         self._wake.clear()
         idle = sum(attempt.idle for attempt, _ in self._jobs.values())
         active, slots = len(self._jobs) - min(idle, IDLE), self._pool.slots
-        if active <= slots * (AHEAD - 1):
-            limit = slots * AHEAD - active
+        most = slots * max(AHEAD, min(MOST, int(BUFFER / self._pace)))
+        if active <= most // 2:
+            limit = most - active
             lease, now = self._config.lease, self._clock()
             jobs = await self._db.run(lambda tx: work_repo.take(tx, self._name, now, lease, limit))
             self._spent = len(jobs) < limit
@@ -188,8 +195,8 @@ class Runner:
                 task = asyncio.create_task(attempt.run())
                 self._jobs[job.file] = (attempt, task)
                 task.add_done_callback(partial(self._ended, job.file))
+            self._gathered.linger = LINGER if len(self._jobs) > slots * AHEAD else 0.0
             if jobs:
-                self.notify()
                 await asyncio.sleep(0)  # those that have to wait for others show it
                 if any(self._jobs[j.file][0].idle for j in jobs if j.file in self._jobs):
                     return
@@ -198,22 +205,26 @@ class Runner:
                 await self._wake.wait()
 
     def _ended(self, file: int, task: asyncio.Task[float | None]) -> None:
-        self._jobs.pop(file, None)
+        attempt, _ = self._jobs.pop(file)
+        if attempt.took is not None:
+            self._pace += 0.2 * (max(attempt.took, 0.001) - self._pace)
         if not task.cancelled():
             if (error := task.exception()) is not None:
                 log.error("columns: a file's work ended in an unexpected way", exc_info=error)
             elif (pause := task.result()) is not None:
                 asyncio.get_running_loop().call_later(pause + 0.01, self._wake.set)
         self._wake.set()
-        self.notify()
+        if attempt.last:
+            self.notify()
 
     async def _hold(self) -> None:
         """Keep the leases of running files; drop the work on those that are no longer ours."""
         held = {f: attempt.job.attempt for f, (attempt, _) in self._jobs.items()}
         if held:
-            renewed = partial(work_repo.renew, held=held, now=self._clock(), lease=self._config.lease)
-            ours = await self._gathered.run(renewed)
-            for file in held.keys() - ours:
+            until = self._clock() + self._config.lease
+            leases = [(file, attempt, until) for file, attempt in held.items()]
+            ours = await self._gathered.run(partial(work_repo.renew, held=leases))
+            for file in (file for file, mine in zip(held, ours, strict=True) if not mine):
                 found = self._jobs.get(file)
                 if found is not None and found[0].job.attempt == held[file]:
                     found[1].cancel()
@@ -232,7 +243,6 @@ class Runner:
         self._told = now
         if news:
             await self._gathered.run(partial(work_repo.advance, progress=news, now=self._clock()))
-            self.notify()
         await self._hedge()
 
     async def _hedge(self) -> None:

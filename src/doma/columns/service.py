@@ -56,6 +56,8 @@ CHECK = 2.0
 """Seconds that submission may wait for the first file's names."""
 CHECKS = 16
 """Checks of names at once; further submissions are accepted unchecked."""
+LOOK = 2.0
+"""Seconds between two looks at a request that somebody waits for, when no news of an end comes."""
 SOON = 5.0
 """Seconds after the start until it is tried whether functions can be isolated."""
 DAY = 24 * 3600.0
@@ -222,7 +224,7 @@ class ColumnService:
 
     async def wait(self, owner: str, id_: str, seconds: float) -> Request:
         """The request when it has ended, or as it stands after some seconds."""
-        ends, looks = asyncio.get_running_loop().time() + seconds, 0
+        ends = asyncio.get_running_loop().time() + seconds
         while True:
             changed = self._runner.changed
             found = await self.status(owner, id_)
@@ -230,11 +232,8 @@ class ColumnService:
             if found.state.final or left <= 0:
                 return found
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(min(left, LOOK)):  # another process may end it
                     await changed.wait()
-                    # A long request changes often: the longer it takes, the rarer the looks.
-                    looks += 1
-                    await asyncio.sleep(min(0.1, 0.001 * looks))
 
     async def list(self, owner: str, limit: int = 1000) -> Sequence[Request]:
         """An owner's requests, youngest first."""
@@ -312,7 +311,7 @@ class ColumnService:
     async def _check(self, grant: Grant, selection: str, question: Question, file: Input) -> None:
         """Compare names with the first file if it opens quickly; other trouble is the file's, later."""
         urls = (file.url, *file.replicas)
-        if await self._db.look(lambda tx: cache_repo.known(tx, question, urls)):
+        if any(await self._db.look(lambda tx: cache_repo.known(tx, [(question, urls, 0.0)]))):
             return  # the same question was answered from some version of this file: its names exist
         if len(self._checks) >= CHECKS:
             return

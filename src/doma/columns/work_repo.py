@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, or_, select, update
 
 from doma.columns import cache_repo
 from doma.columns.cache_repo import Cached, Question
@@ -69,9 +69,13 @@ def take(tx: Connection, worker: str, now: float, lease: float, limit: int) -> l
     return jobs
 
 
-def renew(tx: Connection, held: dict[int, int], now: float, lease: float) -> set[int]:
-    """Prolong leases; returns the files that are still ours."""
-    return claims.renew(tx, files, held, running=FileState.RUNNING, now=now, lease=lease)
+def renew(tx: Connection, held: Sequence[tuple[int, int, float]]) -> list[bool]:
+    """Prolong leases, given as (file, attempt, until); for each whether the file is still that attempt's."""
+    ours = _held(tx, {file: attempt for file, attempt, _ in held})
+    if ours:
+        until = max(until for _, _, until in held)
+        tx.execute(update(files).where(files.c.id.in_(ours)).values(lease_until=until))
+    return [file in ours for file, _, _ in held]
 
 
 def release(tx: Connection, workers: Sequence[str]) -> int:
@@ -87,38 +91,72 @@ def holders(tx: Connection) -> list[str]:
     return [r.owner for r in tx.execute(held) if r.owner]
 
 
-def done(tx: Connection, job: Job, result: Published, now: float) -> bool:
-    """Record a result whose object is readable already, and count it; False: no longer this attempt's."""
-    visible, outcome = _tick(tx, job.request, now), result.outcome
-    if not claims.settle(
-        tx, files, job.file, job.attempt, running=FileState.RUNNING, state=FileState.DONE, name=result.name,
-        bytes=outcome.bytes, events=outcome.rows, seconds=outcome.seconds, read=outcome.read, reason=None,
-        visible=visible, cached=outcome.cached, entries=outcome.events, passed=outcome.events, moved=now,
-        place=outcome.url or None, log=outcome.log or None,
-    ):  # fmt: skip
-        return False
-    if result.hit is not None:
-        cache_repo.used(tx, result.hit.key, now)
-    elif outcome.version:
-        url = outcome.url or job.url
-        made = cache_repo.entry(
-            job.question, url, outcome.version, result.path, result.object_version, outcome.bytes,
-            outcome.rows, outcome.events,
-        )  # fmt: skip
-        cache_repo.remember(tx, made, job.request, now)
-    _count(tx, job.request, now, visible, completed=1)
-    return True
+def done(tx: Connection, ended: Sequence[tuple[Job, Published, float]]) -> list[State | None]:
+    """Record results whose objects are readable already, and count them.
+
+    Args:
+        tx: A write transaction.
+        ended: Claimed files, each with its result and the instant (Unix seconds).
+
+    Returns:
+        For each the state of its request now; None: it is no longer this attempt's, nothing was changed.
+    """
+    ours = _held(tx, {job.file: job.attempt for job, _, _ in ended})
+    mine = [one for one in ended if one[0].file in ours]
+    states: dict[str, State] = {}
+    for id_ in sorted({job.request for job, _, _ in mine}):
+        some = [one for one in mine if one[0].request == id_]
+        now = max(at for _, _, at in some)
+        visible = _tick(tx, id_, now)
+        tx.execute(_DONE, [_row(job, r, now, visible + i) for i, (job, r, _) in enumerate(some)])
+        hits = [r.hit.key for _, r, _ in some if r.hit is not None]
+        made = [_entry(job, r) for job, r, _ in some if r.hit is None and r.outcome.version]
+        cache_repo.used(tx, hits, now)
+        cache_repo.remember(tx, made, id_, now)
+        states[id_] = _count(tx, id_, now, visible + len(some) - 1, completed=len(some))
+    return [states[job.request] if job.file in ours else None for job, _, _ in ended]
 
 
-def failed(tx: Connection, job: Job, reason: str, now: float, log: str = "") -> bool:
-    """Record that a file cannot be done."""
+_DONE = (
+    update(files)
+    .where(files.c.id == bindparam("file"))
+    .values({"state": FileState.DONE, "owner": None, "lease_until": None, "reason": None})
+)
+
+
+def _row(job: Job, result: Published, now: float, visible: int) -> dict[str, Any]:
+    o = result.outcome
+    return {
+        "file": job.file, "name": result.name, "bytes": o.bytes, "events": o.rows, "seconds": o.seconds,
+        "read": o.read, "visible": visible, "cached": o.cached, "entries": o.events, "passed": o.events,
+        "moved": now, "place": o.url or None, "log": o.log or None,
+    }  # fmt: skip
+
+
+def _entry(job: Job, result: Published) -> Cached:
+    o = result.outcome
+    return cache_repo.entry(
+        job.question, o.url or job.url, o.version, result.path, result.object_version, o.bytes, o.rows,
+        o.events,
+    )  # fmt: skip
+
+
+def _held(tx: Connection, held: Mapping[int, int]) -> set[int]:
+    """Those of these files (to attempt) that are still that attempt's; nobody changes them meanwhile."""
+    c = files.c
+    wanted = select(c.id, c.attempt).where(c.id.in_(list(held)), c.state == FileState.RUNNING)
+    rows = tx.execute(wanted.order_by(c.id).with_for_update())
+    return {r.id for r in rows if held[r.id] == r.attempt}
+
+
+def failed(tx: Connection, job: Job, reason: str, now: float, log: str = "") -> State | None:
+    """Record that a file cannot be done; the state of its request, None as :func:`done`."""
     visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
     ended: dict[str, Any] = {"state": FileState.FAILED, "reason": reason, "visible": visible}
     ended |= {"history": _history(tx, job, reason, now), "log": log or None}
     if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
-        return False
-    _count(tx, job.request, now, visible, failed=1, reason=_named(job.url, reason))
-    return True
+        return None
+    return _count(tx, job.request, now, visible, failed=1, reason=_named(job.url, reason))
 
 
 def again(
@@ -252,7 +290,8 @@ def _count(
     completed: int = 0,
     failed: int = 0,
     reason: str = "",
-) -> None:
+) -> State:
+    """Raise the counters of a request, and end it when all its files have ended; its state."""
     c = requests.c
     row = tx.execute(
         update(requests)
@@ -272,3 +311,4 @@ def _count(
         tx.execute(update(requests).where(c.id == id_).values(**values))
     facts = {"completed": row.completed, "failed": row.failed, "files": row.files, "state": str(state)}
     tell(tx, "request.finished" if state in FINAL else "request.advanced", id_, row.owner, now, facts)
+    return state
