@@ -15,6 +15,7 @@ import httpx
 from doma.columns.container_run import TAIL, Ended, Order
 from doma.core.config import Container
 from doma.core.errors import LimitExceeded, ServiceUnavailable
+from doma.core.text import line_of
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its token and the authority of its API server."""
@@ -161,8 +162,7 @@ def _asked(client: httpx.Client, method: str, path: str, **options: Any) -> dict
     except httpx.HTTPError as e:
         raise ServiceUnavailable(f"kubernetes: the API server does not answer: {type(e).__name__}") from e
     if not answer.is_success:
-        said = answer.text[:200].replace("\n", " ")
-        raise ServiceUnavailable(f"kubernetes: {method} {path}: {answer.status_code}: {said}")
+        raise ServiceUnavailable(f"kubernetes: {method} {path}: {answer.status_code}: {line_of(answer.text)}")
     try:
         found = answer.json()
     except ValueError as e:

@@ -5,15 +5,8 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from doma.core.errors import (
-    ConfigError,
-    DomaError,
-    Forbidden,
-    NotFound,
-    OriginFailed,
-    StorageUnavailable,
-    TooManyRequests,
-)
+from doma.columns.remote_http import refusal
+from doma.core.errors import ConfigError, DomaError, Forbidden, OriginFailed, TooManyRequests
 from doma.core.url import origin_of
 from doma.net.client import RangeClient, Response
 from doma.net.pool import Limits
@@ -72,15 +65,10 @@ class Catalogue:
         answer = await self._client.request(method, self.url + path, fields, body, follow=follow)
         if 200 <= answer.status < 300:
             return answer
-        said = ""
         async with answer:
-            told = (await answer.read(64 << 10))[:300].decode("utf-8", "replace").split("\n")[0]
-            said = f" ({told})" if told.isprintable() and told else ""
-        kinds: Mapping[int, type[DomaError]] = {
-            401: Forbidden, 403: Forbidden, 404: NotFound, 410: NotFound, 429: TooManyRequests,
-        }  # fmt: skip
-        kind = kinds.get(answer.status, StorageUnavailable if answer.status >= 500 else OriginFailed)
-        raise kind(f"{self.url}{path}: the catalogue answered {answer.status}{said}")
+            said = await answer.read(64 << 10)
+        who = f"{self.url}{path}: the catalogue"
+        raise refusal(who, answer.status, said, {401: Forbidden, 429: TooManyRequests})
 
     async def json(self, path: str, headers: Mapping[str, str] | None = None) -> Any:
         """A document. Raises as :meth:`ask`; OriginFailed: it is no JSON, or too long."""

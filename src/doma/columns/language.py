@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass, field
 
 from doma.core.errors import BadQuery, LimitExceeded
+from doma.core.text import short
 
 MAX_TEXT = 1 << 20
 """Bytes of a query."""
@@ -86,7 +87,7 @@ def parse_python(text: str) -> Node:
             tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         reason = e.msg if isinstance(e, SyntaxError) else "too complex"
-        raise BadQuery(f"query: {_short(text)} is no Python expression: {reason}") from e
+        raise BadQuery(f"query: {short(text, 60)} is no Python expression: {reason}") from e
     return _from_python(tree.body, 0)
 
 
@@ -159,10 +160,10 @@ class _Reader:
     def _atom(self) -> Node:
         at, match = self.at, _ATOM.match(self.text, self.at)
         if match is None:
-            raise BadQuery(f"query, at {at}: {_short(self.text[at : at + 20])} is not understood")
+            raise BadQuery(f"query, at {at}: {short(self.text[at : at + 20])} is not understood")
         self.at = match.end()
         if self.at < len(self.text) and self.text[self.at] not in " \t\r\n()":
-            raise BadQuery(f"query, at {self.at}: white space is expected after {_short(match[0])}")
+            raise BadQuery(f"query, at {self.at}: white space is expected after {short(match[0])}")
         if match["name"] is not None:
             if len(match[0]) > MAX_NAME:
                 raise LimitExceeded(f"query, at {at}: a name may have at most {MAX_NAME} characters")
@@ -183,7 +184,7 @@ class _Reader:
 def _number(text: str, at: int) -> float:
     if text.lstrip("+-").isdigit():
         if len(text) > 20 or not -(1 << 63) <= int(text) < 1 << 64:
-            raise BadQuery(f"query, at {at}: the integer {_short(text)} does not fit in 64 bits")
+            raise BadQuery(f"query, at {at}: the integer {short(text, 60)} does not fit in 64 bits")
         return int(text)
     return float(text)
 
@@ -195,18 +196,19 @@ def _unescape(match: re.Match[str]) -> str:
     return _ESCAPED.get(tail, match[0])
 
 
-_BINARY: dict[type[ast.AST], str] = {
+SIGNS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Mod: "%", ast.Pow: "**", ast.FloorDiv: "//",
     ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>",
     ast.UAdd: "+", ast.USub: "-", ast.Not: "not", ast.Invert: "~", ast.And: "and", ast.Or: "or",
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
-_COMPARE = {*_BINARY, ast.In, ast.NotIn}
+"""Python's operators, of one side and of two, in our spelling."""
+_COMPARE = {*SIGNS, ast.In, ast.NotIn}
 
 
 def _compared(op: type[ast.AST], sides: tuple[Node, ...]) -> Node:
-    if op in _BINARY:
-        return composite(_BINARY[op], sides, 0)
+    if op in SIGNS:
+        return composite(SIGNS[op], sides, 0)
     inside = composite("in", sides, 0)
     return inside if op is ast.In else composite("not", (inside,), 0)
 
@@ -236,16 +238,16 @@ def _from_python(tree: ast.expr, level: int) -> Node:
             return composite("subscript", sub(value, index), 0)
         case ast.Call(func=func, args=args, keywords=[]) if not any(isinstance(a, ast.Starred) for a in args):
             return composite("call", sub(func, *args), 0)
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
-            return composite(_BINARY[type(op)], sub(left, right), 0)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in SIGNS:
+            return composite(SIGNS[type(op)], sub(left, right), 0)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return Node("const", value=-value)
         case ast.UnaryOp(op=ast.UAdd(), operand=ast.Constant(value=int() | float() as value)):
             return Node("const", value=value)
         case ast.UnaryOp(op=op, operand=operand):
-            return composite(_BINARY[type(op)], sub(operand), 0)
+            return composite(SIGNS[type(op)], sub(operand), 0)
         case ast.BoolOp(op=op, values=values):
-            return composite(_BINARY[type(op)], sub(*values), 0)
+            return composite(SIGNS[type(op)], sub(*values), 0)
         case ast.Compare(left=left, ops=ops, comparators=others) if all(type(o) in _COMPARE for o in ops):
             sides = sub(left, *others)
             pairs = tuple(_compared(type(o), sides[i : i + 2]) for i, o in enumerate(ops))
@@ -262,8 +264,3 @@ def _from_python(tree: ast.expr, level: int) -> Node:
             return composite("lambda", (composite("list", names, 0), *sub(body)), 0)
         case _:
             raise BadQuery(f"query: Python's {type(tree).__name__} is not part of the query language")
-
-
-def _short(text: str) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 60 else shown[:57] + "…'"

@@ -9,7 +9,6 @@ Source: servicex.md §8.2 and §9 of the project's contracts.
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import awkward as ak
@@ -22,7 +21,7 @@ from doma.columns.query import Tell
 from doma.columns.raw_evaluate import Evaluator, Names, across_events
 from doma.columns.raw_histograms import RootFile
 from doma.columns.raw_language import Formula
-from doma.columns.raw_request import Part, parse_request
+from doma.columns.raw_request import Part, naming, parse_request
 from doma.columns.remote import Bytes
 from doma.columns.sink import Sink
 from doma.columns.source import Source, Window, open_source
@@ -198,14 +197,3 @@ def _copy(part: Part, data: Bytes, sink: Sink) -> None:
         file = RootFile(data)
         for path in file.objects(part.histograms):
             sink.copy(path, file.directory)
-
-
-@contextmanager
-def naming(number: int) -> Iterator[None]:
-    """Say in which sub-query something is wrong."""
-    try:
-        yield
-    except BadQuery as e:
-        if e.message.startswith("sub-query "):
-            raise
-        raise type(e)(f"sub-query {number}: {e.message}", **e.detail) from e

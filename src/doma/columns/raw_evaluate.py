@@ -16,6 +16,7 @@ from doma.columns.raw_functions import FUNCTIONS, call, crosses
 from doma.columns.raw_language import BINARY, GETTER, MAX_INT, UNARY, Formula, dotted
 from doma.columns.values import Rows
 from doma.core.errors import BadQuery, DomaError, LimitExceeded, UnknownColumn
+from doma.core.text import line_of, short
 
 PYTHON: dict[str, Callable[..., Any]] = {
     "add": operator.add, "subtract": operator.sub, "multiply": operator.mul, "true_divide": operator.truediv,
@@ -264,16 +265,14 @@ def _item(value: Any, index: Any) -> Any:
 @contextmanager
 def _said(text: str) -> Iterator[None]:
     """What NumPy and awkward raise on a query that does not fit the data, as ours, with the expression."""
-    shown = repr(text if len(text) <= 80 else text[:77] + "…")
     try:
         yield
     except UnknownColumn:
         raise
     except BadQuery as e:
-        raise BadQuery(f"{shown}: {e.message}") from e
+        raise BadQuery(f"{short(text)}: {e.message}") from e
     except DomaError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, NotImplementedError,
             AssertionError, RecursionError) as e:  # fmt: skip
-        line = next((s.strip() for s in str(e).splitlines() if s.strip()), type(e).__name__)
-        raise BadQuery(f"{shown}: {line[:200]}") from e
+        raise BadQuery(f"{short(text)}: {line_of(str(e)) or type(e).__name__}") from e

@@ -10,9 +10,12 @@ Source: servicex.md §8.2 of the project's contracts; ``uproot.language.python``
 import ast
 from dataclasses import dataclass
 
+from doma.columns import functions as known
+from doma.columns.language import SIGNS
 from doma.columns.near import did_you_mean
 from doma.columns.raw_functions import FUNCTIONS, KEYWORDS
 from doma.core.errors import BadQuery, LimitExceeded
+from doma.core.text import short
 
 MAX_TEXT = 10_000
 MAX_DEPTH = 60
@@ -22,14 +25,8 @@ GETTER = "get"
 SYNTAX = set("()'\"+*=<>,&|~%^{}")
 """A text with one of these that does not parse is wrong; without them it may be a branch's name."""
 
-BINARY = {
-    ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "true_divide",
-    ast.FloorDiv: "floor_divide", ast.Mod: "remainder", ast.Pow: "power", ast.BitAnd: "bitwise_and",
-    ast.BitOr: "bitwise_or", ast.BitXor: "bitwise_xor", ast.LShift: "left_shift", ast.RShift: "right_shift",
-    ast.Eq: "equal", ast.NotEq: "not_equal", ast.Lt: "less", ast.LtE: "less_equal", ast.Gt: "greater",
-    ast.GtE: "greater_equal", ast.And: "logical_and", ast.Or: "logical_or",
-}  # fmt: skip
-UNARY = {ast.UAdd: "positive", ast.USub: "negative", ast.Invert: "invert", ast.Not: "logical_not"}
+UNARY = {op: known.UNARY[sign] for op, sign in SIGNS.items() if issubclass(op, ast.unaryop)}
+BINARY = {op: known.BINARY[sign] for op, sign in SIGNS.items() if op not in UNARY}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Formula:
             node = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
             if SYNTAX & set(text):
-                raise BadQuery(f"{_short(text)} is no expression: {_why(e)}") from e
+                raise BadQuery(f"{short(text)} is no expression: {_why(e)}") from e
             return cls(name, text, None, text)
         _Checker(text).check(node, 0)
         return cls(name, text, node, ast.dump(node))
@@ -76,7 +73,7 @@ class _Checker:
         """A node; ``place`` says where constants and lists may stand: index, argument."""
         self._nodes += 1
         if depth > MAX_DEPTH or self._nodes > MAX_NODES:
-            raise LimitExceeded(f"{_short(self._text)} is nested too deeply or too long")
+            raise LimitExceeded(f"{short(self._text)} is nested too deeply or too long")
         match node:
             case ast.BinOp(left=left, op=op, right=right) if type(op) in BINARY:
                 inner = [left, right]
@@ -123,7 +120,7 @@ class _Checker:
             return
         if name not in FUNCTIONS:
             raise BadQuery(
-                f"{_short(self._text)}: there is no function {name!r}; {did_you_mean(name, FUNCTIONS)}"
+                f"{short(self._text)}: there is no function {name!r}; {did_you_mean(name, FUNCTIONS)}"
             )
         for argument in node.args:
             self.check(argument, depth + 1, "argument")
@@ -159,7 +156,7 @@ class _Checker:
             raise self._refused(node, f"{type(value).__name__} {str(value)[:40]!r}")
 
     def _refused(self, node: ast.expr, what: str) -> BadQuery:
-        return BadQuery(f"{_short(self._text)}, column {node.col_offset + 1}: {what} has no place here")
+        return BadQuery(f"{short(self._text)}, column {node.col_offset + 1}: {what} has no place here")
 
 
 WORDS: dict[type, str] = {
@@ -187,10 +184,6 @@ def _is_text(node: ast.expr) -> bool:
 
 def _is_number(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, int) and abs(node.value) < MAX_INT
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "…")
 
 
 def _why(error: BaseException) -> str:

@@ -90,22 +90,25 @@ def _part(number: int, part: Any) -> Part:
     )
 
 
+@contextmanager
+def naming(number: int, key: str = "") -> Iterator[None]:
+    """Say in which sub-query, and in which key of it, something is wrong."""
+    try:
+        yield
+    except (BadQuery, LimitExceeded) as e:
+        if e.message.startswith("sub-query "):
+            raise
+        raise type(e)(f"sub-query {number}{key and f', {key}'}: {e.message}", **e.detail) from e
+
+
 class _Keys:
     """Values of one sub-query, with messages that name the key."""
 
     def __init__(self, number: int, part: dict[str, Any]) -> None:
         self._number, self._part = number, part
 
-    @contextmanager
-    def naming(self, key: str) -> Iterator[None]:
-        """Say in which key something is wrong."""
-        try:
-            yield
-        except (BadQuery, LimitExceeded) as e:
-            raise type(e)(f"sub-query {self._number}, {key}: {e.message}", **e.detail) from e
-
     def parsed(self, key: str, name: str, text: str) -> Formula:
-        with self.naming(key):
+        with naming(self._number, key):
             return Formula.parse(name, text)
 
     def formulas(self, key: str) -> tuple[Formula, ...] | None:
@@ -137,7 +140,7 @@ class _Keys:
         values = self.strings(key)
         if not values:
             return None
-        with self.naming(key):
+        with naming(self._number, key):
             return Filter(values)
 
     def flag(self, key: str) -> bool:

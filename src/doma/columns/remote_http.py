@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from urllib.parse import urljoin, urlsplit
 
 from doma.columns.remote_blocks import BLOCK, Blocks
@@ -27,6 +28,7 @@ from doma.core.errors import (
     StorageUnavailable,
     Unsupported,
 )
+from doma.core.text import line_of
 from doma.core.url import redacted
 from doma.store.http_trust import AddressGuard, RemoteGuard, context_of
 
@@ -252,7 +254,8 @@ class RemoteFile:
                 else:
                     connection.close()
                 if method == "GET":
-                    self._refuse(answer, body)
+                    if answer.status >= 400 and answer.status not in {412, 416}:
+                        raise refusal(f"{self.url}: its server", answer.status, body)
                     self.taken += len(body)
                 return answer, body
         raise AssertionError("unreachable")
@@ -263,22 +266,6 @@ class RemoteFile:
                 f"{self.url}: its server serves no byte ranges, and the file is too large to load"
             )
         return answer.read((WHOLE if answer.status in {200, 206} else 64 << 10) + 1)
-
-    def _refuse(self, answer: http.client.HTTPResponse, body: bytes) -> None:
-        status = answer.status
-        if status < 400 or status in {412, 416}:
-            return
-        said = body[:200].decode("utf-8", "replace").split("\n")[0].strip()
-        kinds: Mapping[int, type[DomaError]] = {
-            401: InvalidToken,
-            403: Forbidden,
-            404: NotFound,
-            410: NotFound,
-        }
-        kind = kinds.get(status, StorageUnavailable if status >= 500 or status == 429 else OriginFailed)
-        raise kind(
-            f"{self.url}: its server answered {status}{f' ({said})' if said.isprintable() and said else ''}"
-        )
 
     def _connect(self, key: Key) -> http.client.HTTPConnection:
         scheme, netloc, ca_file, trusted = key
@@ -299,6 +286,22 @@ class RemoteFile:
         connection.auto_open = 0  # it must never connect by itself: without TLS, to an unchecked address
         connection.sock = sock
         return connection
+
+
+def refusal(
+    who: str, status: int, body: bytes, kinds: Mapping[int, type[DomaError]] = MappingProxyType({})
+) -> DomaError:
+    """The error that an answer stands for, with the first line of what was said; ``kinds`` wins."""
+    usual: Mapping[int, type[DomaError]] = {
+        401: InvalidToken,
+        403: Forbidden,
+        404: NotFound,
+        410: NotFound,
+        429: StorageUnavailable,
+    }
+    kind = {**usual, **kinds}.get(status, StorageUnavailable if status >= 500 else OriginFailed)
+    said = line_of(body[:300].decode("utf-8", "replace"))
+    return kind(f"{who} answered {status}" + (f" ({said})" if said else ""))
 
 
 def checked_address(url: str, origin: str, host: str, *, trusted: bool) -> str:

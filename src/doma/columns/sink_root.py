@@ -16,6 +16,7 @@ from awkward import contents, types
 from doma.columns.sink_file import FileSink, Output, same_names
 from doma.columns.sink_types import Missing, Unfit, fit, storable
 from doma.core.errors import BadQuery
+from doma.core.text import line_of
 
 LONGEST = 1000
 """Of a name in a ROOT file, in bytes."""
@@ -59,7 +60,9 @@ class RootSink(FileSink):
             with self._writing():
                 self._root.copy_from(thing, filter_name=lambda name: name == path)
         except (NotImplementedError, TypeError, ValueError, uproot.KeyInFileError) as e:
-            raise BadQuery(f"copy_histograms: {path!r} cannot be copied: {_line(e)}") from e
+            raise BadQuery(
+                f"copy_histograms: {path!r} cannot be copied: {line_of(str(e)) or type(e).__name__}"
+            ) from e
 
     def _finish(self) -> None:
         self._root.close()
@@ -132,7 +135,3 @@ def checked(name: str, what: str) -> None:
             f"query: {what} {name[:80]!r} has a name that ROOT cannot hold: "
             + (f"longer than {LONGEST} bytes" if long else "a control character")
         )
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -15,7 +15,7 @@ import numpy as np
 from awkward import types
 
 from doma.columns.sink_root import RootOutput, RootSink, naming
-from doma.columns.sink_types import Unfit, members
+from doma.columns.sink_types import Unfit, is_text, members
 from doma.core.errors import BadQuery
 
 UNNAMED = "branch"
@@ -84,7 +84,7 @@ def _plain(kind: types.Type) -> types.Type:
     match kind:
         case types.OptionType(content=content):
             return _plain(content)
-        case types.ListType(content=content) if not _is_text(kind):
+        case types.ListType(content=content) if not is_text(kind):
             return types.ListType(_plain(content))
         case types.RegularType(content=content, size=size):
             return types.RegularType(_plain(content), size)
@@ -98,7 +98,7 @@ def _plain(kind: types.Type) -> types.Type:
 def _leaves(at: Leaf) -> Iterator[Leaf]:
     """The branches of a column; members of a list of records are lists."""
     lists, kind = [], at.kind
-    while isinstance(kind, types.ListType | types.RegularType) and not _is_text(kind):
+    while isinstance(kind, types.ListType | types.RegularType) and not is_text(kind):
         lists.append(kind)
         kind = kind.content
     counted = at.counted
@@ -119,13 +119,9 @@ def _leaves(at: Leaf) -> Iterator[Leaf]:
     if len(lists) > 1 and any(isinstance(w, types.ListType) for w in lists):
         # Fixed-size arrays in lists as well: uproot writes wrong offsets for them.
         raise Unfit("holds lists of lists, which a TTree cannot; ask for parquet or root-rntuple")
-    if lists and _is_text(kind):
+    if lists and is_text(kind):
         raise Unfit("holds lists of strings, which a TTree cannot; ask for parquet or root-rntuple")
     yield Leaf(at.column, at.path, at.kind, counted)
-
-
-def _is_text(kind: types.Type) -> bool:
-    return bool(kind.parameter("__array__") == "string")
 
 
 def _spec(kind: types.Type) -> Any:

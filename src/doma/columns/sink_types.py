@@ -102,8 +102,8 @@ def fit(layout: contents.Content, kind: types.Type, nan: bool = False) -> conten
         return contents.NumpyArray(_numbers(np.asarray(layout.data), kind.primitive))
     if isinstance(layout, contents.NumpyArray):
         layout = layout.to_RegularArray()
-    if isinstance(kind, types.ListType) and layout.is_list and _text(layout) == _text(kind):
-        if _text(kind):
+    if isinstance(kind, types.ListType) and layout.is_list and is_text(layout) == is_text(kind):
+        if is_text(kind):
             return contents.ListOffsetArray(*_list(layout), parameters=kind.parameters)
         offsets, inside = _list(layout)
         return contents.ListOffsetArray(offsets, fit(inside, kind.content, nan))
@@ -113,7 +113,8 @@ def fit(layout: contents.Content, kind: types.Type, nan: bool = False) -> conten
     raise Unfit(f"changes its type within the file: {layout.form.type} is not {kind}")
 
 
-def _text(of: contents.Content | types.Type) -> bool:
+def is_text(of: contents.Content | types.Type) -> bool:
+    """Whether its lists are strings."""
     return bool(of.parameter("__array__") == "string")
 
 
