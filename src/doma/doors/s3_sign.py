@@ -188,11 +188,10 @@ def _version2(asked: Asked, query: Mapping[str, str]) -> Signed:
     extra = sorted(pair for pair in asked.query if pair[0] in _SUBRESOURCES)
     tail = "&".join(f"{name}={value}" if value else name for name, value in extra)
     kind, md5 = asked.headers.get("content-type", ""), asked.headers.get("content-md5", "")
-    text = f"{asked.method}\n{md5}\n{kind}\n{expires}\n{lines}{asked.path}{'?' if tail else ''}{tail}"
+    head, end = f"{asked.method}\n{md5}\n{kind}\n{expires}\n{lines}", f"{'?' if tail else ''}{tail}"
+    texts = [f"{head}{path}{end}".encode() for path in dict.fromkeys((asked.path, _encoded(asked.path)))]
     token = query.get("x-amz-security-token", "")
-    return Signed(
-        query["AWSAccessKeyId"], query["Signature"], token, UNSIGNED, 0, float(expires), [text.encode()]
-    )
+    return Signed(query["AWSAccessKeyId"], query["Signature"], token, UNSIGNED, 0, float(expires), texts)
 
 
 def _credential(text: str) -> tuple[str, Scope]:
