@@ -115,10 +115,10 @@ def _unpacked(part: Part, count: int) -> tuple[Part, int, int]:
     if whole > MOST:
         raise LimitExceeded(f"a basket has {whole} bytes, at most {MOST} fit; rewrite the file")
     body = memoryview(part)[header:]
-    return (body if len(body) == whole else _unzipped(body, whole)), border, header
+    return (body if len(body) == whole else unzipped(body, whole)), border, header
 
 
-def _unzipped(body: memoryview, whole: int) -> Part:
+def unzipped(body: memoryview, whole: int) -> Part:
     """The blocks of a compressed object, joined."""
     blocks: list[Any] = []
     at = done = 0

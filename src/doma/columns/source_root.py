@@ -61,6 +61,14 @@ def open_root(data: Bytes, name: str | None) -> Source:
                 return PlainSource(place, fetcher, _listed(file.key(name)), whole)
             except Odd:
                 pass
+    else:
+        from doma.columns.source_ntuple import NtupleSource
+
+        with _translated(place):
+            try:
+                return NtupleSource(place, fetcher, file[name], whole)
+            except Odd:
+                pass
     return whole()
 
 
