@@ -13,6 +13,7 @@ from doma.columns import fetch, plain
 from doma.columns.baskets import decoded
 from doma.columns.remote import open_bytes
 from doma.columns.source import cuts, open_source
+from doma.columns.source_ntuple import NtupleSource
 from doma.columns.source_root import PlainSource
 from doma.columns.ttree import Odd, PlainTree
 from doma.core.errors import CorruptFile
@@ -110,7 +111,60 @@ def test_any_entries_of_any_columns_are_those_of_the_whole(name, file):
     data.close()
 
 
-@pytest.mark.parametrize("name", ["tree.root", "table.parquet"])
+@pytest.mark.parametrize(
+    "name", ["Run2012BC_DoubleMuParked_Muons_1000evts_rntuple_v1-0-0-0.root", "nano_dy_rntuple.root"]
+)
+def test_plain_fields_of_ntuples_are_read_as_uproot_reads_them(name):
+    data = open_bytes((DATA / name).as_uri(), allow=("file://",))
+    source = open_source(data, "Events")
+    assert isinstance(source, NtupleSource)
+    whole = source._open()
+    assert (source.names, source.entries) == (whole.names, whole.entries)
+    chosen = source.names if len(source.names) < 100 else source.names[::37]
+    plain_ones = [n for n in chosen if source._field(n) is not None]
+    assert len(plain_ones) > len(chosen) / 2
+    size = source.entries
+    for column in plain_ones:
+        for start, stop, keep in ((0, size, None), (3, size - 5, None), (0, size, np.array([1, size - 1]))):
+            (got,) = source.read((column,), start, stop, keep).values()
+            (expected,) = whole.read((column,), start, stop, keep).values()
+            assert got.type == expected.type
+            assert ak.array_equal(got, expected, equal_nan=True), column
+    packed, unpacked = source.sizes(tuple(plain_ones))
+    assert 0 < packed < unpacked
+    data.close()
+
+
+def test_a_damaged_page_is_named_with_its_field(file, tmp_path):
+    folder, _ = file
+    stored = bytearray((folder / "ntuple.root").read_bytes())
+    data = open_bytes((folder / "ntuple.root").as_uri(), allow=("file://",))
+    source = open_source(data, "T")
+    page = source._ntuple.pages(source._field("y_f8").values, 3)[0]
+    data.close()
+    stored[(page.start + page.stop) // 2] ^= 0xFF
+    (tmp_path / "bad.root").write_bytes(stored)
+    data = open_bytes((tmp_path / "bad.root").as_uri(), allow=("file://",))
+    source = open_source(data, "T")
+    assert len(source.read(("y_f8",), 0, 300)["y_f8"]) == 300
+    with pytest.raises(CorruptFile, match=r"bad\.root, tree 'T', field 'y_f8' from entry 300: "):
+        source.read(("y_f8",), 300, 400)
+    data.close()
+
+
+def test_branches_with_slashes_in_their_names_are_read(tmp_path):
+    values = {"jet_pt/1000": np.arange(5.0), "a/b/c": np.arange(5), "plain": np.arange(5) * 2}
+    with uproot.recreate(tmp_path / "t.root") as made:
+        made.mktree("t", {n: a.dtype for n, a in values.items()}).extend(values)
+    data = open_bytes((tmp_path / "t.root").as_uri(), allow=("file://",))
+    source = open_source(data, "t")
+    assert set(source.names) == set(values)
+    for column, expected in values.items():
+        assert source.read((column,), 1, 4)[column].to_list() == expected[1:4].tolist()
+    data.close()
+
+
+@pytest.mark.parametrize("name", ["tree.root", "ntuple.root", "table.parquet"])
 def test_what_holds_no_wanted_entry_is_not_fetched(name, file, monkeypatch):
     monkeypatch.setattr(fetch, "GAP", 0)
     folder, _ = file

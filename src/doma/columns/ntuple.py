@@ -116,7 +116,7 @@ class PlainNtuple:
         return Field(self._column(inner[0], _KINDS), self._column(number, _INDICES))
 
     def pages(self, column: Column, cluster: int) -> list[Page]:
-        """The pages of a column in a cluster. Raises Odd: of a form for uproot."""
+        """The pages of a column in a cluster. Raises Odd: of a form for uproot. CorruptFile."""
         data, places = self._lists[cluster]
         if column.number >= len(places):
             raise Odd
@@ -129,6 +129,8 @@ class PlainNtuple:
             values, length, start = _PAGE.unpack_from(data, at + _FRAME.size + i * _PAGE.size)
             if length < 0:
                 raise Odd
+            if start + length > self._fetcher.data.size:
+                raise CorruptFile(f"a page lies at byte {start}, behind the end of the file")
             found.append(Page(abs(values), start, start + length, values < 0))
         (first,) = struct.unpack_from("<q", data, at + _FRAME.size + count * _PAGE.size)
         if first < 0:
