@@ -115,12 +115,11 @@ def _check(source: str) -> None:
     try:
         with warnings.catch_warnings():  # of odd escapes in strings: the user's affair
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            found: list[Any] = [n for n in _top(ast.parse(source).body) if _defines(n)]
     except SyntaxError as e:
         raise BadQuery(f"selection: line {e.lineno or 1}: {e.msg}", line=e.lineno or 1) from e
     except (ValueError, RecursionError, MemoryError, OverflowError) as e:
         raise BadQuery(f"selection: the source cannot be parsed: {str(e)[:200] or type(e).__name__}") from e
-    found: list[Any] = [n for n in _top(tree.body) if _defines(n)]
     if not found:
         raise BadQuery(f"selection: the source defines no function {NAME}(input_filenames)")
     last = found[-1]

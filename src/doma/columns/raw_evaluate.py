@@ -11,7 +11,7 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from doma.columns.near import did_you_mean, near
+from doma.columns.near import did_you_mean, unknown
 from doma.columns.raw_functions import FUNCTIONS, call, crosses
 from doma.columns.raw_language import BINARY, GETTER, MAX_INT, UNARY, Formula, dotted
 from doma.columns.values import Rows
@@ -25,6 +25,8 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "positive": operator.pos,
 }  # fmt: skip
 """Operators between constants."""
+CHAIN = 50
+"""Aliases that need one another in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,15 @@ class Names:
     aliases: Mapping[str, Formula]
     standard_axis: bool = False
 
-    def needs(self, formula: Formula, path: tuple[str, ...] = ()) -> set[str]:
+    def needs(
+        self, formula: Formula, path: tuple[str, ...] = (), seen: dict[str, set[str]] | None = None
+    ) -> set[str]:
         """The branches that a formula reads, those of its aliases included.
 
         Raises:
-            UnknownColumn: with the nearest names. BadQuery: an alias that needs itself.
+            UnknownColumn: with the nearest names. BadQuery: an alias that needs itself. LimitExceeded.
         """
+        seen = {} if seen is None else seen
         if formula.text in self.branches:
             return {formula.text}
         if formula.node is None:
@@ -52,20 +57,19 @@ class Names:
                 found.add(name)
             elif name in path:
                 raise BadQuery(f"the alias {name!r} needs itself: {' → '.join((*path, name))}")
+            elif len(path) == CHAIN:
+                raise LimitExceeded(f"the alias {path[0]!r} needs a chain of more than {CHAIN} others")
             else:
-                found |= self.needs(self.aliases[name], (*path, name))
+                if name not in seen:  # or each of n aliases that use the next one twice would double the work
+                    seen[name] = self.needs(self.aliases[name], (*path, name), seen)
+                found |= seen[name]
         return found
 
     def known(self, name: str) -> bool:
         return name in self.branches or name in self.aliases
 
     def unknown(self, name: str) -> UnknownColumn:
-        names = (*self.branches, *self.aliases)
-        return UnknownColumn(
-            f"{self.place}: there is no branch {name[:100]!r}; {did_you_mean(name[:100], names)}",
-            name=name[:100],
-            near=near(name[:100], names),
-        )
+        return unknown(f"{self.place}: there is no branch", name, (*self.branches, *self.aliases))
 
 
 @dataclass(slots=True)

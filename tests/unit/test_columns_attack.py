@@ -1,0 +1,39 @@
+"""Selections that would take their reader's time or stack."""
+
+import base64
+
+import pytest
+
+from doma.columns.function import PythonFunction
+from doma.columns.raw_evaluate import Names
+from doma.columns.raw_language import Formula
+from doma.core.errors import BadQuery, LimitExceeded
+
+
+def names(count: int, text: str) -> Names:
+    """Aliases that each need the next one; the last one needs a branch."""
+    aliases = {f"a{i}": Formula.parse(f"a{i}", text.replace("N", f"a{i + 1}")) for i in range(count)}
+    last = {f"a{count}": Formula.parse(f"a{count}", "pt")}
+    return Names("here", frozenset({"pt"}), aliases | last)
+
+
+def test_aliases_that_double_each_other_are_followed_once():
+    few = names(40, "N + N")
+    assert few.needs(few.aliases["a0"]) == {"pt"}
+    crossed = {f"{x}{i}": Formula.parse(f"{x}{i}", f"a{i + 1} + b{i + 1}") for i in range(40) for x in "ab"}
+    last = {name: Formula.parse(name, "pt") for name in ("a40", "b40")}
+    both = Names("here", frozenset({"pt"}), crossed | last)
+    assert both.needs(both.aliases["a0"]) == {"pt"}
+
+
+def test_a_long_chain_of_aliases_is_a_limit():
+    many = names(3000, "N + 1")
+    with pytest.raises(LimitExceeded, match="chain"):
+        many.needs(many.aliases["a0"])
+
+
+@pytest.mark.parametrize("count", [1500, 2500, 20_000])
+def test_a_function_of_endless_branches_is_refused(count):
+    source = "def run_query(f): pass\nif 1: pass\n" + "elif 1: pass\n" * count
+    with pytest.raises(BadQuery, match="cannot be parsed"):
+        PythonFunction(base64.b64encode(source.encode()).decode())
