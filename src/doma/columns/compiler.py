@@ -9,8 +9,8 @@ from doma.columns import expressions as ex
 from doma.columns import functions as known
 from doma.columns import operators
 from doma.columns.language import MAX_DEPTH, MAX_NAME, Node, parse_python
-from doma.columns.near import did_you_mean, near
-from doma.core.errors import BadQuery, LimitExceeded, UnknownColumn
+from doma.columns.near import did_you_mean, unknown
+from doma.core.errors import BadQuery, LimitExceeded
 
 MAX_COLUMNS = 10_000
 """Columns of the output, and fields of any record on the way."""
@@ -173,11 +173,7 @@ class Compiler:
             return ex.Field(source, name), ex.ANY
         fields = dict(of.fields)
         if name not in fields:
-            raise UnknownColumn(
-                f"query, at {at}: the record has no {name!r}; {did_you_mean(name, fields)}",
-                name=name,
-                near=near(name, fields),
-            )
+            raise unknown(f"query, at {at}: the record has no", name, fields)
         inner = fields[name]
         return ex.Field(source, name), ex.Shape("list", inner) if shape.kind == "list" else inner
 
@@ -192,11 +188,7 @@ class Compiler:
             return self._slice(source, shape, index)
         number = index.value if index.kind == "const" else None
         if shape.kind == "record":
-            if (
-                isinstance(number, bool)
-                or not isinstance(number, int)
-                or not -len(shape.fields) <= number < len(shape.fields)
-            ):
+            if type(number) is not int or not -len(shape.fields) <= number < len(shape.fields):
                 raise node.wrong(f"[] on a record needs an integer below {len(shape.fields)}")
             name, inner = shape.fields[number]
             return ex.Field(source, name), inner
@@ -205,9 +197,7 @@ class Compiler:
 
     def _slice(self, source: ex.Expr, shape: ex.Shape, node: Node) -> Typed:
         ends = [n.value if n.kind == "const" else "" for n in node.args]
-        if not 1 <= len(ends) <= 3 or not all(
-            e is None or (isinstance(e, int) and not isinstance(e, bool)) for e in ends
-        ):
+        if not 1 <= len(ends) <= 3 or not all(e is None or type(e) is int for e in ends):
             raise node.wrong("a slice takes up to three integers, or None")
         low, high, step = [e if isinstance(e, int) else None for e in (*ends, None, None)][:3]
         if step == 0:

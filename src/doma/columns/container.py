@@ -118,9 +118,7 @@ class ContainerQuery:
             said = lines[-1][:300]
             raise BadQuery(f"{url}: the transformer ended with exit code {ended.code}: {said}", log=ended.log)
         if order.output.is_symlink() or not order.output.is_file():
-            raise BadQuery(
-                f"{url}: the transformer said that it succeeded, but wrote no output", log=ended.log
-            )
+            raise BadQuery(f"{url}: the transformer succeeded, but wrote no output", log=ended.log)
         return ended
 
 
@@ -143,8 +141,7 @@ def topcp(selection: str) -> dict[str, Any]:
         kind = TOPCP.get(key)
         if kind is None:
             raise BadQuery(f"selection: topcp has no key {key[:40]!r}; there is {', '.join(TOPCP)}")
-        # True is an int to Python.
-        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        if value is not None and type(value) is not kind:  # True is an int to Python, but not here
             raise BadQuery(f"selection: {key}: {kind.__name__} or null is expected")
     if not any(found.get(key) for key in ("reco", "parton", "particle")):
         raise BadQuery("selection: one of reco, parton and particle is needed, the text of a YAML file")

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or
 
 from doma.columns import dataset_repo
 from doma.columns.dataset_tables import catalogue, catalogue_files
-from doma.columns.finder import MAX_FILES, MAX_REPLICAS, FoundFile, too_many
+from doma.columns.finder import MAX_FILES, FoundFile, too_many
 from doma.columns.model import Grant
 from doma.core.errors import BadRequest, Conflict, NotFound
 
@@ -123,7 +123,7 @@ def files(tx: Connection, grant: Grant, name: str) -> list[FoundFile]:
     if row is None:
         raise NotFound(f"{WORD}://{name[:250]}: there is no such dataset among yours and the shared ones")
     found = tx.execute(select(catalogue_files).where(f.dataset == row.id).order_by(f.name))
-    return [FoundFile(r.name, tuple(r.replicas), r.bytes, r.events, r.adler32) for r in found]
+    return [dataset_repo.file_of(r) for r in found]
 
 
 def _readable(grant: Grant) -> ColumnElement[bool]:
@@ -136,10 +136,8 @@ def _store(tx: Connection, id_: int, found: Sequence[FoundFile], *, replace: boo
     if replace:
         tx.execute(delete(catalogue_files).where(f.dataset == id_))
     rows: dict[str, dict[str, Any]] = {
-        file.name: {"dataset": id_, "name": file.name, "replicas": list(file.replicas[:MAX_REPLICAS]),
-                    "bytes": file.bytes, "events": file.events, "adler32": file.adler32}
-        for file in found
-    }  # fmt: skip
+        file.name: {"dataset": id_, **dataset_repo.row_of(file)} for file in found
+    }
     names = list(rows)
     for start in range(0, len(names), BATCH):
         part = names[start : start + BATCH]

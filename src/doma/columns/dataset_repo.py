@@ -103,14 +103,12 @@ def hold_list(tx: Connection, urls: Sequence[str], grant: Grant, now: float) -> 
 
 def found(tx: Connection, id_: int) -> Found | None:
     """A dataset, whosever it is."""
-    row = tx.execute(select(datasets).where(datasets.c.id == id_)).one_or_none()
-    return None if row is None else _found(row)
+    return _one(tx, datasets.c.id == id_)
 
 
 def current(tx: Connection, name: Name) -> Found | None:
     """The dataset that a name has now, however old its answer is."""
-    row = tx.execute(select(datasets).where(datasets.c.current == name.key)).one_or_none()
-    return None if row is None else _found(row)
+    return _one(tx, datasets.c.current == name.key)
 
 
 def inputs(tx: Connection, id_: int) -> list[Input]:
@@ -124,7 +122,7 @@ def files(tx: Connection, id_: int) -> list[File]:
     """The files of a dataset, in order."""
     c = dataset_files.c
     rows = tx.execute(select(dataset_files).where(c.dataset == id_).order_by(c.number))
-    return [File(r.id, FoundFile(r.name, tuple(r.replicas), r.bytes, r.events, r.adler32)) for r in rows]
+    return [File(r.id, file_of(r)) for r in rows]
 
 
 def take(tx: Connection, worker: str, now: float, lease: float, limit: int) -> list[Work]:
@@ -200,8 +198,7 @@ def listed(
 
 def seen(tx: Connection, id_: int, owner: str) -> Found | None:
     """A dataset, if a request of this owner used it."""
-    row = tx.execute(select(datasets).where(datasets.c.id == id_, _seen(owner))).one_or_none()
-    return None if row is None else _found(row)
+    return _one(tx, datasets.c.id == id_, _seen(owner))
 
 
 def mark_stale(tx: Connection, id_: int) -> bool:
@@ -228,14 +225,11 @@ def outdate(tx: Connection, finder: str, name: str) -> None:
 def tidy(tx: Connection, before: float, limit: int = 100) -> int:
     """Remove datasets that no request uses any more and nobody asked for since an instant."""
     used = exists().where(requests.c.dataset == datasets.c.id)
-    old = select(datasets.c.id).where(datasets.c.used < before, ~used, _over()).limit(limit)
+    over = datasets.c.state.in_([s for s in Lookup if s.final])
+    old = select(datasets.c.id).where(datasets.c.used < before, ~used, over).limit(limit)
     ids = [r.id for r in tx.execute(old)]
     tx.execute(delete(dataset_files).where(dataset_files.c.dataset.in_(ids)))
     return tx.execute(delete(datasets).where(datasets.c.id.in_(ids))).rowcount
-
-
-def _over() -> ColumnElement[bool]:
-    return datasets.c.state.in_([s for s in Lookup if s.final])
 
 
 def _seen(owner: str) -> ColumnElement[bool]:
@@ -256,12 +250,25 @@ def _make(tx: Connection, name: Name, grant: Grant, now: float, state: Lookup) -
 
 def _store(tx: Connection, id_: int, result: Sequence[FoundFile]) -> None:
     tx.execute(delete(dataset_files).where(dataset_files.c.dataset == id_))
-    rows = [
-        {"dataset": id_, "number": i, "name": f.name, "replicas": list(f.replicas), "bytes": f.bytes,
-         "events": f.events, "adler32": f.adler32} for i, f in enumerate(result)
-    ]  # fmt: skip
+    rows = [{"dataset": id_, "number": i, **row_of(f)} for i, f in enumerate(result)]
     for start in range(0, len(rows), BATCH):
         tx.execute(insert(dataset_files), rows[start : start + BATCH])
+
+
+def _one(tx: Connection, *which: ColumnElement[bool]) -> Found | None:
+    row = tx.execute(select(datasets).where(*which)).one_or_none()
+    return None if row is None else _found(row)
+
+
+def file_of(r: Row[Any]) -> FoundFile:
+    """A file from its row, here and in the catalogue."""
+    return FoundFile(r.name, tuple(r.replicas), r.bytes, r.events, r.adler32)
+
+
+def row_of(f: FoundFile) -> dict[str, Any]:
+    """What its row holds besides its place."""
+    replicas = list(f.replicas[:MAX_REPLICAS])
+    return {"name": f.name, "replicas": replicas, "bytes": f.bytes, "events": f.events, "adler32": f.adler32}
 
 
 def _found(r: Row[Any]) -> Found:

@@ -107,11 +107,7 @@ class Datasets:
 
     async def stop(self) -> None:
         """Stop in good order: what is under way is given back. Idempotent."""
-        tasks = [
-            *self._loops,
-            *(t for _, t in self._running.values()),
-            *(t for _, t in self._fresh.values()),
-        ]
+        tasks = [*self._loops, *(t for _, t in self._running.values()), *(t for _, t in self._fresh.values())]
         self._loops = []
         for task in tasks:
             task.cancel()

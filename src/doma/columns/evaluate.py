@@ -18,7 +18,7 @@ import numpy.typing as npt
 from doma.columns import arithmetic, folds, momenta, sequences
 from doma.columns import expressions as ex
 from doma.columns.functions import VECTOR_PROPERTIES
-from doma.columns.near import did_you_mean, near
+from doma.columns.near import unknown
 from doma.columns.plan import Plan
 from doma.columns.values import (
     Fields,
@@ -37,7 +37,7 @@ from doma.columns.values import (
     scope_of,
     stacked,
 )
-from doma.core.errors import BadQuery, UnknownColumn
+from doma.core.errors import BadQuery
 
 Env = dict[int, Value]
 
@@ -61,7 +61,7 @@ def run(plan: Plan, rows: Rows) -> Table:
     root = Scope(1)
     with np.errstate(all="ignore"):
         value = _eval(plan.body, {}, root, rows)
-        if isinstance(value.data, Rows_):
+        if isinstance(value.data, AllEvents):
             value = Value(root, listed(array(Value(root, Row(value.data.rows)), root), _one(rows.size)))
         data = array(value, root)
         if levels(data) == 0:
@@ -104,7 +104,7 @@ def _named(columns: dict[str, ak.Array], names: tuple[str, ...] | None) -> dict[
 
 
 @dataclass(eq=False, slots=True)
-class Rows_:
+class AllEvents:
     """The events as a sequence."""
 
     rows: Rows
@@ -124,7 +124,7 @@ def _eval(expr: ex.Expr, env: Env, root: Scope, rows: Rows) -> Value:
         case ex.Var(slot=slot):
             return env[slot]
         case ex.Events():
-            return Value(root, Rows_(rows))
+            return Value(root, AllEvents(rows))
         case ex.Field(source=source, name=name):
             return _field(sub(source), name)
         case ex.Item(source=source, index=index):
@@ -170,18 +170,14 @@ def _field(value: Value, name: str) -> Value:
             return Value(value.scope, data[name])
         if name in VECTOR_PROPERTIES and momenta.is_momentum(data):
             return momenta.method(name, value, [])
-    raise UnknownColumn(
-        f"query: there is no field {name!r} here; {did_you_mean(name, names)}",
-        name=name,
-        near=near(name, names),
-    )
+    raise unknown("query: there is no field", name, names)
 
 
 def _operator(op: ex.Op, source: Value, env: Env, root: Scope, rows: Rows) -> Value:
     def body(by: ex.Lambda, item: Value) -> Value:
         return _eval(by.body, {**env, by.slot: item}, root, rows)
 
-    if isinstance(source.data, Rows_):
+    if isinstance(source.data, AllEvents):
         return _over_events(op, source, body, root)
     if op.name != "Contains":
         source = _sequence(source, root)
@@ -223,7 +219,7 @@ def _over_events(op: ex.Op, source: Value, body: Any, root: Scope) -> Value:
     assert op.by is not None
     result = body(op.by, Value(scope, Row(events)))
     if op.name == "Where":
-        return Value(root, Rows_(events.where(sequences.condition(result, scope, "Where"))))
+        return Value(root, AllEvents(events.where(sequences.condition(result, scope, "Where"))))
     if op.name in {"Any", "All"}:
         mask = sequences.condition(result, scope, op.name)
         return Value(root, ak.Array(np.array([mask.any() if op.name == "Any" else mask.all()])))

@@ -108,7 +108,7 @@ class Catalogue:
 
 def whole(value: Any) -> int:
     """A size or a number of events; 0 for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62 else 0
+    return value if type(value) is int and 0 <= value < 1 << 62 else 0
 
 
 def adler(value: Any) -> str | None:

@@ -10,17 +10,7 @@ import awkward as ak
 import numpy as np
 import numpy.typing as npt
 
-from doma.columns.values import (
-    Scope,
-    Value,
-    array,
-    check_element,
-    deepest,
-    element,
-    levels,
-    opened,
-    scope_of,
-)
+from doma.columns.values import Scope, Value, array, check_element, check_numbers, deepest, opened, scope_of
 from doma.core.errors import BadQuery, LimitExceeded
 
 MAX_LENGTH = 10_000
@@ -66,8 +56,7 @@ def fold(source: Value, seed: Value, body: Body) -> Value:
 
 
 def _numbers(data: ak.Array) -> npt.NDArray[np.generic]:
-    if levels(data) or element(data) != "numbers":
-        raise BadQuery("query: Aggregate must accumulate one number, not a sequence, text or record")
+    check_numbers(data, "Aggregate must accumulate one number")
     if data.layout.is_option:
         if ak.any(ak.is_none(data)):
             raise BadQuery("query: Aggregate: a value is missing; give First, Max and such a default")

@@ -337,5 +337,3 @@ class TokenSource(Protocol):
 
 UrlSigner = Callable[[str, str, float], str]
 """``(owner, path in the result store, expiry)`` gives a narrow read token for that path."""
-
-Facts = dict[str, Any]

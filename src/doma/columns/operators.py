@@ -43,7 +43,7 @@ def operator(c: "Compiler", name: str, args: tuple[Node, ...], node: Node, env: 
         return ex.Op(name, source, by), _after(name, shape, result)
     if name == "Choose":
         n = args[1].value if args[1].kind == "const" else None
-        if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOOSE:
+        if type(n) is not int or not 1 <= n <= MAX_CHOOSE:
             raise args[1].wrong(f"Choose needs a number from 1 to {MAX_CHOOSE}")
         return ex.Op(name, source, arg=ex.Const(n)), ex.Shape("list", ex.Shape("list", item))
     if name in known.DEFAULTED:
@@ -52,9 +52,10 @@ def operator(c: "Compiler", name: str, args: tuple[Node, ...], node: Node, env: 
         arg, other = c.expr(args[1], env)
         if other.kind in {"row", "rows"} or (name == "Concat" and other.kind == "one"):
             raise args[1].wrong(f"{name} needs a sequence or a value here")
-        return ex.Op(name, source, arg=arg), ex.ANY if name == "Contains" else _joined(
-            item, ex.members(other)
-        )
+        if name == "Contains":
+            return ex.Op(name, source, arg=arg), ex.ANY
+        both = item if item == ex.members(other) else ex.ANY
+        return ex.Op(name, source, arg=arg), ex.Shape("list", both)
     return ex.Op(name, source), _after(name, shape, ex.ANY)
 
 
@@ -68,10 +69,6 @@ def _one_of(
     if len(args) > needed:
         found = ex.Fill(found, c.number(args[needed], env, f"the default of {name}", text=True))
     return found, item if name in {"First", "Last", "ElementAt"} else ex.ANY
-
-
-def _joined(one: ex.Shape, other: ex.Shape) -> ex.Shape:
-    return ex.Shape("list", one if one == other else ex.ANY)
 
 
 def _after(name: str, source: ex.Shape, body: ex.Shape) -> ex.Shape:

@@ -79,10 +79,10 @@ def _one_row(body: Expr, shape: Shape) -> tuple[Expr, Shape, int | None]:
     if isinstance(body, Op) and body.over_events:
         if body.name in known.PICKS:
             return body.source, Shape("rows", shape), known.PICKS[body.name]
-        if body.name == "ElementAt" and isinstance(body.arg, Const) and isinstance(body.arg.value, int):
+        if body.name == "ElementAt" and isinstance(body.arg, Const) and type(body.arg.value) is int:
             if body.arg.value < -1:
                 raise BadQuery("query: ElementAt of the events themselves takes 0, 1, …, or -1 for the last")
-            return body.source, Shape("rows", shape), int(body.arg.value)
+            return body.source, Shape("rows", shape), body.arg.value
         if body.name in known.TOTALS:
             return body, shape, None
     raise BadQuery(

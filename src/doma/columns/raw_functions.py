@@ -78,7 +78,7 @@ def call(name: str, args: list[Any], keywords: dict[str, Any], standard_axis: bo
         raise BadQuery(f"{name}(): {e}") from e
     given = bound.arguments
     axis = given.get("axis", 0)
-    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int)):
+    if axis is not None and type(axis) is not int:
         raise BadQuery(f"{name}(): the axis must be a number or None")
     if "axis" not in given and name in EVENT_AXIS and not standard_axis:
         given["axis"] = EVENT_AXIS[name]
@@ -119,7 +119,7 @@ def _limit(name: str, given: dict[str, Any]) -> None:
             raise BadQuery(f"{name}(): axis {axis} would combine events with each other")
         if "combinations" in name:
             n = given["n"]
-            if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 10:
+            if type(n) is not int or not 1 <= n <= 10:
                 raise BadQuery(f"{name}(): n must be a number from 1 to 10")
             bounded(_counts(given["array"], axis) ** float(n) / float(np.prod(range(1, n + 1))))
         else:
@@ -131,7 +131,7 @@ def _limit(name: str, given: dict[str, Any]) -> None:
             bounded(np.atleast_1d(product))
     if name == "pad_none":
         target = given["target"]
-        if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target <= MAX_PAD:
+        if type(target) is not int or not 0 <= target <= MAX_PAD:
             raise LimitExceeded(f"pad_none(): the length must be a number from 0 to {MAX_PAD}")
         bounded(np.array([float(target) * max(1, len(given["array"]))]))
 

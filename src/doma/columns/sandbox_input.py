@@ -109,13 +109,14 @@ def span(header: str, size: int) -> tuple[int, int, bool] | None:
 
 def _asked(link: socket.socket, start: int, stop: int) -> bytes:
     link.sendall(ASK.pack(start, stop))
-    (length,) = GIVE.unpack(_exactly(link, GIVE.size))
+    (length,) = GIVE.unpack(exactly(link, GIVE.size))
     if length != stop - start:
         raise ConnectionError("the input cannot be read")
-    return _exactly(link, length)
+    return exactly(link, length)
 
 
-def _exactly(link: socket.socket, size: int) -> bytes:
+def exactly(link: socket.socket, size: int) -> bytes:
+    """So many bytes. Raises ConnectionError when there are fewer."""
     data = bytearray()
     while len(data) < size:
         more = link.recv(min(1 << 20, size - len(data)))
@@ -152,7 +153,7 @@ class Giver:
     def _give(self, link: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while True:
-                start, stop = ASK.unpack(_exactly(link, ASK.size))
+                start, stop = ASK.unpack(exactly(link, ASK.size))
                 if not 0 <= start < stop <= self._data.size or stop - start > MOST:
                     link.shutdown(socket.SHUT_RDWR)
                     return

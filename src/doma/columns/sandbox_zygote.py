@@ -24,7 +24,7 @@ import sys
 from typing import Any
 
 from doma.columns import sandbox_harness, sandbox_seal
-from doma.columns.sandbox_input import serve
+from doma.columns.sandbox_input import exactly, serve
 from doma.columns.sandbox_view import WORK
 
 WARM = (
@@ -61,18 +61,6 @@ def receive(link: socket.socket, limit: int = 8 << 20) -> tuple[dict[str, Any] |
     if not isinstance(message, dict):
         raise ValueError("a frame that is no object")  # noqa: TRY004 - hostile text, not a slip of ours
     return message, fds
-
-
-def exactly(link: socket.socket, size: int) -> bytearray:
-    """So many bytes. Raises ConnectionError when there are fewer."""
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = link.recv_into(view)
-        if not count:
-            raise ConnectionError("the peer is gone")
-        view = view[count:]
-    return data
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from doma.columns.values import (
     array,
     bounded,
     check_element,
+    check_numbers,
     deepest,
     element,
     innermost,
@@ -76,11 +77,7 @@ def _with_argument(name: str, source: Value, arg: Value | None) -> Value:
 def condition(value: Value, scope: Scope, what: str) -> npt.NDArray[np.bool_]:
     """(scope.size,) booleans; missing is false."""
     data = array(value, scope)
-    if levels(data) or element(data) != "numbers":
-        kind = "a sequence" if levels(data) else element(data)
-        raise BadQuery(
-            f"query: {what} needs one true or false per element, not {kind}; use Any, All or Count"
-        )
+    check_numbers(data, f"{what} needs one true or false per element (Any, All and Count make one)")
     mask: npt.NDArray[np.bool_] = np.asarray(ak.fill_none(data, False)) != 0
     return mask
 
@@ -103,8 +100,7 @@ def by_key(name: str, took: Opened, result: Value) -> Value:
 
 def _order(keys: ak.Array, parents: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
     """A stable order within each sequence; missing and NaN come last either way."""
-    if levels(keys) or element(keys) != "numbers":
-        raise BadQuery(f"query: {name} needs one number per element as its key")
+    check_numbers(keys, f"{name} needs one number per element as its key")
     lost = np.asarray(ak.is_none(keys))
     values = np.asarray(ak.fill_none(keys, 0))
     lost |= np.isnan(values)
@@ -133,7 +129,7 @@ def picked(source: Value, index: Value, what: str) -> Value:
     scope = deepest([source, index])
     if scope is None:
         raise BadQuery(f"query: {what} needs a sequence, this is a constant")
-    if index.scope is None and (isinstance(index.data, bool) or not isinstance(index.data, int)):
+    if index.scope is None and type(index.data) is not int:
         raise BadQuery(f"query: {what} needs an integer, not {index.data!r}")
     size = getattr(source.data.layout, "size", None) if isinstance(source.data, ak.Array) else None
     took = opened(source if source.scope is scope or isinstance(source.data, Fields) else
@@ -143,8 +139,7 @@ def picked(source: Value, index: Value, what: str) -> Value:
         at = np.full(scope.size, index.data, dtype=np.int64)
     else:
         wanted = array(index, scope)
-        if levels(wanted) or element(wanted) != "numbers":
-            raise BadQuery(f"query: {what} needs one integer per element")
+        check_numbers(wanted, f"{what} needs one integer per element")
         at = np.asarray(ak.fill_none(wanted, np.iinfo(np.int64).max)).astype(np.int64)
     at = np.where(at < 0, at + took.counts, at)
     there = (at >= 0) & (at < took.counts)
@@ -162,8 +157,7 @@ def item(source: Value, index: Value) -> Value:
     if index.scope is None:
         if isinstance(source.data, ak.Array) and levels(source.data) == 0 and ak.fields(source.data):
             names = ak.fields(source.data)
-            number = isinstance(index.data, int) and not isinstance(index.data, bool)
-            if number and -len(names) <= index.data < len(names):
+            if type(index.data) is int and -len(names) <= index.data < len(names):
                 return Value(source.scope, source.data[names[index.data]])
         return picked(source, index, "[]")
     scope = deepest([source, index])
@@ -297,8 +291,7 @@ def span(low: Value, high: Value, root: Scope) -> Value:
     for value in (low, high):
         check_element(value, "Range")
         data = array(value, scope)
-        if levels(data) or element(data) != "numbers":
-            raise BadQuery("query: Range needs one integer at each end")
+        check_numbers(data, "Range needs one integer at each end")
         numbers = np.asarray(ak.fill_none(data, 0))
         if not np.issubdtype(numbers.dtype, np.integer):
             raise BadQuery(f"query: Range needs integers, not {numbers.dtype}")

@@ -184,6 +184,12 @@ def element(data: ak.Array) -> str:
     return "records" if layout.is_record else "unions" if layout.is_union else "numbers"
 
 
+def check_numbers(data: ak.Array, what: str) -> None:
+    """Raises BadQuery unless there is one number per element; ``what`` begins the message."""
+    if levels(data) or element(data) != "numbers":
+        raise BadQuery(f"query: {what}, not {'a sequence' if levels(data) else element(data)}")
+
+
 @dataclass(eq=False, slots=True)
 class Opened:
     """Sequences taken apart: lengths, members in one row, and the scope of the members."""
