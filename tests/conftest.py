@@ -29,8 +29,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 COMMAND = (sys.executable, "-c", "from doma.cli import main; main()")
 
-# A busy machine makes no test fail by being slow.
-settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine makes no test fail by being slow; --hypothesis-profile=long looks longer.
+settings.register_profile(
+    "suite", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", settings.get_profile("suite"), max_examples=1000)
 settings.load_profile("suite")
 
 

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -73,7 +74,7 @@ def postgres_server() -> Iterator[str]:
             _wait(binaries, place, server)
             yield name
         finally:
-            server.send_signal(2)  # fast shutdown: connections are dropped
+            server.send_signal(signal.SIGQUIT)  # nothing is kept, so nothing has to be written first
             server.wait(30)
 
 

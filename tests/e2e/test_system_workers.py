@@ -1,5 +1,6 @@
 """Several processes on one port: to a client they are one server."""
 
+import asyncio
 import concurrent.futures
 import http.client
 import json
@@ -13,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from doma.net import xroot_frames as frames
+from doma.net.xroot_frames import Code
 from tests.conftest import System
+from tests.e2e.root.conftest import CONTENT, Wire
 
 PROCESSES = 3
 
@@ -80,6 +84,24 @@ def call(
         return answer.status, answer.read()
 
     return ask
+
+
+async def test_streams_of_root_clients_meet_in_one_process_whichever_accepted_them(three: System) -> None:
+    three.put("/site/w/streams", CONTENT)
+    host, port = three.run["url"].removeprefix("http://").rsplit(":", 1)
+    wires = [await Wire.dial((host, int(port))) for _ in range(12)]
+    control = wires[0]
+    await control.login()
+    handle = await control.open(f"/site/w/streams?authz={three.token()}")
+    for wire in wires[1:]:
+        await wire.greet(expect=1)
+        status, body = await wire.ask(Code.BIND, control.id)
+        assert status == 0, body
+        control.send(Code.READ, frames.P_READ.pack(handle, 5, 1000), body + bytes(7))
+        _, status, got = await asyncio.wait_for(wire.one(), 20)
+        assert (status, got) == (0, CONTENT[5:1005])
+    for wire in wires:
+        await wire.close()
 
 
 def test_as_many_processes_listen_as_are_asked_for(three: System) -> None:

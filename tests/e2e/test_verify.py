@@ -7,33 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Start
+from tests.conftest import System
 
 Said = Callable[..., tuple[int, str, str]]
 
 
-def test_a_flipped_byte_is_found_beside_the_running_system(start: Start, said: Said) -> None:
-    system = start("home", "--role", "issuer", "--role", "storage")
+def test_a_flipped_byte_is_found_beside_the_running_system(shared: System, said: Said) -> None:
     for name in ("a/one", "a/two", "three"):
-        system.put(f"/site/{name}", name.encode() * 1000)
-    code, out, err = said("verify", "--home", system.home.path, "--json")
+        shared.put(f"/site/verify/{name}", name.encode() * 1000)
+    code, out, err = said("verify", "--home", shared.home.path, "site", "--path", "/verify", "--json")
     assert code == 0, err
     assert json.loads(out) == {"files": 3, "bytes": 15_000, "first_checksum": 0, "bad": []}
 
-    file = system.home / "site" / "a" / "two"
+    file = shared.home / "site" / "verify" / "a" / "two"
     written = file.stat()
     with file.open("r+b") as damaged:
         damaged.seek(77)
         damaged.write(b"!")
     os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))  # as a disk loses a bit: nobody wrote
-    code, out, _ = said("verify", "--home", system.home.path, "site", "--json")
+    code, out, _ = said("verify", "--home", shared.home.path, "--json")
     assert code != 0
     (bad,) = json.loads(out)["bad"]
-    assert bad["path"] == "/a/two"
+    assert bad["path"] == "/verify/a/two"
     assert bad["stored"] != bad["found"]
-    code, out, _ = said("verify", "--home", system.home.path, "--path", "/three")
+    code, out, _ = said("verify", "--home", shared.home.path, "--path", "/verify/three")
     assert code == 0
     assert "1 files" in out
+    assert shared.ask("DELETE", "/site/verify/").status_code == 204
 
 
 @pytest.mark.parametrize(

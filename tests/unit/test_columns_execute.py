@@ -128,7 +128,7 @@ def test_steps_of_any_size_give_the_same_columns(out):
     kept = tree[tree.nMuon > 3].Muon_pt
     assert whole.pt.to_list() == kept.to_list()
     assert whole.lead.to_list() == kept[:, 0].to_list()
-    for step in (50_000, 1_000_000):
+    for step in (150_000, 1_000_000):
         assert deliver(query, CMS, out, step=step).to_list() == whole.to_list()
     assert deliver(Data().Select("lambda e: e.Jet_pt"), ADL, out, step=2_000).to_list() == (
         pq.read_table(ADL, columns=["Jet_pt"])["Jet_pt"].to_pylist()
@@ -140,7 +140,7 @@ def test_totals_of_a_file_are_one_row_whatever_the_steps(out):
     peaks = f"(call Select {filtered} 'lambda e: e.Muon_pt.Max()')"
     tree = uproot.open(CMS)["Events"].arrays(["nMuon", "Muon_pt"])
     kept = tree[tree.nMuon > 2].Muon_pt
-    for step in (1 << 26, 60_000):
+    for step in (1 << 26, 200_000):
         assert deliver(f"(call Count {filtered})", CMS, out, step=step).to_list() == [len(kept)]
         assert deliver(f"(call Max {peaks})", CMS, out, step=step).to_list() == [ak.max(kept)]
     nobody = "(call Where (call EventDataset) 'lambda e: e.nMuon > 9999')"

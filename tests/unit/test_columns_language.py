@@ -210,7 +210,7 @@ def test_constants_that_would_fill_the_output_are_refused():
         compile_text(select(repr("x" * 1001)))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_brackets_give_a_plan_or_a_clear_error(data):
     """Words of the language in any order: no traceback, whatever their number of fields."""

@@ -719,7 +719,7 @@ keys = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.dictionaries(keys, json_values, max_size=5) | json_values, max_size=3))
 def test_any_json_gives_a_query_or_one_clear_error(parts: Any) -> None:
     with contextlib.suppress(BadQuery, LimitExceeded):
@@ -732,7 +732,7 @@ axis = 0 1 -1 2.5 1e400 'i' None True lambda if else for in
 """
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=12).map(" ".join))
 def test_any_text_gives_a_column_or_one_clear_error(text: str) -> None:
     with contextlib.suppress(BadQuery, LimitExceeded):

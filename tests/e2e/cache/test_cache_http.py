@@ -17,20 +17,25 @@ SIZE = 2_500_000
 
 
 class Server(Served):
-    """A site and two caches of it: ``warm`` trusts for an hour, ``wary`` asks every time."""
+    """A site and three caches of it.
+
+    ``warm`` trusts for an hour, and clients may name the site; ``wary`` asks every time; ``local`` knows the
+    site's folder.
+    """
 
     def __init__(self, home):
         super().__init__({"site": FileStore(home / "site")})
         self._home = home
 
     def caches(self):
+        site, here = HttpStore(f"{self.base}/site"), FileStore(self._home / "site")
+        named = Origins(site, name="site", open=HttpStore, allow=(self.base,))
         self.of = {
-            name: CacheStore(
-                self._home / name,
-                Origins(HttpStore(f"{self.base}/site"), name="site"),
-                Cache(lifetime=lifetime),
-            )
-            for name, lifetime in (("warm", 3600), ("wary", 0))
+            "warm": CacheStore(self._home / "warm", named, Cache(lifetime=3600)),
+            "wary": CacheStore(
+                self._home / "wary", Origins(HttpStore(f"{self.base}/site"), name="site"), Cache(lifetime=0)
+            ),
+            "local": CacheStore(self._home / "local", Origins(here, name="here"), Cache()),
         }
         return self.of
 
@@ -152,6 +157,17 @@ def test_only_if_cached_never_asks_the_origin_and_answers_what_is_here(server, c
     )
     assert (status, body, headers["X-Cache"]) == (206, data[5:100], "HIT")
     assert client.ask("GET", "/warm/only", Cache_Control="only-if-cached")[0] == 504  # not all of it is here
+
+
+def test_a_query_is_refused_where_it_may_mean_another_file_and_never_dropped(server, client):
+    put(client, "/q", b"the plain one")
+    for path in ("/warm/q", f"/warm/http:/{server.base.removeprefix('http://')}/site/q"):
+        for method in ("GET", "HEAD"):
+            assert client.ask(method, path + "?X-Amz-Date=1&Signature=s")[0] == 200
+            status, _, text = client.ask(method, path + "?version=1")
+            assert status == 400
+            assert method == "HEAD" or b"cache.ignore_query" in text
+    assert client.ask("GET", "/local/q?version=1")[2] == b"the plain one"  # a disk knows no queries
 
 
 def test_no_cache_makes_a_fresh_object_be_validated_now(server, client):
