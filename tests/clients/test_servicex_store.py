@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import awkward as ak
 import boto3
@@ -29,22 +30,25 @@ def store() -> Iterator[str]:
     server.stop()
 
 
-def names(store: str) -> list[str]:
-    s3 = boto3.client(
+def at(store: str) -> Any:
+    return boto3.client(
         "s3",
         endpoint_url=store,
         aws_access_key_id="ours",
         aws_secret_access_key="secret",
         region_name="us-east-1",
     )
-    return [entry["Key"] for entry in s3.list_objects_v2(Bucket="kept").get("Contents", [])]
+
+
+def names(store: str) -> list[str]:
+    return [entry["Key"] for entry in at(store).list_objects_v2(Bucket="kept").get("Contents", [])]
 
 
 @pytest.fixture
 def system(start: Start, tmp_path: Path, store: str) -> System:
     config = tmp_path / "doma.toml"
     config.write_text(
-        f'[columns]\nworkers = 1\nresults = "s3://kept/{tmp_path.name}?endpoint={store}"\n'
+        f'[columns]\nworkers = 1\nbuckets = ["s3://kept/inputs?endpoint={store}"]\nresults = "s3://kept/{tmp_path.name}?endpoint={store}"\n'
         '[s3.buckets.kept]\naccess_key = "ours"\nsecret_key = "secret"\n'
     )
     running = start("home", "--config", config)
@@ -74,3 +78,20 @@ run([{{"Name": "z", "Dataset": dataset.FileList(arguments["one"]), "Query": mome
     id_ = name.split("/")[1]
     user.command("transforms", "delete", "-c", str(user.config), id_)  # exits 1 after its work
     assert not [kept for kept in names(store) if id_ in kept]
+
+
+def test_objects_of_a_named_prefix_are_inputs_and_no_others_of_the_bucket(system, store):
+    for key in ("inputs/z.root", "secrets/z.root"):
+        at(store).put_object(Bucket="kept", Key=key, Body=ZMUMU.read_bytes())
+    query = "(call Count (call EventDataset 'f' 'events'))"
+    ask = {"selection": query, "file-list": ["s3://kept/inputs/z.root", "s3://kept/secrets/z.root"],
+           "codegen": "uproot", "result-format": "parquet"}  # fmt: skip
+    id_ = system.ask("POST", "/servicex/transformation", json=ask).json()["request_id"]
+    while (found := system.ask("GET", f"/servicex/transformation/{id_}").json())["status"] != "Complete":
+        assert found["status"] in {"Submitted", "Running"}
+    rows = system.ask("GET", f"/servicex/transformation/{id_}/results").json()["results"]
+    states = {row["file-path"]: (row["transform_status"], row["input-bytes"] > 0) for row in rows}
+    assert states == {
+        "s3://kept/inputs/z.root": ("success", True),
+        "s3://kept/secrets/z.root": ("failure", False),
+    }
