@@ -131,7 +131,12 @@ def picked(source: Value, index: Value, what: str) -> Value:
         raise BadQuery(f"query: {what} needs a sequence, this is a constant")
     if index.scope is None and type(index.data) is not int:
         raise BadQuery(f"query: {what} needs an integer, not {index.data!r}")
-    size = getattr(source.data.layout, "size", None) if isinstance(source.data, ak.Array) else None
+    size: int = getattr(source.data.layout, "size", 0) if isinstance(source.data, ak.Array) else 0
+    # Every sequence has this length by construction (Choose): nothing can be missing.
+    is_sure = index.scope is None and -size <= index.data < size
+    if is_sure and source.scope is scope and source.data.layout.parameter("__list__") == COMBINATION:
+        places = np.arange(index.data % size, len(source.data) * size, size)
+        return Value(scope, ak.Array(source.data.layout.content, behavior=source.data.behavior)[places])
     took = opened(source if source.scope is scope or isinstance(source.data, Fields) else
                   Value(scope, array(source, scope)), what)  # fmt: skip
     starts = np.cumsum(took.counts) - took.counts
@@ -143,8 +148,7 @@ def picked(source: Value, index: Value, what: str) -> Value:
         at = np.asarray(ak.fill_none(wanted, np.iinfo(np.int64).max)).astype(np.int64)
     at = np.where(at < 0, at + took.counts, at)
     there = (at >= 0) & (at < took.counts)
-    if isinstance(size, int) and index.scope is None and -size <= index.data < size:
-        # Every sequence has this length by construction (Choose): nothing can be missing.
+    if is_sure:
         return Value(scope, took.flat[starts + at])
     where = ak.index.Index64(np.where(there, starts + at, -1))
     layout = ak.contents.IndexedOptionArray.simplified(where, took.flat.layout)
