@@ -66,8 +66,7 @@ def deliver(
     query: Query,
     files: Annotated[list[str] | None, typer.Argument(help="URLs of the inputs.")] = None,
     did: Annotated[
-        str,
-        typer.Option(help="A dataset instead of files: rucio://scope:name?files=3, cernopendata://1507"),
+        str, typer.Option(help="A dataset instead of files: rucio://scope:name?files=3, cernopendata://1507")
     ] = "",
     list_: Annotated[
         Path | None, typer.Option("--from", help="File with one URL a line; - is standard input.")
@@ -186,9 +185,7 @@ def login(
 @columns.command()
 @at_place
 def logout(
-    place: "Place",
-    file: Annotated[Path, typer.Argument(help="The servicex.yaml.")],
-    json: Json = False,
+    place: "Place", file: Annotated[Path, typer.Argument(help="The servicex.yaml.")], json: Json = False
 ) -> None:
     """Make the tokens in a servicex.yaml void."""
     from doma.cli.columns_login import logout

@@ -88,10 +88,7 @@ def show(
 
 @dataset.command()
 @at_place
-def rm(
-    place: "Place",
-    name: Name,
-) -> None:
+def rm(place: "Place", name: Name) -> None:
     """Forget a dataset of yours; its files stay where they are."""
     from doma.cli.dataset import remove
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import lru_cache
 from types import MappingProxyType
 from urllib.parse import urljoin, urlsplit
@@ -93,10 +94,8 @@ CONNECTIONS = Connections()
 """Of this process: a worker reads one file after the other from the same few servers."""
 
 
-@lru_cache(8)
-def _context(ca_file: str) -> ssl.SSLContext:
-    # Besides the system's: inputs lie at this site and elsewhere. Loading them takes some 20 ms.
-    return context_of(ca_file)
+# The system's authorities and the file's: inputs lie at this site and elsewhere. Loading takes some 20 ms.
+_context = lru_cache(8)(context_of)
 
 
 class RemoteFile:
@@ -230,29 +229,23 @@ class RemoteFile:
         key = (parts.scheme, parts.netloc, self._ca_file, f"{parts.scheme}://{parts.netloc}" in self._allow)
         for attempt in (1, 2):
             kept = CONNECTIONS.take(key) if attempt == 1 else None
-            connection = kept
-            try:
-                connection = connection or self._connect(key)
-                connection.request(method, target, headers=headers)
-                answer = connection.getresponse()
-                body = self._body(answer) if method == "GET" else answer.read()
-            except TimeoutError as e:
-                _closed(connection)
-                raise StorageUnavailable(f"{self.url}: no answer for {TIMEOUT:.0f} s") from e
-            except (OSError, http.client.HTTPException, ValueError) as e:
-                _closed(connection)
-                if kept is None or isinstance(e, ValueError | ssl.SSLCertVerificationError):
-                    raise StorageUnavailable(
-                        f"{self.url}: cannot be read: {str(e) or type(e).__name__}"
-                    ) from e
-            except DomaError:
-                _closed(connection)
-                raise
-            else:
+            with ExitStack() as broken:
+                try:
+                    connection = kept or self._connect(key)
+                    broken.callback(connection.close)
+                    connection.request(method, target, headers=headers)
+                    answer = connection.getresponse()
+                    body = self._body(answer) if method == "GET" else answer.read()
+                except TimeoutError as e:
+                    raise StorageUnavailable(f"{self.url}: no answer for {TIMEOUT:.0f} s") from e
+                except (OSError, http.client.HTTPException, ValueError) as e:
+                    if kept is None or isinstance(e, ValueError | ssl.SSLCertVerificationError):
+                        told = str(e) or type(e).__name__
+                        raise StorageUnavailable(f"{self.url}: cannot be read: {told}") from e
+                    continue
                 if answer.isclosed() and not answer.will_close:
+                    broken.pop_all()
                     CONNECTIONS.give(key, connection)
-                else:
-                    connection.close()
                 if method == "GET":
                     if answer.status >= 400 and answer.status not in {412, 416}:
                         raise refusal(f"{self.url}: its server", answer.status, body)
@@ -324,8 +317,3 @@ def checked_address(url: str, origin: str, host: str, *, trusted: bool) -> str:
 def guard_of(host: str, *, trusted: bool) -> AddressGuard | RemoteGuard:
     """What judges the addresses of a server: one that the configuration names, or any other."""
     return AddressGuard(host, None) if trusted else RemoteGuard()
-
-
-def _closed(connection: http.client.HTTPConnection | None) -> None:
-    if connection is not None:
-        connection.close()
