@@ -216,7 +216,7 @@ class _Worker:
                 last, moved = now, time()
                 if tell is not None:
                     tell(now)
-            elif stall and time() - moved > stall:
+            elif stall and self.ready and time() - moved > stall:
                 raise TimedOut(
                     f"{task.url}: neither a byte nor an event moved for {stall:.0f} s"
                     f" ({now.events} events, {now.read} bytes so far); the worker was stopped"
