@@ -86,7 +86,7 @@ def chosen(counts: Index, n: int) -> tuple[Index, Index] | None:
     """
     if len(counts) and int(counts.max()) > _MOST:
         return None
-    kinds = np.unique(counts).tolist()
+    kinds = np.flatnonzero(np.bincount(counts)).tolist()
     tables = {m: np.array(list(combinations(range(m), n)), np.int64).reshape(-1, n) for m in kinds}
     amount = np.zeros(max(kinds, default=0) + 1, np.int64)
     for m, table in tables.items():
