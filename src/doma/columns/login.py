@@ -17,20 +17,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from doma.auth.bearer import bearer_of
 from doma.auth.issuer import Issuer
 from doma.auth.ledger import Ledger
 from doma.auth.scopes import granted, words
 from doma.auth.verifier import Verifier
 from doma.columns.model import Grant
-from doma.core.errors import (
-    BadCredential,
-    BadRequest,
-    Forbidden,
-    InvalidToken,
-    ServiceUnavailable,
-    Unauthenticated,
-)
+from doma.columns.routes import sent
+from doma.core.errors import BadRequest, Forbidden, InvalidToken, ServiceUnavailable, Unauthenticated
 
 CLIENT = "+servicex"
 """Who these refresh tokens belong to: no registered client can have this name."""
@@ -71,20 +64,14 @@ def router(issuer: Issuer, verifier: Verifier) -> APIRouter:
         family = await asyncio.to_thread(ledger().find, token, CLIENT, issuer.clock())
         if family is None:
             held = await verifier.verify(token)  # raises for what is neither
-            return {
-                "access_token": token,
-                "token_type": "Bearer",
-                "expires_in": int(held.expires - issuer.clock()),
-            }
-        life = min(issuer.lifetime, family.expires - issuer.clock())
-        access = await asyncio.to_thread(
-            issuer.issue,
-            subject=family.subject,
-            scopes=family.scope,
-            audience=family.audience,
-            lifetime=max(1.0, life),
-        )
-        return {"access_token": access, "token_type": "Bearer", "expires_in": int(life)}
+            life = held.expires - issuer.clock()
+        else:
+            life = min(issuer.lifetime, family.expires - issuer.clock())
+            token = await asyncio.to_thread(
+                issuer.issue, subject=family.subject, scopes=family.scope, audience=family.audience,
+                lifetime=max(1.0, life),
+            )  # fmt: skip
+        return {"access_token": token, "token_type": "Bearer", "expires_in": int(life)}
 
     @api.post("/token/servicex")
     async def begin(request: Request, wanted: Wanted) -> dict[str, Any]:
@@ -116,11 +103,8 @@ def router(issuer: Issuer, verifier: Verifier) -> APIRouter:
 
 
 def _sent(request: Request) -> str:
-    try:
-        token = bearer_of(request.headers.get("authorization"))
-    except BadCredential as e:
-        raise Unauthenticated(e.message) from e
-    if token is None or token == "None":  # noqa: S105 - what a client without a token sends
+    token = sent(request)
+    if token is None:
         raise Unauthenticated(f"{request.url.path}: a token is needed; 'doma columns login' makes one")
     return token
 

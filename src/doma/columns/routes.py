@@ -43,6 +43,22 @@ Caller = Callable[[Request], Awaitable[Grant]]
 """Who asks, by the request; raises Unauthenticated, InvalidToken, IssuerUnavailable."""
 
 
+def sent(request: Request) -> str | None:
+    """The bearer token that came; None: there is none, or the ``None`` of a client that has none.
+
+    Raises:
+        Unauthenticated: another kind of credential came.
+    """
+    header = request.headers.get("authorization", "")
+    if header.strip().lower() == "bearer":
+        return None
+    try:
+        token = bearer_of(header)
+    except BadCredential as e:
+        raise Unauthenticated(e.message) from e
+    return None if token == "None" else token  # noqa: S105 - the word itself
+
+
 def caller_of(verifier: Verifier, alone: Callable[[Request], Grant | None] = lambda request: None) -> Caller:
     """Who asks.
 
@@ -52,14 +68,8 @@ def caller_of(verifier: Verifier, alone: Callable[[Request], Grant | None] = lam
     """
 
     async def caller(request: Request) -> Grant:
-        try:
-            token = bearer_of(request.headers.get("authorization"))
-        except BadCredential as e:
-            if request.headers.get("authorization", "").strip().lower() != "bearer":
-                raise Unauthenticated(e.message) from e
-            token = None
-        # a client without a token writes Python's None into its header
-        if token is None or token == "None":  # noqa: S105 - the word itself
+        token = sent(request)
+        if token is None:
             found = alone(request)
             if found is None:
                 raise Unauthenticated(
