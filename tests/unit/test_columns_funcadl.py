@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
-from doma.columns.evaluate import Table
 from doma.columns.funcadl import FuncAdl
 from doma.columns.remote import open_bytes
 from doma.core.errors import BadQuery, UnknownColumn
+from tests.unit.columns_sink import Kept
 
 REPO = Path(__file__).parents[2]
 SHAPES = REPO / "tests/data/shapes.root"
@@ -20,25 +20,10 @@ ADL = REPO / "tests/data/Run2012B_SingleMu-1000.parquet"
 COLUMN = "(call Select (call EventDataset) 'lambda e: e.i')"
 
 
-class Gathered:
-    """A sink in memory, tree by tree."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.trees: dict[str, list[Table]] = {}
-
-    def write(self, table: Table, tree: str = "") -> None:
-        self.trees.setdefault(tree, []).append(table)
-
-    def columns(self) -> dict[str, ak.Array]:
-        (tables,) = self.trees.values()
-        return {n: ak.concatenate([t.columns[n] for t in tables]) for n in tables[0].columns}
-
-
-def delivered(text: str, path: Path = SHAPES, step: int = 1 << 26) -> Gathered:
-    sink, data = Gathered(), open_bytes(path.as_uri(), "", "", ("file://",))
+def delivered(text: str, path: Path = SHAPES, step: int = 1 << 26) -> Kept:
+    sink, data = Kept(), open_bytes(path.as_uri(), "", "", ("file://",))
     try:
-        FuncAdl(text).run(data, sink, step, lambda _: None)  # type: ignore[arg-type]
+        FuncAdl(text).run(data, sink, step, lambda _: None)
     finally:
         data.close()
     return sink
@@ -91,8 +76,8 @@ def test_the_first_row_of_whole_events_is_a_row_of_all_columns():
 
 
 def test_a_wrapper_names_the_tree_of_the_output():
-    assert list(delivered(COLUMN).trees) == ["servicex"]
-    assert list(delivered(f"(call ResultTTree {COLUMN} (list 'x') 'nominal' 'f.root')").trees) == ["nominal"]
+    assert list(delivered(COLUMN).tables) == ["servicex"]
+    assert list(delivered(f"(call ResultTTree {COLUMN} (list 'x') 'nominal' 'f.root')").tables) == ["nominal"]
 
 
 def test_constant_columns_alone_and_beside_others():

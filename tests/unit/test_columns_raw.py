@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uproot.language.python import PythonLanguage
 
-from doma.columns.evaluate import Table
 from doma.columns.execute import execute
 from doma.columns.explain import explain
 from doma.columns.model import Progress, Task
@@ -23,6 +22,7 @@ from doma.columns.raw import UprootRaw
 from doma.columns.raw_functions import AWKWARD, EVENT_AXIS
 from doma.columns.remote import open_bytes
 from doma.core.errors import BadQuery, LimitExceeded, UnknownColumn
+from tests.unit.columns_sink import Kept
 
 REPO = Path(__file__).parents[2]
 DATA = REPO / "tests/data"
@@ -47,33 +47,6 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stop = {0: 1000, 1000: 1100, 1100: 3000}[start]
             file["Events"].extend({n: events[n][start:stop] for n in one})
     return path
-
-
-class Kept:
-    """A sink that keeps its tables."""
-
-    def __init__(self, trees: bool = True) -> None:
-        self.trees, self.rows = trees, 0
-        self.tables: dict[str, list[dict[str, ak.Array]]] = {}
-
-    def write(self, table: Table, tree: str = "servicex") -> None:
-        self.tables.setdefault(tree, []).append(table.columns)
-        self.rows += len(next(iter(table.columns.values())))
-
-    def copy(self, path: str, thing: Any) -> None:
-        raise NotImplementedError
-
-    def close(self) -> int:
-        return 0
-
-    def __enter__(self) -> "Kept":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def columns(self, tree: str) -> dict[str, ak.Array]:
-        parts = self.tables[tree]
-        return {n: ak.concatenate([p[n] for p in parts]) for n in parts[0]}
 
 
 def run(path: Path, *parts: dict[str, Any], step: int = 64 << 20, trees: bool = True) -> Kept:

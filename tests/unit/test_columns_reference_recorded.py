@@ -15,10 +15,10 @@ import awkward as ak
 import pytest
 import qastle
 
-from doma.columns.evaluate import Table
 from doma.columns.funcadl import FuncAdl
 from doma.columns.remote import Bytes, open_bytes
 from doma.core.errors import DomaError
+from tests.unit.columns_sink import Kept
 
 REPO = Path(__file__).parents[2]
 RECORD = json.loads((REPO / "tests/data/columns_reference.json").read_text())
@@ -37,20 +37,6 @@ NEITHER = (
     "{'x': e.i, 'y': e.f}).Sum()",
 )
 """Names, counts of numbers, negative powers of integers …: what no engine can do."""
-
-
-class Gathered:
-    """A sink in memory."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.tables: list[Table] = []
-
-    def write(self, table: Table, tree: str = "") -> None:
-        self.tables.append(table)
-
-    def columns(self) -> dict[str, ak.Array]:
-        return {n: ak.concatenate([t.columns[n] for t in self.tables]) for n in self.tables[0].columns}
 
 
 @cache
@@ -78,8 +64,8 @@ def plain(kind: Any) -> str:
 
 def answer(record: dict[str, Any], step: int = 1 << 26) -> dict[str, list[Any]]:
     """Our columns in the form of the record."""
-    sink = Gathered()
-    FuncAdl(encoded(record["query"], record["tree"])).run(opened(record["file"]), sink, step, lambda _: None)  # type: ignore[arg-type]
+    sink = Kept()
+    FuncAdl(encoded(record["query"], record["tree"])).run(opened(record["file"]), sink, step, lambda _: None)
     return {
         n: [plain(c.type.content), json.loads(json.dumps(c.to_list()))] for n, c in sink.columns().items()
     }
