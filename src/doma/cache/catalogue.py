@@ -60,14 +60,13 @@ class Catalogue:
         self.keeper = Keeper(shelf, shown, self._found, self._loaded, self._recount)
         self.vo: Callable[[str], str] = lambda token: ""
         """The VO of a verified token; empty: not known."""
-        self._change = self._counted = 0
+        self._change = self._counted = self._reserved = 0
         self._config = config
         self._clock = clock
         self._emit = emit
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._adopting: set[str] = set()
         """Keys whose new record is being written."""
-        self._reserved = 0
         self._purging: asyncio.Task[list[Victim]] | None = None
         self._hopeless = float("-inf")
         self._rules = Rules(config.quotas, config.vo_quotas, config.age)
@@ -131,20 +130,11 @@ class Catalogue:
         """
         now = self._clock()
         record = Record(
-            origin=place.origin,
-            path=place.path,
-            size=stat.size,
-            version=stat.version,
-            modified=stat.modified,
-            generation=secrets.token_hex(8),
-            validated=now,
-            age=answer.age,
+            origin=place.origin, path=place.path, lifetime=lifetime, vo=self.vo(bearer.get() or ""),
+            size=stat.size, version=stat.version, modified=stat.modified, checksums=dict(stat.checksums),
+            generation=secrets.token_hex(8), validated=now, age=answer.age, replica=answer.replica,
             cache_control=answer.cache_control,
-            lifetime=lifetime,
-            checksums=dict(stat.checksums),
-            replica=answer.replica,
-            vo=self.vo(bearer.get() or ""),
-        )
+        )  # fmt: skip
         old = self.find(place)
         self._adopting.add(record.key)
         try:
@@ -216,6 +206,16 @@ class Catalogue:
                 self._touch(entry, now=True)
                 marks -= 10 * entry.fetcher.pages.count
                 del self._entries[key]
+
+    def spared(self, origin: str) -> bool:
+        """Let an origin's objects go from memory, not from disk; False: some are in use."""
+        found = [entry for entry in self._entries.values() if entry.record.origin == origin]
+        if any(self.in_use(entry.record.key) for entry in found):
+            return False
+        for entry in found:
+            self.context.connections.drop(entry.record.key, entry.record.generation)
+            self.let_go(entry)
+        return True
 
     async def close(self) -> None:
         """Stop fetches and purge, note last accesses."""

@@ -10,7 +10,7 @@ Source: cache contract §9; O1, O7, O10, F8, F16, C9, C11.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
@@ -57,6 +57,8 @@ class Context:
     """Called when the origin no longer has, or contradicts, the version being fetched."""
     foresee: Callable[["Fetcher"], Foresight | None]
     """Says what knows which bytes will be wanted next."""
+    passing: dict[object, str] = field(default_factory=dict)
+    """Open readers of what is not kept, and the origin of each."""
 
 
 class Fetcher:

@@ -133,6 +133,14 @@ class Lanes:
             found[self._label(origin)] += lane.number()
         return found
 
+    def forget(self, origin: str) -> bool:
+        """Forget how an origin has done; False: requests to it run or wait."""
+        lane = self._lanes.get(origin)
+        if lane is not None and (lane.running or lane.waiting or lane.later):
+            return False
+        self._lanes.pop(origin, None)
+        return True
+
     def resting(self, origin: str) -> float:
         """Seconds for which an origin is left alone from now; 0: ask it."""
         lane = self._lanes.get(origin)

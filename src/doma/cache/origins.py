@@ -5,8 +5,10 @@ forwarding form ``/https:/host[:port]/path``, ``/root:/host[:port]//path`` (``//
 reaches any origin that ``cache.allow`` names.
 """
 
+import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -29,6 +31,8 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?")
 _PORTS = {"http": ":80", "https": ":443", "root": ":1094", "roots": ":1094"}
 MOST = 256
 """Origins that clients may have named at one time."""
+IDLE = 600.0
+"""Seconds for which nobody names an origin before it is given up for another one."""
 _MIRRORS = 4
 """Replicas of one object that its origin may name."""
 _PLACES = 4096
@@ -96,6 +100,7 @@ class Origins:
         others: More stores with the same files as ``default``, by name, in the order to be tried.
         mirror: As ``open``, for replicas that an origin names: its store shows nobody's token; None: none
             are used.
+        clock: Seconds.
     """
 
     def __init__(
@@ -107,8 +112,14 @@ class Origins:
         allow: tuple[str, ...] = (),
         others: Mapping[str, Store] | None = None,
         mirror: Callable[[str], Store] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.default = default
+        self.spared: Callable[[str], bool] = lambda origin: False
+        """Whether an origin can be given up, asked before it is; then nothing of it is kept in memory."""
+        self._clock = clock
+        self._used: dict[str, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._others = dict(others or {})
         self.name = name
         self._open = open
@@ -131,6 +142,8 @@ class Origins:
             if len(self._places) >= _PLACES:
                 self._places.clear()
             self._places[path] = place
+        if place.named:
+            self._used[place.origin] = self._clock()
         return place
 
     def _find(self, path: str) -> Place:
@@ -161,10 +174,25 @@ class Origins:
             )
         store = stores.get(base)
         if store is None:
-            if len(stores) >= MOST:
+            if len(stores) >= MOST and not (stores is self._named and self._give_up()):
                 raise TooManyRequests(f"{base}: more than {MOST} origins in use; try later", retry_after=60)
             store = stores[base] = open(base)
         return Replica(base, store, checked(rest))
+
+    def _give_up(self) -> bool:
+        """Give up the origin that was not named for longest and is not in use; False: there is none."""
+        now = self._clock()
+        for base in sorted(self._named, key=lambda base: self._used.get(base, now)):
+            if now - self._used.get(base, now) < IDLE:
+                break
+            if self.spared(base):
+                closing = asyncio.ensure_future(self._named.pop(base).close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+                del self._used[base]
+                self._places = {path: place for path, place in self._places.items() if place.origin != base}
+                return True
+        return False
 
     def _mirror(self, url: str) -> Replica | None:
         match = _FORWARD.fullmatch(f"/{url}") if "?" not in url and "#" not in url else None
@@ -193,6 +221,7 @@ class Origins:
         """Close every origin's store."""
         for store in (self.default, *self._others.values(), *self._named.values(), *self._mirrors.values()):
             await store.close()
+        await asyncio.gather(*self._closing)
         self._named.clear()
         self._mirrors.clear()
         self._places.clear()

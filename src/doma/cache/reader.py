@@ -343,6 +343,7 @@ class PassReader:
         self._stat = stat
         self._seen = seen
         self._context = context
+        context.passing[self] = origin
         self._patience = patience.get()
         self.cached = Cached()
 
@@ -367,6 +368,7 @@ class PassReader:
         return data
 
     async def close(self) -> None:
+        self._context.passing.pop(self, None)
         await self._inner.close()
 
 

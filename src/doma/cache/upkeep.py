@@ -74,6 +74,14 @@ class Upkeep:
         self._catalogue = catalogue
         self._origins = origins
         self._clock = clock
+        origins.spared = self._spared
+
+    def _spared(self, origin: str) -> bool:
+        """Whether nothing of an origin is in use; what was kept of it in memory goes."""
+        context = self._catalogue.context
+        if origin in context.passing.values() or not self._catalogue.spared(origin):
+            return False
+        return context.lanes.forget(origin)
 
     async def holdings(self, paths: Sequence[str]) -> list[Holding]:
         """One entry for each path, in their order."""
