@@ -12,6 +12,7 @@ import json
 import logging
 import secrets
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -72,12 +73,15 @@ class DaskPool:
     def __init__(self, section: Columns, handover: Handover | None) -> None:
         self._section, self._handover = section, handover
         self._distributed = _module("distributed", "facility")
+        module, name, extra = CLUSTERS[section.dask.cluster]
+        self._made_by = None if section.dask.scheduler else getattr(_module(module, extra), name)
         self._client: Any = None
         self._cluster: Any = None
         self._slots = 0
         self._topic = f"doma-columns-{secrets.token_hex(8)}"
         self._tells: dict[str, Callable[[Progress], None]] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._gone = asyncio.Event()
         # Names are checked here: a check must not wait for a cluster.
         self._checks = WorkerPool(1, section.worker_memory, section.lease, section.stall)
 
@@ -114,7 +118,13 @@ class DaskPool:
         if tell is not None:
             self._tells[order.id] = tell
         ended = False
-        future = client.submit(work, json.dumps(asdict(order)), key=f"doma-{order.id}", pure=False, retries=0)
+        text, key = json.dumps(asdict(order)), f"doma-{order.id}"
+        try:
+            future = client.submit(work, text, key=key, pure=False, retries=0)
+        except self._distributed.client.ClosedClientError as e:
+            self._tells.pop(order.id, None)
+            self._lost()
+            raise ServiceUnavailable("columns: the Dask scheduler is lost; trying again") from e
         try:
             answer = await self._answer(future, task.url)
             ended = True
@@ -132,6 +142,7 @@ class DaskPool:
             error = await future.exception()
             text = "" if error is not None else await future
         except (self._distributed.client.FutureCancelledError, OSError, TimeoutError) as e:
+            self._lost()
             raise ServiceUnavailable(f"{url}: the Dask scheduler lost the task; trying again") from e
         if error is not None:
             raise ServiceUnavailable(
@@ -177,6 +188,7 @@ class DaskPool:
         return outcome
 
     async def _look(self) -> None:
+        said = ""
         while True:
             try:
                 if self._client is None:
@@ -185,9 +197,21 @@ class DaskPool:
                     known = await self._client.scheduler.identity()
                 self._slots = sum(int(w["nthreads"]) for w in known["workers"].values())
             except Exception as e:  # noqa: BLE001 - outermost loop: a cluster's library may raise anything
-                log.warning("columns: no Dask scheduler: %s: %s; trying again", type(e).__name__, e)
+                if (why := f"{type(e).__name__}: {e}") != said:
+                    log.warning("columns: no Dask scheduler: %s; trying again", why)
+                said = why
                 await self._disconnect()
-            await asyncio.sleep(LOOK if self._slots else LOOK / 5)
+            else:
+                said = ""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK if self._slots else LOOK / 5):
+                    await self._gone.wait()
+            self._gone.clear()
+
+    def _lost(self) -> None:
+        """Claim nothing until a look has found the scheduler again."""
+        self._slots = 0
+        self._gone.set()
 
     async def _connect(self) -> None:
         dask = self._section.dask
@@ -204,10 +228,11 @@ class DaskPool:
     def _made(self) -> Any:
         """The cluster of the configuration: a class of the list, its options as they are written there."""
         dask = self._section.dask
-        module, name, extra = CLUSTERS[dask.cluster]
+        assert self._made_by is not None
         try:
-            cluster = getattr(_module(module, extra), name)(**dask.options)
+            cluster = self._made_by(**dask.options)
         except TypeError as e:
+            name = self._made_by.__name__
             raise ConfigError(f"columns.dask.options: {name} does not take them: {e}") from e
         if dask.cluster != "local":
             cluster.scale(dask.workers)
@@ -227,6 +252,7 @@ class DaskPool:
 
 
 def _module(name: str, extra: str) -> Any:
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as e:
@@ -234,3 +260,7 @@ def _module(name: str, extra: str) -> Any:
         raise MissingExtra(
             f"columns.pool: {what} is missing; install the extra: pip install 'doma-hep[{extra}]'"
         ) from e
+    finally:
+        # The import of dask_jobqueue takes the interrupt, for which it must be in the main thread.
+        if signal.getsignal(signal.SIGINT) is not interrupt:
+            signal.signal(signal.SIGINT, interrupt)
