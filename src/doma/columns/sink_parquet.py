@@ -19,6 +19,10 @@ from awkward import contents
 from doma.columns.sink_file import FileSink, same_names
 from doma.core.errors import BadQuery
 
+DICTIONARY = 128 << 10
+"""Bytes of a column's distinct values up to which they are written as a dictionary: looking for them among
+many different numbers takes time, and ten times their memory."""
+
 
 class ParquetSink(FileSink):
     """A Parquet file."""
@@ -51,7 +55,9 @@ class _Table:
         self._waiting: list[pa.Table] = []
         self._groups = 0
         try:
-            self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+            self._writer = pq.ParquetWriter(
+                file, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY
+            )
         except OSError:
             raise
         except pa.ArrowException as e:
