@@ -4,6 +4,9 @@ import asyncio
 import importlib.util
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import distributed
@@ -12,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
-from doma.columns.model import Task
+from doma.columns.model import Grant, State, Submission, Task
 from doma.columns.pool_dask import DaskPool
 from doma.columns.pool_dask_worker import Order
+from doma.columns.service import ColumnService
 from doma.core import config
 from doma.core.errors import BadQuery, MissingExtra, ServiceUnavailable, TimedOut, UnknownColumn
+from doma.store.file import FileStore
+from tests.conftest import migrated
 
 ALL = "(call Select (call EventDataset 'x' 't') (lambda (list e) (dict (list 'x') (list (attr e 'x')))))"
 
@@ -151,9 +157,8 @@ def test_a_cluster_whose_package_is_missing_names_the_extra():
     if importlib.util.find_spec("dask_kubernetes"):
         pytest.skip("dask-kubernetes is installed")
     section = config.Columns(dask=config.Dask(cluster="kubernetes"))
-    pool = DaskPool(section, None)
     with pytest.raises(MissingExtra, match="k8s"):
-        pool._made()
+        DaskPool(section, None)
 
 
 def test_an_order_keeps_its_token_out_of_what_is_printed():
@@ -170,3 +175,79 @@ def test_workers_that_share_no_disk_upload_their_results(scheduler, start, tmp_p
     assert list(table["x"]) == list(range(1000))
     assert [p.name for p in (tmp_path / "home" / "incoming").iterdir() if p.name != ".doma"] == []
     assert system.ask("PUT", "/incoming/mine", content=b"x").status_code == 403
+
+
+class Cluster:
+    """A scheduler and a worker in processes of their own, always at the same address."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address, self._folder = f"tcp://127.0.0.1:{self.port}", folder
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        where = ["--host", "127.0.0.1", "--no-dashboard"]
+        self._begin("scheduler", "--port", str(self.port), *where)
+        self._begin("worker", self.address, "--nthreads", "1", "--no-nanny", *where)
+
+    def kill(self) -> None:
+        for process in self._running:
+            process.kill()
+            process.wait()
+        self._running = []
+
+    def _begin(self, what: str, *options: str) -> None:
+        command = [sys.executable, "-c", "from dask.__main__ import main; main()", what, *options]
+        with (self._folder / f"{what}.log").open("ab") as out:
+            self._running.append(subprocess.Popen(command, stdout=out, stderr=out, cwd=self._folder))
+
+
+@pytest.mark.fault
+async def test_a_request_goes_on_when_the_scheduler_that_was_lost_is_back(tmp_path):
+    cluster = Cluster(tmp_path)
+    cluster.start()
+    db, store = migrated(tmp_path / "columns.db"), FileStore(tmp_path / "results", fsync=False)
+    section = config.Columns(
+        pool="dask", dask=config.Dask(scheduler=cluster.address), worker_memory=1 << 30, workers=1
+    )
+    pool = DaskPool(section, None)
+    service = ColumnService(
+        db, store, "https://results.test", pool, Nothing(), lambda *a: "", section,
+        work_dir=tmp_path / "work", allow=("file://",),
+    )  # fmt: skip
+    try:
+        await service.start()
+        await _ready(pool)
+        first, hangs = _input(tmp_path, "a.root"), tmp_path / "hangs.root"
+        os.mkfifo(hangs)
+        grant = Grant("https://i", "alice", ())
+        id_ = await service.submit(grant, Submission(ALL, (first, f"file://{hangs}")))
+        async with asyncio.timeout(60):
+            while (await service.status(grant.owner, id_)).completed < 1:
+                await asyncio.sleep(0.05)
+            await _children(pool._client)  # the second file hangs at the worker
+            await asyncio.to_thread(cluster.kill)
+            while pool.slots:
+                await asyncio.sleep(0.05)
+            hangs.unlink()
+            _input(tmp_path, "hangs.root")
+            assert not (await service.status(grant.owner, id_)).state.final
+            await asyncio.to_thread(cluster.start)
+            while not (found := await service.wait(grant.owner, id_, 2)).state.final:
+                pass
+        assert (found.state, found.completed, found.failed) == (State.COMPLETE, 2, 0), found.failure
+        assert len(list((tmp_path / "results" / id_).iterdir())) == 2
+    finally:
+        await service.stop()
+        await asyncio.to_thread(cluster.kill)
+        await store.close()
+        db.close()
+
+
+class Nothing:
+    """No token for anything."""
+
+    async def token(self, owner: Grant, url: str) -> str:
+        return ""
