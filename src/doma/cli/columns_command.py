@@ -8,23 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from doma.cli.cache_command import CaOption, HomeOption, Json, UrlOption
+
 if TYPE_CHECKING:
     from doma.cli.columns import Place
 
 columns = typer.Typer(no_args_is_help=True, help="Column delivery: a query over files, delivered as columns.")
 
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="Folder of the running system; default: ~/.local/share/doma.")
-]
-UrlOption = Annotated[
-    str,
-    typer.Option(
-        "--url",
-        help="https://HOST:PORT of another system; the token comes from $BEARER_TOKEN or $BEARER_TOKEN_FILE.",
-    ),
-]
-CaOption = Annotated[Path | None, typer.Option("--ca", help="PEM file of the authority behind --url.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 Query = Annotated[
     str,
     typer.Argument(

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from doma.cli.columns_command import Json, at_place
+from doma.cli.cache_command import Json
+from doma.cli.columns_command import at_place
 
 if TYPE_CHECKING:
     from doma.cli.columns import Place
