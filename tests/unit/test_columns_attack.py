@@ -2,9 +2,13 @@
 
 import base64
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from doma.columns.execute import execute
 from doma.columns.function import PythonFunction
+from doma.columns.model import Task
 from doma.columns.raw_evaluate import Names
 from doma.columns.raw_language import Formula
 from doma.core.errors import BadQuery, LimitExceeded
@@ -37,3 +41,25 @@ def test_a_function_of_endless_branches_is_refused(count):
     source = "def run_query(f): pass\nif 1: pass\n" + "elif 1: pass\n" * count
     with pytest.raises(BadQuery, match="cannot be parsed"):
         PythonFunction(base64.b64encode(source.encode()).decode())
+
+
+LIST = "(call Select (call EventDataset 'f') (lambda (list e) (dict (list 'x') (list (attr e 'x')))))"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pa.array([[1], [], [2, 3]], pa.list_(pa.int32())),
+        pa.array([[1], [], [2, 3]], pa.large_list(pa.int16())),
+        pa.array([[[1.5]], [], [[], [2.5]]]),
+        pa.array([["a"], [], ["b", "c"]]),
+        pa.array([[], []], pa.list_(pa.int64())),
+        pa.array([[{"a": [1]}], []]),
+    ],
+    ids=lambda given: str(given.type),
+)
+def test_lists_that_arrow_itself_wrote_are_read_as_they_are(given, tmp_path):
+    pq.write_table(pa.table({"x": given}), tmp_path / "f.parquet")
+    url = (tmp_path / "f.parquet").as_uri()
+    execute(Task(url, LIST, str(tmp_path / "out"), allow=("file://",)))
+    assert pq.read_table(tmp_path / "out")["x"].to_pylist() == given.to_pylist()

@@ -127,4 +127,15 @@ class ParquetSource:
 
 def joined(column: Any) -> Any:
     """A column of a table as one array."""
-    return column.combine_chunks() if column.num_chunks else pa.nulls(0, column.type)
+    return column.combine_chunks() if column.num_chunks else _none_of(column.type)
+
+
+def _none_of(kind: Any) -> Any:
+    """No values of a type: to combine no chunks pandas is imported; lists of no nulls lack an offset."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        first = pa.py_buffer(bytes(8 if pa.types.is_large_list(kind) else 4))
+        return pa.Array.from_buffers(kind, 0, [None, first], children=[_none_of(kind.value_type)])
+    if pa.types.is_struct(kind):
+        parts = [_none_of(kind.field(i).type) for i in range(kind.num_fields)]
+        return pa.Array.from_buffers(kind, 0, [None], children=parts)
+    return pa.nulls(0, kind)
