@@ -5,12 +5,15 @@ import base64
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
+from doma.columns.container_run import run_process
 from doma.columns.execute import execute
 from doma.columns.function import PythonFunction
 from doma.columns.model import Task
 from doma.columns.raw_evaluate import Names
 from doma.columns.raw_language import Formula
+from doma.columns.wire import SubmitBody
 from doma.core.errors import BadQuery, LimitExceeded
 
 
@@ -63,3 +66,13 @@ def test_lists_that_arrow_itself_wrote_are_read_as_they_are(given, tmp_path):
     url = (tmp_path / "f.parquet").as_uri()
     execute(Task(url, LIST, str(tmp_path / "out"), allow=("file://",)))
     assert pq.read_table(tmp_path / "out")["x"].to_pylist() == given.to_pylist()
+
+
+def test_what_a_program_prints_commands_no_terminal(tmp_path):
+    ended = run_process(["printf", r"\033]0;owned\007\033[2Jdone\n"], tmp_path, 20.0)
+    assert ended.log == "\ufffd]0;owned\ufffd\ufffd[2Jdone\n"
+
+
+def test_a_language_of_megabytes_is_not_told_back():
+    with pytest.raises(ValidationError, match="at most 100 characters"):
+        SubmitBody.model_validate({"selection": "", "file-list": [], "codegen": "x" * 1000})

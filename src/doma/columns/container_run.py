@@ -14,6 +14,7 @@ from doma.columns import container_guard
 from doma.columns.container_guard import CANNOT
 from doma.core.config import Container
 from doma.core.errors import LimitExceeded, ServiceUnavailable
+from doma.core.text import printed
 
 SCRIPT = "transform_single_file.sh"
 TAIL = 64 << 10
@@ -110,12 +111,12 @@ def run_process(
         LimitExceeded: it took too long and was killed. ServiceUnavailable: there is no such program.
     """
     environment = {**{k: v for k, v in os.environ.items() if k in PASSED}, "HOME": str(folder)}
-    with tempfile.TemporaryFile() as printed, tempfile.NamedTemporaryFile() as told:
+    with tempfile.TemporaryFile() as kept, tempfile.NamedTemporaryFile() as told:
         told.write(given)
         told.flush()
         process = subprocess.Popen(  # noqa: S603 - the administrator's program, no shell
             [sys.executable, "-I", GUARD, told.name, *command],
-            stdin=subprocess.PIPE, stdout=printed, stderr=subprocess.STDOUT, cwd=folder, env=environment,
+            stdin=subprocess.PIPE, stdout=kept, stderr=subprocess.STDOUT, cwd=folder, env=environment,
         )  # fmt: skip
         try:
             code = _waited(process, time.monotonic() + timeout, tick)
@@ -123,9 +124,9 @@ def run_process(
             assert process.stdin is not None
             process.stdin.close()  # the guard ends what still runs
             process.wait()
-        size = printed.seek(0, os.SEEK_END)
-        printed.seek(max(0, size - TAIL))
-        log = printed.read(TAIL).decode("utf-8", "replace")
+        size = kept.seek(0, os.SEEK_END)
+        kept.seek(max(0, size - TAIL))
+        log = printed(kept.read(TAIL))
     name = Path(command[0]).name
     if code is None:
         raise LimitExceeded(f"{name}: not finished after {timeout:.0f} s; it was stopped", log=log)

@@ -20,6 +20,7 @@ from doma.columns.remote import Bytes
 from doma.columns.sandbox_arrow import columns
 from doma.columns.sandbox_input import Giver
 from doma.core.errors import BadQuery, LimitExceeded, ServiceUnavailable
+from doma.core.text import printed
 
 TAIL = 64 << 10
 """Bytes of what a function printed that are kept."""
@@ -85,8 +86,7 @@ class Run:
     @property
     def log(self) -> str:
         """The last of what the function printed."""
-        text = bytes(self._printed[-TAIL:]).decode("utf-8", "replace")
-        return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+        return printed(bytes(self._printed[-TAIL:]))
 
     def go(self, source: str, name: str, begin: Begin, end: End) -> str:
         """Run it; what it printed. See :meth:`doma.columns.sandbox.Sandbox.run`."""
@@ -102,8 +102,8 @@ class Run:
         else:
             order.update(self._files(name))
         reading, writing = os.pipe()
-        printed = threading.Thread(target=self._keep, args=(reading,), daemon=True)
-        printed.start()
+        keeper = threading.Thread(target=self._keep, args=(reading,), daemon=True)
+        keeper.start()
         try:
             begin(order, (self._theirs.fileno(), writing, *(t.fileno() for _, t in pairs)))
         finally:
@@ -118,7 +118,7 @@ class Run:
             finished = True
         finally:
             code = end(not finished)
-            printed.join(PATIENCE)
+            keeper.join(PATIENCE)
         self._judge(last, code)
         return self.log
 

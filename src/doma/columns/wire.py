@@ -26,7 +26,7 @@ class SubmitBody(BaseModel):
     title: str | None = Field(default=None, max_length=10240)
     did: str | None = None
     file_list: list[str] | None = Field(default=None, alias="file-list")
-    codegen: str = "uproot"
+    codegen: str = Field(default="uproot", max_length=100)
     destination: Literal["object-store", "volume"] = Field(default="object-store", alias="result-destination")
     format: Literal["parquet", "root-file", "root-rntuple"] = Field(default="parquet", alias="result-format")
 

@@ -11,6 +11,16 @@ def line_of(text: str, most: int = 200) -> str:
     return "".join(c for c in line[:most] if c.isprintable())
 
 
+def printed(data: bytes) -> str:
+    """What a program printed, without what would command a terminal.
+
+    >>> printed(bytes([27]) + b"[2J done")
+    '�[2J done'
+    """
+    text = data.decode("utf-8", "replace")
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def short(text: str, most: int = 80) -> str:
     """Quoted, and cut where it is long.
 
