@@ -37,7 +37,10 @@ def members(data: ak.Array) -> tuple[Index, ak.Array] | None:
 
 
 def ufunc(function: Callable[..., Any], parts: Sequence[Any]) -> ak.Array | None:
-    """A NumPy function of scalars and arrays of numbers, or of lists of numbers with the same lengths."""
+    """A NumPy function of scalars and arrays of numbers, or of lists of numbers with the same lengths.
+
+    What might be missing, but is not, stays so.
+    """
     arrays = [p for p in parts if isinstance(p, ak.Array)]
     layouts = [a.layout for a in arrays]
     if all(isinstance(x, ak.contents.ListOffsetArray) and not x.parameters for x in layouts) and layouts:
@@ -47,6 +50,9 @@ def ufunc(function: Callable[..., Any], parts: Sequence[Any]) -> ak.Array | None
         inner = iter([ak.Array(x.content[: int(offsets[-1])]) for x in layouts])
         found = ufunc(function, [next(inner) if isinstance(p, ak.Array) else p for p in parts])
         return None if found is None else ak.Array(ak.contents.ListOffsetArray(offsets, found.layout))
+    if any(isinstance(x, ak.contents.UnmaskedArray) for x in layouts):
+        found = ufunc(function, [_unmasked(p) for p in parts])
+        return None if found is None else ak.Array(ak.contents.UnmaskedArray(found.layout))
     flat = [numbers(a) for a in arrays]
     if not flat or any(f is None or len(f) != len(arrays[0]) for f in flat):
         return None
@@ -55,6 +61,12 @@ def ufunc(function: Callable[..., Any], parts: Sequence[Any]) -> ak.Array | None
     if not isinstance(found, np.ndarray) or found.ndim != 1:
         return None
     return ak.Array(ak.contents.NumpyArray(found))
+
+
+def _unmasked(part: Any) -> Any:
+    """What may be missing, but is not, as if it might not."""
+    is_sure = isinstance(part, ak.Array) and isinstance(part.layout, ak.contents.UnmaskedArray)
+    return ak.Array(part.layout.content) if is_sure else part
 
 
 def taken(data: ak.Array, where: Index) -> ak.Array:

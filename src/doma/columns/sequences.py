@@ -150,6 +150,10 @@ def picked(source: Value, index: Value, what: str) -> Value:
     there = (at >= 0) & (at < took.counts)
     if is_sure:
         return Value(scope, took.flat[starts + at])
+    if len(there) and there.all() and fast.numbers(took.flat) is not None:
+        # None is missing, though it might be: quicker to compute with.
+        whole = ak.contents.UnmaskedArray(took.flat[starts + at].layout)
+        return Value(scope, ak.Array(whole))
     where = ak.index.Index64(np.where(there, starts + at, -1))
     layout = ak.contents.IndexedOptionArray.simplified(where, took.flat.layout)
     return Value(scope, ak.Array(layout, behavior=took.flat.behavior))
