@@ -15,7 +15,7 @@ import httpx
 from doma.columns.container_run import TAIL, Ended, Order
 from doma.core.config import Container
 from doma.core.errors import LimitExceeded, ServiceUnavailable
-from doma.core.text import line_of
+from doma.core.text import line_of, printed
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its token and the authority of its API server."""
@@ -90,7 +90,7 @@ class KubernetesRunner:
         for pod in found[:1]:
             path = f"{pods}/{pod['metadata']['name']}/log"
             answer = client.get(path, params={"limitBytes": TAIL, "tailLines": 1000})
-            log = answer.text[-TAIL:] if answer.is_success else ""
+            log = printed(answer.content[-TAIL:]) if answer.is_success else ""
             for status in pod.get("status", {}).get("containerStatuses") or []:
                 ended = status.get("state", {}).get("terminated") or {}
                 code = int(ended.get("exitCode", code)) if not done else 0
