@@ -1,4 +1,9 @@
-"""Single flight: what is asked a second time while it is being computed is not computed a second time."""
+"""Single flight: what is asked a second time while it is being computed is not computed a second time.
+
+Within one process: two services on one database may compute the same at the same time. Each publishes its own
+object, the cache keeps the later one, and both are right; a claim row and its lease would cost every file a
+transaction more.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
