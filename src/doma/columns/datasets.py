@@ -69,7 +69,7 @@ class Datasets:
         self._name = f"{socket.gethostname()[:60]}/{os.getpid()}/{secrets.token_hex(4)}"
         self._wake = asyncio.Event()
         self._running: dict[int, tuple[Work, asyncio.Task[None]]] = {}
-        self._fresh: dict[int, tuple[float, asyncio.Task[None]]] = {}
+        self._fresh: dict[int, tuple[float, asyncio.Task[dict[str, tuple[str, ...]]]]] = {}
         self._loops: list[asyncio.Task[None]] = []
         self.after: list[Callable[[], None]] = []
         """Called when requests were moved on."""
@@ -163,13 +163,12 @@ class Datasets:
             tried: Where it lay, too.
         """
         begun, task = self._fresh.get(id_, (0.0, None))
-        if task is None or (task.done() and self._clock() - begun > AGAIN):
-            self._fresh = {k: v for k, v in self._fresh.items() if not v[1].done() or v[0] > begun - AGAIN}
+        since = self._clock() - AGAIN
+        if task is None or (task.done() and begun < since):
+            self._fresh = {k: v for k, v in self._fresh.items() if not v[1].done() or v[0] >= since}
             task = asyncio.create_task(self._refresh(id_))
             self._fresh[id_] = (self._clock(), task)
-        await asyncio.shield(task)
-        files = await self._db.look(lambda tx: repo.files(tx, id_))
-        known = next((f.file.replicas for f in files if url in f.file.replicas), ())
+        known = (await asyncio.shield(task)).get(url, ())
         places = [place for place in known if place != url and place not in tried]
         return Input(places[0], tuple(places[1:])) if places else None
 
@@ -259,16 +258,19 @@ class Datasets:
             await asyncio.sleep(0.2 * 4 ** (attempt - 1))
         raise AssertionError("unreachable")
 
-    async def _refresh(self, id_: int) -> None:
+    async def _refresh(self, id_: int) -> dict[str, tuple[str, ...]]:
+        """Look a dataset up anew; all replicas of a file by each of them. A list of files has no others."""
         row = await self._db.look(lambda tx: repo.work_of(tx, id_))
         if row is None or row.finder not in self._finders:
-            return
+            return {}
         try:
             result = await self._found(row)
         except DomaError as e:
             log.info("datasets: %s: %s", row.name, e)
-            return
-        await self._db.run(lambda tx: repo.refresh(tx, id_, result, self._clock()))
+        else:
+            await self._db.run(lambda tx: repo.refresh(tx, id_, result, self._clock()))
+        files = await self._db.look(lambda tx: repo.files(tx, id_))
+        return {url: f.file.replicas for f in files for url in f.file.replicas}
 
 
 def _word(error: DomaError) -> Lookup:
