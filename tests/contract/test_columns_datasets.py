@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, event
 
 from doma.columns import dataset_catalogue as catalogue
 from doma.columns import dataset_repo as repo
@@ -311,3 +312,21 @@ async def test_moved_replicas_are_found_again_with_one_question(database):
         moved = await asyncio.gather(*(service.again(found.id, f"root://a//{i}") for i in (0, 1)))
         assert [m.url for m in moved] == ["https://new/0", "https://new/1"]
         assert len(finder.asked) == before + 1
+
+
+async def test_files_that_are_gone_do_not_read_their_dataset_each(database):
+    urls = [f"https://a/{i}" for i in range(30)]
+    read = []
+
+    def seen(connection, cursor, statement, *rest):
+        if "dataset_files" in statement:
+            read.append(statement)
+
+    async with running(database, Finder()) as service:
+        listed = await database.run(lambda tx: repo.hold_list(tx, urls, ALICE, 0.0))
+        event.listen(Engine, "before_cursor_execute", seen)
+        try:
+            assert [await service.again(listed.id, url) for url in urls] == [None] * 30
+        finally:
+            event.remove(Engine, "before_cursor_execute", seen)
+    assert len(read) <= 1
