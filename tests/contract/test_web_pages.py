@@ -132,7 +132,14 @@ async def test_health_is_for_anybody_and_knows_the_database(site):
 
 async def test_the_page_shows_the_system_and_runs_nothing_but_its_own_script(site):
     page = await site.get("/")
-    for shown in (__version__, "up 0.0 s", "no request yet", "memory", "5.00 MiB free of 5.00 MiB", f">{ISSUER}</code>"):
+    for shown in (
+        __version__,
+        "up 0.0 s",
+        "no request yet",
+        "memory",
+        "5.00 MiB free of 5.00 MiB",
+        f">{ISSUER}</code>",
+    ):
         assert shown in page.text
     assert f'href="{ISSUER}"' in page.text
     assert 'href="grpc' not in page.text

@@ -65,7 +65,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         case 3:  # lengths that lie
             place = rng.randrange(4, len(out) - 8)
             out[place : place + 4] = rng.choice((b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0" * 4))
-        case 4:
+        case _:
             start, size = rng.randrange(4, len(out)), rng.randrange(1, 4096)
             out[start : start + size] = bytes(min(size, len(out) - start))
     return bytes(out)

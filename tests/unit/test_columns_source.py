@@ -4,6 +4,8 @@ from pathlib import Path
 
 import awkward as ak
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uproot
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from doma.columns import fetch, plain
 from doma.columns.baskets import decoded
+from doma.columns.execute import execute
+from doma.columns.model import Task
 from doma.columns.remote import open_bytes
 from doma.columns.source import cuts, open_source
 from doma.columns.source_ntuple import NtupleSource
@@ -247,3 +251,33 @@ def test_what_is_not_plain_has_no_short_way():
     assert plain.ufunc(np.add, [maybe, 1]) is None
     uneven = [ak.Array([[1], [2, 3]]), ak.Array([[1, 2], [3]])]
     assert plain.ufunc(np.add, uneven) is None
+
+
+MISSING = pa.table(
+    {
+        "a": [1, 2, None, 4],
+        "s": pa.array(["x", "y", "x", None]).dictionary_encode(),
+        "l": [[1.0, None], [], None, [2.0]],
+        "ls": pa.array([["a", "b"], [], None, ["c"]], pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        "b": [1.5, 2.5, 3.5, 4.5],
+    }
+)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_what_is_missing_in_a_later_part_of_a_parquet_file_stays_missing(tmp_path, group):
+    path, out = tmp_path / "n.parquet", tmp_path / "out"
+    pq.write_table(MISSING, path, row_group_size=group)
+    execute(Task(path.as_uri(), "(call EventDataset 'f' 'T')", str(out), allow=("file://",), step=1))
+    assert pq.read_table(out).to_pylist() == MISSING.to_pylist()
+
+
+def test_a_filter_on_words_of_a_dictionary_compares_the_words(tmp_path):
+    path, out = tmp_path / "n.parquet", tmp_path / "out"
+    pq.write_table(MISSING, path, row_group_size=2)
+    query = (
+        "(call Select (call Where (call EventDataset 'f' 'T') (lambda (list e) (== (attr e 's') 'x')))"
+        " (lambda (list e) (attr e 'b')))"
+    )
+    execute(Task(path.as_uri(), query, str(out), allow=("file://",)))
+    assert pq.read_table(out).column(0).to_pylist() == [1.5, 3.5]

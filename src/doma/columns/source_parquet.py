@@ -35,6 +35,7 @@ class ParquetSource:
         self._leaves = [path.split(".")[0] for path in paths]
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.entries = int(self._starts[-1])
+        self._missing: dict[str, bool] = {}
 
     def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
         if not names:
@@ -100,15 +101,35 @@ class ParquetSource:
     def _bytes(self, group: int, names: set[str]) -> int:
         """About the bytes of some columns in memory: what is encoded as a dictionary is larger there."""
         chunks = self._chunks(group, names)
-        lists = 8 * self._meta.row_group(group).num_rows * len(chunks)
+        lists = 8 * int(self._meta.row_group(group).num_rows) * len(chunks)
         sizes = [
             max(c.total_uncompressed_size, c.num_values * _WIDTHS.get(c.physical_type, 16)) for c in chunks
         ]
         return lists + int(sum(sizes))
 
     def _columns(self, table: Any, names: tuple[str, ...]) -> Columns:
-        found: Columns = self._guarded(lambda: {n: ak.from_arrow(joined(table.column(n))) for n in names})
+        found: Columns = self._guarded(lambda: {n: self._column(n, joined(table.column(n))) for n in names})
         return found
+
+    def _column(self, name: str, values: Any) -> ak.Array:
+        """An optional column has its type in every part of the file, also in one where nothing is missing."""
+        kind = _spelled(values.type)
+        data = ak.from_arrow(values if kind == values.type else values.cast(kind))
+        if name not in self._missing:
+            self._missing[name] = self._may_miss(name)
+        if self._missing[name] and not data.layout.is_option:
+            return ak.Array(ak.contents.UnmaskedArray(data.layout))
+        return data
+
+    def _may_miss(self, name: str) -> bool:
+        """Whether a value may be missing; before it is read a missing list looks like an empty one."""
+        if not self._file.schema_arrow.field(name).nullable:
+            return False
+        chunks = (c for i in range(self._meta.num_row_groups) for c in self._chunks(i, {name}))
+        told = (
+            c.statistics.null_count if c.statistics and c.statistics.has_null_count else 1 for c in chunks
+        )
+        return any(count > 0 for count in told)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
         try:
@@ -127,7 +148,22 @@ class ParquetSource:
 
 def joined(column: Any) -> Any:
     """A column of a table as one array."""
-    return column.combine_chunks() if column.num_chunks else _none_of(column.type)
+    return column.combine_chunks() if column.num_chunks else _none_of(_spelled(column.type))
+
+
+def _spelled(kind: Any) -> Any:
+    """A type with the values themselves where it has numbers of a dictionary."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_spelled(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_spelled(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct(
+            [f.with_type(_spelled(f.type)) for f in (kind.field(i) for i in range(kind.num_fields))]
+        )
+    return kind
 
 
 def _none_of(kind: Any) -> Any:

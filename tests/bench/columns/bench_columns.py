@@ -50,7 +50,7 @@ CASES = {
 
 def sample(folder: Path, name: str) -> Path:
     """A file of the benchmark, made once."""
-    import samples
+    from tests.bench.columns import samples
 
     kind, events = FILES[name]
     path = folder / name
@@ -154,7 +154,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n\n{HEAD}")
     rows = engines(args, set(args.only))
     if "service" in args.only:
-        import service
+        from tests.bench.columns import service
 
         work: Callable[[Path], Any] = service.measure
         found = asyncio.run(work(args.folder))

@@ -69,7 +69,7 @@ def doma(query: str) -> Callable[[str, str], None]:
 
 def reference(query: str) -> Callable[[str, str], None]:
     import awkward as ak
-    from func_adl_uproot.translation import generate_function
+    from func_adl_uproot.translation import generate_function  # type: ignore[import-not-found]
 
     selection = text(query)
 

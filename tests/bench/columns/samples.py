@@ -71,7 +71,8 @@ def _dtype(values: Any) -> np.dtype[Any]:
     layout = values.layout
     while not layout.is_numpy:
         layout = layout.content
-    return np.dtype(layout.dtype)
+    found: np.dtype[Any] = np.dtype(layout.dtype)
+    return found
 
 
 def _parquet(path: Path, chunks: Iterator[Columns]) -> None:

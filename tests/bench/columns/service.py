@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import samples
-
 from doma.auth.clients import Clients
 from doma.auth.issuer import Issuer
 from doma.auth.keys import KeySet
 from doma.net import tls
+from tests.bench.columns import samples
 from tests.e2e.columns import conftest as site
 
 REPO = Path(__file__).parents[3]
