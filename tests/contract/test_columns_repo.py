@@ -290,3 +290,14 @@ def test_a_cached_result_is_for_the_same_language_and_format_and_ages_by_its_las
     assert database.look_sync(lambda tx: cache_repo.surplus(tx, 70)) == []
     database.run_sync(lambda tx: repo.remove(tx, "r", 80.0))
     assert look(q) == [shelved]
+
+
+def test_what_a_user_has_unfinished_is_counted_until_it_ends(database):
+    add(database, "r", 3)
+    add(database, "other", 5, user="bob")
+    assert database.look_sync(lambda tx: repo.unfinished(tx, "https://i#alice")) == 4
+    (job,) = take(database, "w", 10.0)
+    assert done(database, job)
+    assert database.look_sync(lambda tx: repo.unfinished(tx, "https://i#alice")) in {3, 4}
+    database.run_sync(lambda tx: repo.cancel(tx, "r", 61.0))
+    assert database.look_sync(lambda tx: repo.unfinished(tx, "https://i#alice")) == 0

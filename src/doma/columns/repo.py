@@ -32,6 +32,13 @@ from doma.db import outbox
 BATCH = 500
 
 
+def unfinished(tx: Connection, owner: str) -> int:
+    """Files that are still to be done for an owner; each of the unfinished requests counts as one more."""
+    c = requests.c
+    left = func.coalesce(func.sum(c.files - c.completed - c.failed + 1), 0)
+    return int(tx.execute(select(left).where(c.owner == owner, c.state.not_in(FINAL))).scalar_one())
+
+
 def add(
     tx: Connection,
     id_: str,

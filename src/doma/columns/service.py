@@ -42,7 +42,7 @@ from doma.columns.remote_places import Road
 from doma.columns.runner import Runner
 from doma.columns.sink import FORMATS
 from doma.core.config import Columns
-from doma.core.errors import BadQuery, BadRequest, Conflict, LimitExceeded, NotFound
+from doma.core.errors import BadQuery, BadRequest, Conflict, LimitExceeded, NotFound, TooManyRequests
 from doma.core.paths import encode
 from doma.db.engine import Database
 from doma.store.protocol import Store
@@ -106,6 +106,7 @@ class ColumnService:
     ) -> None:
         self._db, self._results_url, self._sign = db, results_url.rstrip("/"), sign
         self._allow, self._url_life, self._clock = allow, url_life, clock
+        self._unfinished = config.unfinished
         self._datasets, self._isolation, self._containers = datasets, isolation, config.containers
         self._finding: asyncio.Task[Isolation | None] | None = None
         self._trying: asyncio.Task[None] | None = None
@@ -156,6 +157,7 @@ class ColumnService:
 
         Raises:
             BadQuery, UnknownColumn, BadRequest, LimitExceeded: what is wrong, and what would be right.
+            TooManyRequests: too much of this user is unfinished.
         """
         offered = await self.languages() if ask.codegen == "python" else self.codegens
         if ask.codegen not in offered:
@@ -164,6 +166,12 @@ class ColumnService:
         if ask.format not in FORMATS:
             raise BadQuery(f"result-format: {ask.format!r} is not offered; there is {', '.join(FORMATS)}")
         ask = replace(ask, files=_checked(ask, self._allow))
+        left = await self._db.look(lambda tx: repo.unfinished(tx, grant.owner))
+        if left + len(ask.files) >= self._unfinished:
+            raise TooManyRequests(
+                f"columns: {left} files and requests of yours are unfinished, of {self._unfinished} at most; "
+                "come again when some have ended, or cancel some"
+            )
         container = self._containers.get(ask.codegen)  # type: ignore[call-overload]
         image = "" if container is None else container.model_dump_json()
         query = await asyncio.to_thread(compile_query, ask.codegen, ask.selection, image)

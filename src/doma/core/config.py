@@ -319,6 +319,8 @@ class Columns(Section):
     """A file in which neither a byte nor an event moves for this time is tried again by another worker."""
     lease: Seconds = 30
     """A worker that shows no sign of life for this time loses its file."""
+    unfinished: int = Field(default=500_000, ge=1)
+    """Files and requests that a user may have unfinished; who asks for more is told to come again."""
     retention: Seconds = 30 * 24 * 3600
     """Requests and results are kept for this time after they end."""
     cache_size: Bytes = 10 << 30

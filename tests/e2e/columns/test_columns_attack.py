@@ -81,3 +81,18 @@ def test_an_origin_behind_a_cache_sees_no_token_of_wide_right_however_the_cache_
     assert shown
     assert {found["sub"] for found in shown} == {"bearer of ada"}
     assert {found["scope"].partition("/http:/")[0] for found in shown} == {"storage.read:"}
+
+
+def test_who_has_too_much_unfinished_is_told_to_come_again(start, tmp_path):
+    config = tmp_path / "doma.toml"
+    config.write_text("[columns]\nunfinished = 3\n")
+    system = start("home", "--config", config)
+    body = {"selection": COUNT, "codegen": "uproot"}
+    here = system.run["https"]
+    many = [f"{here}/site/{i}.root" for i in range(3)]
+    answer = system.ask("POST", "/servicex/transformation", json={**body, "file-list": many})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
+    assert "unfinished" in answer.json()["message"]
+    assert system.ask("GET", "/servicex/transformation").json() == {"requests": []}
+    few = system.ask("POST", "/servicex/transformation", json={**body, "file-list": many[:1]})
+    assert few.status_code == 200
