@@ -106,9 +106,9 @@ def check(args: Sequence[str]) -> int:
 
 def suite(args: Sequence[str]) -> int:
     """The default suite, in two halves at once: each waits about half of its time. With paths: just these."""
-    pytest = (str(BIN / "python"), "-m", "pytest", "-q")
+    pytest = (str(BIN / "python"), "-m", "pytest", "-q", "-m", "not fault")
     if not all(arg.startswith("-") for arg in args):
-        return run(*pytest, *args)
+        return run(*pytest[:-2], *args)
     with tempfile.TemporaryFile() as said:
         others = [*pytest, "tests/unit", "tests/contract", "src", *args]
         beside = subprocess.Popen(others, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
@@ -137,12 +137,17 @@ def main(argv: Sequence[str]) -> int:
     if verb == "bench":
         programs = sorted((ROOT / "tests" / "bench").rglob("bench_*.py"))
         return max(run(BIN / "python", program, *args) for program in programs)
-    if verb == "clients":
-        reference()
     if verb == "test":
         return suite(args)
-    places = {"faults": ("tests/faults",), "clients": ("tests/clients",)}
-    return run(BIN / "python", "-m", "pytest", "-q", *places[verb], *args) if verb in places else 0
+    pytest = (BIN / "python", "-m", "pytest", "-q")
+    if verb == "clients":
+        reference()
+        return run(*pytest, "tests/clients", *args)
+    if verb == "faults":
+        # Those that share their fixtures with other tests stand beside them, marked.
+        marked = run(*pytest, "-m", "fault", "tests/e2e") if not args else 0
+        return max(run(*pytest, "tests/faults", *args), marked)
+    return 0
 
 
 if __name__ == "__main__":

@@ -281,6 +281,16 @@ class RemoteFile:
         return connection
 
 
+MEANING = {
+    401: "it wants a token, and takes none of ours",
+    403: "the token of this request may not read it",
+    404: "no such file; check the address",
+    410: "the file is gone",
+    429: "it has too much to do",
+}
+"""What an answer without a text says, such as one to HEAD."""
+
+
 def refusal(
     who: str, status: int, body: bytes, kinds: Mapping[int, type[DomaError]] = MappingProxyType({})
 ) -> DomaError:
@@ -293,7 +303,7 @@ def refusal(
         429: StorageUnavailable,
     }
     kind = {**usual, **kinds}.get(status, StorageUnavailable if status >= 500 else OriginFailed)
-    said = line_of(body[:300].decode("utf-8", "replace"))
+    said = line_of(body[:300].decode("utf-8", "replace")) or MEANING.get(status, "")
     return kind(f"{who} answered {status}" + (f" ({said})" if said else ""))
 
 

@@ -27,7 +27,10 @@ from tests.conftest import migrated
 ALL = "(call Select (call EventDataset 'x' 't') (lambda (list e) (dict (list 'x') (list (attr e 'x')))))"
 
 # Dask's own code leaves loops and sockets to the collector.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+    pytest.mark.fault,
+]
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +207,6 @@ class Cluster:
             self._running.append(subprocess.Popen(command, stdout=out, stderr=out, cwd=self._folder))
 
 
-@pytest.mark.fault
 async def test_a_request_goes_on_when_the_scheduler_that_was_lost_is_back(tmp_path):
     cluster = Cluster(tmp_path)
     cluster.start()
