@@ -64,7 +64,7 @@ def lock(args: Sequence[str]) -> int:
         must(tool / "bin" / "pip", "install", "--quiet", "--only-binary", ":all:", "uv")
     options = "--universal --upgrade --generate-hashes --no-emit-index-url --no-annotate"
     options += " --no-header --python-version 3.11 --quiet"
-    command = (tool / "bin" / "uv", "pip", "compile", *options.split(), *args)
+    command: tuple[str | Path, ...] = (tool / "bin" / "uv", "pip", "compile", *options.split(), *args)
     must(*command, "pyproject.toml", "--extra", "test", "--output-file", PINS)
     must(*command, REFERENCE.with_suffix(".in"), "--output-file", REFERENCE)
     return 0

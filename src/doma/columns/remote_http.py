@@ -147,7 +147,7 @@ class RemoteFile:
         answer, _ = self._followed("HEAD")
         length = answer.getheader("Content-Length", "")
         if answer.status in {404, 410}:
-            raise NotFound(f"{self.url}: its server answered {answer.status}")
+            raise refusal(f"{self.url}: its server", answer.status, b"")
         told = answer.status == 200 and length.isascii() and length.isdigit() and len(length) < 19
         if not told or answer.getheader("Content-Encoding", "identity") != "identity":
             self._place, self._token = self._start, self._origin_token
