@@ -137,11 +137,7 @@ def router(
 
     @api.post("/servicex/transformation/cancel-all")
     async def cancel_all(who: Who) -> dict[str, Any]:
-        stopped = []
-        for found in await service.list(who.owner):
-            if not found.state.final:
-                await service.cancel(who.owner, found.id)
-                stopped.append(found.id)
+        stopped = await service.cancel_all(who.owner)
         return {"canceled": stopped, "message": f"Canceled {len(stopped)} transform requests"}
 
     @api.get("/servicex/transformation/{id_}")

@@ -295,6 +295,16 @@ class ColumnService:
         await self._db.run(lambda tx: repo.cancel(tx, id_, self._clock()))
         self._runner.drop(id_)
 
+    async def cancel_all(self, owner: str) -> Sequence[str]:
+        """Stop all requests of an owner; the ids of those that had not ended by themselves."""
+        stopped = []
+        for found in await self.list(owner):
+            if not found.state.final:
+                with contextlib.suppress(BadRequest, NotFound):  # it ended, or went, meanwhile
+                    await self.cancel(owner, found.id)
+                    stopped.append(found.id)
+        return stopped
+
     async def delete(self, owner: str, id_: str) -> None:
         """Remove a request and its results. Raises NotFound; BadRequest while it runs."""
         found = await self.status(owner, id_)

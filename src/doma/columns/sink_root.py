@@ -3,7 +3,7 @@
 Source: servicex.md §9 of the project's contracts.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +82,7 @@ class RootSink(FileSink):
         self._objects.add(path)
 
 
-class RootOutput:
+class RootOutput(ABC):
     """A table being gathered; a subclass writes."""
 
     def __init__(self, tree: str, kind: str, kinds: dict[str, types.Type], nan: bool = False) -> None:
@@ -105,8 +105,9 @@ class RootOutput:
         if any(parts.values()):
             self._write({n: ak.concatenate(p) if len(p) > 1 else ak.Array(p[0]) for n, p in parts.items()})
 
+    @abstractmethod
     def _write(self, columns: dict[str, ak.Array]) -> None:
-        raise NotImplementedError
+        """Append rows to the file; the columns are equally long."""
 
 
 @contextmanager
