@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class System:
         self.home = Home(home)
         self._child = Child(self.home, [str(option) for option in options])
         self._http: httpx.Client | None = None
+        self._one = threading.Lock()
         self.run: dict[str, Any] = {}
 
     # Its life.
@@ -202,8 +204,9 @@ class System:
         """One request over https; the token is ada's with all rights unless one, or None, is given."""
         import httpx
 
-        if self._http is None:
-            self._http = httpx.Client(base_url=self.run["https"], verify=self.access.tls(), timeout=60)
+        with self._one:  # tests ask from several threads, and a client made twice is never closed
+            if self._http is None:
+                self._http = httpx.Client(base_url=self.run["https"], verify=self.access.tls(), timeout=60)
         sent = dict(headers or {})
         if token is not None:
             sent["Authorization"] = f"Bearer {token or self._usual}"

@@ -1,10 +1,12 @@
 """Ours and a real XRootD side by side, for every client; one pair for all tests that clean up behind them."""
 
+import inspect
 import os
 import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,6 +69,8 @@ class Grid:
         """The other server; where there is none, the test is skipped."""
         if self.server is None:
             pytest.skip(f"XRootD is not installed (Debian: {missing()})")
+        if self.server.died:
+            self.server.start()
         return self.server
 
     @property
@@ -125,6 +129,26 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     finally:
         code = system.down()
     assert code == 0, system.log
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test again, once, during which the other end has crashed: that says nothing of ours."""
+    grid = pyfuncitem.funcargs.get("grid") or getattr(pyfuncitem.funcargs.get("spot"), "grid", None)
+    if grid is None or grid.server is None or inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames  # as pytest's own caller chooses them
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    try:
+        pyfuncitem.obj(**arguments)
+    except Exception:
+        time.sleep(1)  # until one that is crashing has
+        if not grid.server.died:
+            raise
+        writer = pyfuncitem.config.get_terminal_writer()
+        writer.line(f"\nXRootD crashed during {pyfuncitem.name}, which is tried again")
+        pyfuncitem.obj(**arguments)
+    return True
 
 
 @dataclass

@@ -148,8 +148,13 @@ class XRootD:
         self._give(self.files)
         return file
 
+    @property
+    def died(self) -> bool:
+        """Whether it has ended by itself: version 5.5.3 now and then crashes when a connection closes."""
+        return self._process is not None and self._process.poll() is not None
+
     def start(self) -> None:
-        """Prepare its folder, start it, wait until it answers."""
+        """Prepare its folder, start it, wait until it answers; again, with its files, where it has died."""
         self.base.chmod(0o755)
         for name in ("admin", "cas", "cache/scitokens"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
@@ -225,13 +230,13 @@ class XRootD:
         cache = sqlite3.connect(self.base / "cache" / "scitokens" / "scitokens_cpp.sqllite")
         with cache:
             cache.execute(
-                "CREATE TABLE keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)"
             )
             for number, (issuer, keys) in enumerate(self._jwks.items()):
                 lines += [f"[Issuer {number}]", f"issuer = {issuer}", f"base_path = {self.export}"]
                 day = int(time.time()) + 86400
                 held = {"expires": day, "next_update": day, "jwks": keys}
-                cache.execute("INSERT INTO keycache VALUES (?, ?)", (issuer, json.dumps(held)))
+                cache.execute("INSERT OR REPLACE INTO keycache VALUES (?, ?)", (issuer, json.dumps(held)))
         cache.close()
         (self.base / "scitokens.cfg").write_text("\n".join(lines) + "\n")
 
