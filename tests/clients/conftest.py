@@ -134,11 +134,13 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a test again, once, during which the other end has crashed: that says nothing of ours."""
-    grid = pyfuncitem.funcargs.get("grid") or getattr(pyfuncitem.funcargs.get("spot"), "grid", None)
-    if grid is None or grid.server is None or inspect.iscoroutinefunction(pyfuncitem.obj):
+    held = pyfuncitem.funcargs
+    spot = held.get("spot")
+    grid = spot.grid if isinstance(spot, Spot) else held.get("grid")
+    if not isinstance(grid, Grid) or grid.server is None or inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = pyfuncitem._fixtureinfo.argnames  # as pytest's own caller chooses them
-    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    arguments = {name: held[name] for name in names}
     try:
         pyfuncitem.obj(**arguments)
     except Exception:

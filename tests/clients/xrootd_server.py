@@ -230,7 +230,8 @@ class XRootD:
         cache = sqlite3.connect(self.base / "cache" / "scitokens" / "scitokens_cpp.sqllite")
         with cache:
             cache.execute(
-                "CREATE TABLE IF NOT EXISTS keycache (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)"
+                "CREATE TABLE IF NOT EXISTS keycache"
+                " (issuer text UNIQUE PRIMARY KEY NOT NULL, keys text NOT NULL)"
             )
             for number, (issuer, keys) in enumerate(self._jwks.items()):
                 lines += [f"[Issuer {number}]", f"issuer = {issuer}", f"base_path = {self.export}"]
