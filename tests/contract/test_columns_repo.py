@@ -301,3 +301,57 @@ def test_what_a_user_has_unfinished_is_counted_until_it_ends(database):
     assert database.look_sync(lambda tx: repo.unfinished(tx, "https://i#alice")) in {3, 4}
     database.run_sync(lambda tx: repo.cancel(tx, "r", 61.0))
     assert database.look_sync(lambda tx: repo.unfinished(tx, "https://i#alice")) == 0
+
+
+def asked(job: work_repo.Job, owner: str, now: float) -> cache_repo.Asked:
+    return cache_repo.Asked(job.question, (job.url,), 0.0, now, job.key, owner, now + 30.0)
+
+
+def test_one_process_leads_and_the_next_follows_when_its_lease_has_run_out(database):
+    add(database, "r", 1)
+    add(database, "s", 1, "bob")
+    one, two = take(database, "one", 10.0) + take(database, "two", 10.0)
+    assert one.key == two.key
+    look = lambda who, now: database.run_sync(  # noqa: E731
+        lambda tx: cache_repo.known_or_led(tx, [asked(one, who, now)])
+    )
+    assert look("one", 10.0) == [([], True)]
+    assert look("two", 11.0) == [([], False)]
+    assert look("one", 12.0) == [([], True)]
+    database.run_sync(lambda tx: cache_repo.keep_lead(tx, "one", 60.0))
+    assert look("two", 50.0) == [([], False)]
+    assert look("two", 61.0) == [([], True)]
+    # The late one neither keeps nor ends what another has taken over.
+    database.run_sync(lambda tx: cache_repo.keep_lead(tx, "one", 200.0))
+    database.run_sync(lambda tx: cache_repo.end_lead(tx, [(one.key, "one")]))
+    assert look("one", 70.0) == [([], False)]
+    assert done(database, two, 71.0)
+    ((found, led),) = look("one", 72.0)
+    assert (len(found), led) == (1, False)
+
+
+@pytest.mark.parametrize("end", ["failed", "again", "release"])
+def test_who_ends_without_a_result_gives_up_the_lead(database, end):
+    add(database, "r", 1)
+    (job,) = take(database, "one", 10.0)
+    look = lambda who: database.run_sync(  # noqa: E731
+        lambda tx: cache_repo.known_or_led(tx, [asked(job, who, 11.0)])
+    )
+    assert look("one") == [([], True)]
+    assert database.look_sync(work_repo.holders) == ["one"]
+    ends = {
+        "failed": lambda tx: work_repo.failed(tx, job, "torn", 12.0),
+        "again": lambda tx: work_repo.again(tx, job, "torn", 12.0),
+        "release": lambda tx: work_repo.release(tx, ["one"], 12.0),
+    }
+    database.run_sync(ends[end])
+    assert look("two") == [([], True)]
+
+
+def test_many_that_ask_the_same_at_once_have_one_leader(database):
+    add(database, "r", 2)
+    jobs = take(database, "one", 10.0, 2)
+    wanted = [asked(j, who, 11.0) for who in ("one",) for j in (*jobs, *jobs)]
+    assert [led for _, led in database.run_sync(lambda tx: cache_repo.known_or_led(tx, wanted))] == [True] * 4
+    other = [asked(j, "two", 11.0) for j in reversed(jobs)]
+    assert [led for _, led in database.run_sync(lambda tx: cache_repo.known_or_led(tx, other))] == [False] * 2

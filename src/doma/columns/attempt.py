@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doma.columns import cache_repo, work_repo
-from doma.columns.cache_repo import Cached
+from doma.columns.cache_repo import Asked, Cached
 from doma.columns.flights import Flights
 from doma.columns.gather import Gathered
 from doma.columns.model import Grant, Outcome, Pool, Progress, Task, TokenSource
@@ -140,24 +140,32 @@ class Attempt:
         job, shop = self.job, self._shop
         if job.attempt > BEGUN:
             raise LimitExceeded(f"{job.url}: begun {BEGUN} times and never ended; leave out this file")
-        key = job.question.of(job.url)
-        look = partial(self._known, shop.road.places((job.url, *job.replicas)))
-        self.idle = shop.flights.taken(key)
-        known = await shop.flights.before(key, look)
-        self.idle = False
-        with shop.flights.lead(key):
-            result = await self._made(known)
-            state = await shop.gathered.each(work_repo.done, (job, result, shop.clock()))
+        try:
+            known = await shop.flights.before(job.key, self._known, self._waits)
+            with shop.flights.lead(job.key):
+                result = await self._made(known)
+                state = await shop.gathered.each(work_repo.done, (job, result, shop.clock()))
+        except (asyncio.CancelledError, Cancelled):  # every other end is recorded, and this with it
+            await shop.gathered.each(cache_repo.end_lead, (job.key, job.holder), quiet=True)
+            raise
         if state is None:
             raise Cancelled(f"{job.url}: another attempt has this file")
         self.last, self.took = state.final, result.outcome.seconds
 
-    async def _known(self, urls: tuple[str, ...]) -> list[Cached]:
-        shop = self._shop
-        asked = self.job.question, urls, shop.clock() - shop.config.cache_age
-        return await shop.gathered.each(cache_repo.known, asked, quiet=True)
+    def _waits(self, idle: bool) -> None:
+        self.idle = idle
 
-    async def _made(self, known: list[Cached]) -> Published:
+    async def _known(self, lead: bool) -> tuple[list[Cached], bool]:
+        """What the cache has; if it has nothing, whether this process is the one to compute it."""
+        job, shop, now = self.job, self._shop, self._shop.clock()
+        urls = shop.road.places((job.url, *job.replicas))
+        asked = Asked(
+            job.question, urls, now - shop.config.cache_age, now, job.key if lead else "", job.holder,
+            now + shop.config.lease,
+        )  # fmt: skip
+        return await shop.gathered.each(cache_repo.known_or_led, asked, quiet=True)
+
+    async def _made(self, known: Sequence[Cached]) -> Published:
         """The result in the store: a known one of the input's version, else a new one."""
         job, shop = self.job, self._shop
         name = object_name(job.url, job.question.format)
@@ -173,7 +181,7 @@ class Attempt:
         stat = await put(shop.results, path, output, self._ours)
         return Published(name, path, stat.version, outcome)
 
-    async def _computed(self, known: list[Cached]) -> tuple[Outcome, Path]:
+    async def _computed(self, known: Sequence[Cached]) -> tuple[Outcome, Path]:
         """What a worker makes of the file; if that takes very long, the quicker one of two workers."""
         job, shop = self.job, self._shop
         urls = shop.road.places((job.url, *job.replicas))

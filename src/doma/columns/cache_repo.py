@@ -1,18 +1,23 @@
-"""The rows of cached results. Every function is one transaction's work.
+"""The rows of cached results, and of who computes one. Every function is one transaction's work.
 
 A result is known by the question (canonical digest, language, format, engine) and the input (URL, version).
 Who takes it over has opened the input in the own name and seen its version.
+
+What is asked of one input several times at once is computed by one process, which holds a leased row; the
+others look again until the result is there or the lease has run out. That saves work, no more: each
+publishes its own object under its own claim of the file, so two that compute the same are both right.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from doma.columns.model import ENGINE
-from doma.columns.tables import cache
+from doma.columns.tables import cache, leads
 
 SHELF = "/.cache"
 """Where the cache's own objects lie in the result store."""
@@ -30,6 +35,22 @@ class Question:
         """The question about one input, whatever its version."""
         parts = (self.digest, url, self.format, self.codegen, ENGINE)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A file whose result is looked for."""
+
+    question: Question
+    urls: tuple[str, ...]
+    """Where the file is read, its names in the cache."""
+    since: float
+    """Results that nobody asked for since this instant are not given out."""
+    now: float
+    key: str = ""
+    """What is led: the question about the file as it was asked for; empty: nothing is."""
+    owner: str = ""
+    until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +86,56 @@ def known(tx: Connection, asked: Sequence[tuple[Question, Sequence[str], float]]
         rows = [r for place in dict.fromkeys(some) for r in by_input.get(place, ()) if r.used >= since]
         found.append([_cached(r) for r in sorted(rows, key=lambda r: r.made, reverse=True)[:16]])
     return found
+
+
+def known_or_led(tx: Connection, asked: Sequence[Asked]) -> list[tuple[list[Cached], bool]]:
+    """As :func:`known`; and where nothing is known, whether the owner is the one who computes it now."""
+    found = known(tx, [(a.question, a.urls, a.since) for a in asked])
+    led = _led(tx, {a.key: a for a, some in zip(asked, found, strict=True) if a.key and not some})
+    if led:  # what was finished between the look and the lease
+        mine = [i for i, a in enumerate(asked) if a.key in led and not found[i]]
+        again = known(tx, [(asked[i].question, asked[i].urls, asked[i].since) for i in mine])
+        for i, some in zip(mine, again, strict=True):
+            found[i] = some
+    return [(some, a.key in led) for a, some in zip(asked, found, strict=True)]
+
+
+def _led(tx: Connection, wanted: Mapping[str, Asked]) -> set[str]:
+    """Take the lead where nobody has it, or has let it run out; which are the owner's now."""
+    if not wanted:
+        return set()
+    kind: Any = postgresql if tx.dialect.name == "postgresql" else sqlite
+    # In one order, so that two processes wait for one another only in one direction.
+    rows = [{"key": k, "owner": wanted[k].owner, "lease_until": wanted[k].until} for k in sorted(wanted)]
+    made = kind.insert(leads).values(rows)
+    now = min(a.now for a in wanted.values())
+    free = or_(leads.c.lease_until < now, leads.c.owner == made.excluded.owner)
+    change = {"owner": made.excluded.owner, "lease_until": made.excluded.lease_until}
+    taken = made.on_conflict_do_update(index_elements=["key"], set_=change, where=free)
+    return {r.key for r in tx.execute(taken.returning(leads.c.key))}
+
+
+def keep_lead(tx: Connection, owner: str, until: float) -> None:
+    """Prolong all that an owner leads."""
+    tx.execute(update(leads).where(leads.c.owner == owner).values(lease_until=until))
+
+
+def end_lead(tx: Connection, led: Sequence[tuple[str, str]]) -> list[None]:
+    """Give up what is led, by (key, owner); what another has taken over stays."""
+    for owner in sorted({owner for _, owner in led}):
+        keys = [key for key, whose in led if whose == owner]
+        tx.execute(delete(leads).where(leads.c.key.in_(keys), leads.c.owner == owner))
+    return [None] * len(led)
+
+
+def leaders(tx: Connection) -> list[str]:
+    """The service processes that lead something."""
+    return list(tx.execute(select(leads.c.owner).distinct()).scalars())
+
+
+def end_all(tx: Connection, owners: Sequence[str], now: float) -> None:
+    """Give up what stopped or dead processes lead, and what has run out."""
+    tx.execute(delete(leads).where(or_(leads.c.owner.in_(owners), leads.c.lease_until < now)))
 
 
 def remember(tx: Connection, made: Sequence[Cached], request: str, now: float) -> None:

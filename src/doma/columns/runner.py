@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from doma.columns import work_repo
+from doma.columns import cache_repo, work_repo
 from doma.columns.attempt import Attempt, Workshop
 from doma.columns.flights import Flights
 from doma.columns.gather import Gathered
@@ -97,8 +97,8 @@ class Runner:
         self._db, self._pool, self._config, self._clock = db, pool, config, clock
         self._gathered = Gathered(db)
         self._shop = Workshop(
-            db, self._gathered, results, pool, tokens, config, self._work, ca_file, allow, clock, Flights(),
-            datasets, road, sandbox,
+            db, self._gathered, results, pool, tokens, config, self._work, ca_file, allow, clock,
+            Flights(self.wake), datasets, road, sandbox,
         )  # fmt: skip
         self._upkeep = Upkeep(self._shop)
         self._jobs: dict[int, tuple[Attempt, asyncio.Task[float | None]]] = {}
@@ -116,7 +116,7 @@ class Runner:
         holders = await self._db.look(work_repo.holders)
         dead = [h for h in holders if _is_dead(h, self._name)]
         if dead:
-            count = await self._db.run(lambda tx: work_repo.release(tx, dead))
+            count = await self._db.run(lambda tx: work_repo.release(tx, dead, self._clock()))
             log.info("columns: %d files of a killed predecessor go on", count)
         await self._upkeep.begin()
         await self._pool.start()
@@ -134,7 +134,7 @@ class Runner:
         await self._pool.stop()
         await self._gathered.close()
         with contextlib.suppress(DomaError):
-            await self._db.run(lambda tx: work_repo.release(tx, [self._name]))
+            await self._db.run(lambda tx: work_repo.release(tx, [self._name], self._clock()))
         await asyncio.to_thread(shutil.rmtree, self._work, True)
 
     @property
@@ -223,6 +223,7 @@ class Runner:
         if held:
             until = self._clock() + self._config.lease
             leases = [(file, attempt, until) for file, attempt in held.items()]
+            await self._gathered.run(partial(cache_repo.keep_lead, owner=self._name, until=until))
             ours = await self._gathered.run(partial(work_repo.renew, held=leases))
             for file in (file for file, mine in zip(held, ours, strict=True) if not mine):
                 found = self._jobs.get(file)

@@ -1,4 +1,4 @@
-"""The tables of the column service: requests, their files, cached results.
+"""The tables of the column service: requests, their files, cached results, who computes what.
 
 Revisions under ``db/migrations`` make them.
 """
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 from doma.db.tables import Counter, metadata
@@ -46,12 +47,22 @@ requests = Table(
     Column("finished", Double),
     Column("visible", BigInteger, nullable=False),
     Column("served", Double, nullable=False),
+    Column("entries", BigInteger, nullable=False, server_default="0"),
+    Column("passed", BigInteger, nullable=False, server_default="0"),
+    Column("read", BigInteger, nullable=False, server_default="0"),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("events", BigInteger, nullable=False, server_default="0"),
+    Column("seconds", Double, nullable=False, server_default="0"),
+    Column("quickest", Double),
+    Column("slowest", Double),
+    Column("pushed", Integer, nullable=False, server_default="0"),
     Index(None, "owner", "submitted"),
     Index(None, "finished"),
     Index(None, "dataset"),
 )
 """``visible``: microseconds of the youngest visible result, so that the next one is later; ``served``: when a
-file of it was last claimed, so that requests take turns."""
+file of it was last claimed, so that requests take turns. From ``entries`` on: sums over the files that ended,
+the last four over those that are done."""
 
 files = Table(
     "column_files",
@@ -79,13 +90,14 @@ files = Table(
     Column("place", Text),
     Column("log", Text),
     Column("history", JSON, nullable=False),
+    Column("pushed", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("request", "number"),
     Index(None, "state", "lease_until"),
     Index(None, "request", "state"),
 )
 """``entries``: of the input; ``passed``: those done, as of ``moved``; ``place``: the replica that was read;
-``cached``: the result was taken over; ``log``: what the user's code printed; ``history``: failed attempts. A
-waiting file with a ``lease_until`` is left alone till then."""
+``cached``: the result was taken over; ``log``: what the user's code printed; ``history``: failed attempts;
+``pushed``: its filter ran beside the data. A waiting file with a ``lease_until`` is left alone till then."""
 
 cache = Table(
     "column_cache",
@@ -107,3 +119,12 @@ cache = Table(
 )
 """Results by question and input version. ``path`` is the object of the request that computed it or, once that
 is deleted (``request`` is empty), one of the cache's own."""
+
+leads = Table(
+    "column_leads",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("lease_until", Double, nullable=False),
+)
+"""Which service process computes the answer to a question about an input; the others wait for it."""

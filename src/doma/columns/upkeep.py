@@ -34,6 +34,7 @@ class Upkeep:
         lost = await shop.db.run(partial(repo.stranded, now=now))
         for id_ in lost:
             log.warning("columns: nothing worked on request %s; it was ended", id_)
+        await shop.gathered.run(partial(cache_repo.end_all, owners=[], now=now))
         for id_ in await shop.db.look(partial(repo.expired, before=now - shop.config.retention)):
             await self.remove(id_)
         await self._evict(now)

@@ -43,6 +43,13 @@ class Job:
     question: Question
     grant: Grant
     dataset: int | None
+    holder: str
+    """The service process that claimed it."""
+
+    @property
+    def key(self) -> str:
+        """What asks the same of the same file."""
+        return self.question.of(self.url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +85,18 @@ def renew(tx: Connection, held: Sequence[tuple[int, int, float]]) -> list[bool]:
     return [file in ours for file, _, _ in held]
 
 
-def release(tx: Connection, workers: Sequence[str]) -> int:
-    """Give back everything that stopped or dead service processes hold."""
+def release(tx: Connection, workers: Sequence[str], now: float) -> int:
+    """Give back everything that stopped or dead service processes hold; how many files."""
+    cache_repo.end_all(tx, workers, now)
     return sum(
         claims.give_back(tx, files, w, running=FileState.RUNNING, ready=FileState.WAITING) for w in workers
     )
 
 
 def holders(tx: Connection) -> list[str]:
-    """The service processes that hold files."""
+    """The service processes that hold files or lead something."""
     held = select(files.c.owner).where(files.c.state == FileState.RUNNING).distinct()
-    return [r.owner for r in tx.execute(held) if r.owner]
+    return list({r.owner for r in tx.execute(held) if r.owner} | set(cache_repo.leaders(tx)))
 
 
 def done(tx: Connection, ended: Sequence[tuple[Job, Published, float]]) -> list[State | None]:
@@ -101,6 +109,7 @@ def done(tx: Connection, ended: Sequence[tuple[Job, Published, float]]) -> list[
     Returns:
         For each the state of its request now; None: it is no longer this attempt's, nothing was changed.
     """
+    cache_repo.end_lead(tx, [(job.key, job.holder) for job, _, _ in ended])
     ours = _held(tx, {job.file: job.attempt for job, _, _ in ended})
     mine = [one for one in ended if one[0].file in ours]
     states: dict[str, State] = {}
@@ -151,6 +160,7 @@ def _held(tx: Connection, held: Mapping[int, int]) -> set[int]:
 
 def failed(tx: Connection, job: Job, reason: str, now: float, log: str = "") -> State | None:
     """Record that a file cannot be done; the state of its request, None as :func:`done`."""
+    cache_repo.end_lead(tx, [(job.key, job.holder)])
     visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
     ended: dict[str, Any] = {"state": FileState.FAILED, "reason": reason, "visible": visible}
     ended |= {"history": _history(tx, job, reason, now), "log": log or None}
@@ -170,6 +180,7 @@ def again(
 ) -> bool:
     """Give a file back for another attempt, which does not begin before an instant."""
     c = files.c
+    cache_repo.end_lead(tx, [(job.key, job.holder)])
     values: dict[str, Any] = {"history": _history(tx, job, reason, now)}
     if replicas is not None:
         values |= {"url": replicas[0], "replicas": list(replicas[1:])}
@@ -266,7 +277,7 @@ def _job(row: Row[Any], ask: Row[Any]) -> Job:
     return Job(
         row.id, row.attempt, len(row.history), ask.id, row.url, tuple(row.replicas), row.number,
         ask.selection, Question(ask.digest, ask.codegen, ask.format),
-        Grant(ask.issuer, ask.subject, tuple(ask.scopes)), ask.dataset,
+        Grant(ask.issuer, ask.subject, tuple(ask.scopes)), ask.dataset, row.owner or "",
     )  # fmt: skip
 
 
