@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from doma.columns import remote, remote_http
 from doma.columns.fetch import merged as _merged
 from doma.columns.model import Task
-from doma.columns.remote import RemoteFile, open_bytes, open_input
+from doma.columns.remote import open_bytes, open_input
+from doma.columns.remote_http import RemoteFile
 from doma.core.errors import (
     BadRequest,
     CorruptFile,

@@ -4,13 +4,11 @@ They compute in the precision of their coordinates, as the reference does; ``np.
 """
 
 import awkward as ak
-import vector
 
 from doma.columns.functions import BY_NUMBER, COORDINATES
 from doma.columns.values import Fields, Value, array, deepest, element, innermost, mapped
 from doma.core.errors import BadQuery
 
-vector.register_awkward()
 NAMES = {2: "Momentum2D", 3: "Momentum3D", 4: "Momentum4D"}
 
 
@@ -69,5 +67,8 @@ def method(name: str, source: Value, args: list[Value]) -> Value:
 
 
 def _named(records: ak.Array, name: str) -> ak.Array:
+    import vector
+
+    vector.register_awkward()
     parts = {field: records[field] for field in ak.fields(records)}
     return ak.zip(parts, depth_limit=1, with_name=name)

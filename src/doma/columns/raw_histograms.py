@@ -8,7 +8,8 @@ import uproot
 from doma.columns.fetch import FileLike
 from doma.columns.raw_filter import Filter
 from doma.columns.remote import Bytes
-from doma.columns.source_root import BROKEN, TREES
+from doma.columns.source_root import TREES
+from doma.columns.source_uproot import BROKEN
 from doma.core.errors import BadQuery, CorruptFile, DomaError
 
 FOLDERS = ("TDirectory", "TDirectoryFile")

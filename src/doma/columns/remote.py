@@ -16,7 +16,6 @@ from urllib.parse import unquote, urlsplit
 from doma.columns.finder import NOWHERE
 from doma.columns.model import Task
 from doma.columns.remote_blocks import BLOCK
-from doma.columns.remote_http import RemoteFile
 from doma.core.errors import (
     BadRequest,
     CorruptFile,
@@ -28,7 +27,7 @@ from doma.core.errors import (
 )
 from doma.core.url import redacted
 
-__all__ = ["BLOCK", "Bytes", "LocalFile", "RemoteFile", "check_url", "open_bytes", "open_input"]
+__all__ = ["BLOCK", "Bytes", "LocalFile", "check_url", "open_bytes", "open_input"]
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +127,8 @@ def open_bytes(
         from doma.columns.remote_root import RootFile
 
         return RootFile(url, token, ca_file, allow)
+    from doma.columns.remote_http import RemoteFile  # ssl, http.client: 9 MiB that local files do not need
+
     if scheme == "s3":
         if not token:
             raise Forbidden(

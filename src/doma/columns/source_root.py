@@ -1,40 +1,31 @@
-"""ROOT files as columns: plain TTrees by our own reader, everything else by uproot."""
+"""ROOT files as columns: plain TTrees and RNTuples by our own readers, everything else by uproot.
 
-import queue
-import struct
-import zlib
+uproot is imported where it is needed: of a file with plain TTrees alone it reads nothing.
+"""
+
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
-import cramjam
 import numpy as np
 import numpy.typing as npt
-import uproot
-from uproot.source.chunk import Chunk
-from uproot.source.chunk import Source as UprootSource
-from uproot.source.futures import TrivialFuture
 
 from doma.columns.baskets import decoded
+from doma.columns.directory import listing, loaded
 from doma.columns.fetch import Fetcher
 from doma.columns.near import did_you_mean, near
 from doma.columns.plain import taken
 from doma.columns.remote import Bytes
 from doma.columns.source import Columns, Index, Source, Window, cuts
 from doma.columns.ttree import Branch, Odd, PlainTree
-from doma.core.errors import BadQuery, CorruptFile, DomaError, LimitExceeded, UnknownColumn
+from doma.core.errors import BadQuery, DomaError, LimitExceeded, UnknownColumn
+
+if TYPE_CHECKING:
+    from doma.columns.source_uproot import RootSource
 
 TTREES = ("TTree", "TNtuple", "TNtupleD", "TChain")
 TREES = (*TTREES, "ROOT::RNTuple")
 LISTED = 256 << 20
 """Bytes of the list of branches."""
-BROKEN = (
-    ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError,
-    RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error, zlib.error,
-    cramjam.DecompressionError, uproot.deserialization.DeserializationError,
-    uproot.interpretation.objects.CannotBeAwkward, uproot.interpretation.identify.UnknownInterpretation,
-)  # fmt: skip
-"""What uproot raises on damaged bytes: it has no family of its own."""
 
 
 def open_root(data: Bytes, name: str | None) -> Source:
@@ -44,32 +35,67 @@ def open_root(data: Bytes, name: str | None) -> Source:
         CorruptFile: not readable. UnknownColumn: no such tree. BadQuery: several, and none is named.
     """
     fetcher = Fetcher(data)
-    handler = type("BoundSource", (_RootBytes,), {"fetcher": fetcher})
-    with _translated(data.url):
-        file = uproot.open({data.url: None}, handler=handler, object_cache=None, array_cache=None)
+    try:
+        return _plain(fetcher, name)
+    except Odd:
+        return _by_uproot(fetcher, name)
+
+
+def _plain(fetcher: Fetcher, name: str | None) -> Source:
+    """A TTree without uproot. Raises Odd: it takes that."""
+    keys = listing(fetcher)
+    tree = _named(fetcher.data.url, {k: v.kind for k, v in keys.items() if v.kind in TREES}, name)
+    if tree not in keys or keys[tree].kind not in TTREES:
+        raise Odd
+    return _plain_source(
+        fetcher, tree, keys[tree].size, keys[tree].header, lambda: loaded(fetcher, keys[tree])
+    )
+
+
+def _by_uproot(fetcher: Fetcher, name: str | None) -> Source:
+    from doma.columns.source_uproot import translated, uproot_file
+
+    with translated(fetcher.data.url):
+        file = uproot_file(fetcher)
         classes = {k: c for k, c in file.classnames(cycle=False).items() if c in TREES}
-    name = _named(data.url, classes, name)
-    place = f"{data.url}, tree {name!r}"
+    tree = _named(fetcher.data.url, classes, name)
+    with translated(_place(fetcher, tree)):
+        try:
+            if classes[tree.split(";")[0]] in TTREES:
+                key = file.key(tree)
+                return _plain_source(
+                    fetcher,
+                    tree,
+                    key.fObjlen,
+                    key.fKeylen,
+                    lambda: bytes(key.get_uncompressed_chunk_cursor()[0].raw_data),
+                )
+            from doma.columns.source_ntuple import NtupleSource
 
-    def whole() -> RootSource:
-        with _translated(place):
-            return RootSource(place, file[name])
+            return NtupleSource(_place(fetcher, tree), fetcher, file[tree], lambda: _whole(fetcher, tree))
+        except Odd:
+            return _whole(fetcher, tree)
 
-    if classes[name.split(";")[0]] in TTREES:
-        with _translated(place):
-            try:
-                return PlainSource(place, fetcher, _listed(file.key(name)), whole)
-            except Odd:
-                pass
-    else:
-        from doma.columns.source_ntuple import NtupleSource
 
-        with _translated(place):
-            try:
-                return NtupleSource(place, fetcher, file[name], whole)
-            except Odd:
-                pass
-    return whole()
+def _plain_source(
+    fetcher: Fetcher, name: str, size: int, header: int, content: Callable[[], bytes]
+) -> "PlainSource":
+    if size > LISTED:
+        raise LimitExceeded(f"the list of branches has {size} bytes, at most {LISTED} are read")
+    tree = PlainTree(content(), header)
+    return PlainSource(_place(fetcher, name), fetcher, tree, lambda: _whole(fetcher, name))
+
+
+def _whole(fetcher: Fetcher, name: str) -> "RootSource":
+    from doma.columns.source_uproot import RootSource, translated, uproot_file
+
+    place = _place(fetcher, name)
+    with translated(place):
+        return RootSource(place, uproot_file(fetcher)[name])
+
+
+def _place(fetcher: Fetcher, name: str) -> str:
+    return f"{fetcher.data.url}, tree {name!r}"
 
 
 def _named(url: str, classes: dict[str, str], name: str | None) -> str:
@@ -84,13 +110,6 @@ def _named(url: str, classes: dict[str, str], name: str | None) -> str:
         tail = did_you_mean(name, trees) if trees else "the file has no trees at all"
         raise UnknownColumn(f"{url}: there is no tree {name!r}; {tail}", name=name, near=near(name, trees))
     return name
-
-
-def _listed(key: Any) -> PlainTree:
-    if key.fObjlen > LISTED:
-        raise LimitExceeded(f"the list of branches has {key.fObjlen} bytes, at most {LISTED} are read")
-    chunk, _ = key.get_uncompressed_chunk_cursor()
-    return PlainTree(bytes(chunk.raw_data), key.fKeylen)
 
 
 class PlainSource:
@@ -225,143 +244,3 @@ def _wanted(branch: Branch, start: int, stop: int, keep: Index | None) -> tuple[
     if keep is None:
         return low, np.ones(high - low, np.bool_)
     return low, np.diff(np.searchsorted(keep, branch.entries[low : high + 1])) > 0
-
-
-class RootSource:
-    """A TTree or RNTuple by uproot."""
-
-    def __init__(self, place: str, tree: Any) -> None:
-        self.place, self._tree = place, tree
-        self._is_tree = hasattr(tree, "branches")
-        # Listing the keys of an ntuple of 2,000 fields, and reading by name, takes uproot seconds; its top
-        # fields are at hand, and each can be read by itself.
-        self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
-        self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
-        self.entries = int(tree.num_entries)
-
-    def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
-        if not names:
-            return {}
-        with _translated(f"{self.place}, entries {start}-{stop}"):
-            if self._is_tree:
-                found = self._tree_arrays(set(names), start, stop)
-            else:
-                found = {
-                    n: self._fields[n].array(entry_start=start, entry_stop=stop)
-                    for n in names
-                    if n in self._fields
-                }
-        lost = set(names) - set(found)
-        if lost:
-            raise BadQuery(
-                f"{self.place}: the branch {min(lost)!r} has a type that cannot be read as a column"
-            )
-        if any(len(a) != stop - start for a in found.values()):
-            raise CorruptFile(f"{self.place}: a branch has another number of entries than the tree")
-        return {n: found[n] if keep is None else found[n][keep - start] for n in names}
-
-    def _tree_arrays(self, wanted: set[str], start: int, stop: int) -> Columns:
-        taken: set[str] = set()
-
-        def pick(branch: Any) -> bool:
-            first = branch.name in wanted and branch.name not in taken
-            if first:
-                taken.add(branch.name)
-            return first
-
-        picked = {k: b for k, b in self._tree.iteritems(recursive=True) if pick(b)}
-        chosen = {b.cache_key for b in picked.values()}
-        arrays = self._tree.arrays(
-            filter_branch=lambda b: b.cache_key in chosen, entry_start=start, entry_stop=stop, how=dict
-        )
-        # Of split branches uproot's keys differ between the two calls, but not in their last part.
-        return {(picked[k].name if k in picked else str(k).rpartition("/")[2]): a for k, a in arrays.items()}
-
-    def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
-        groups = (first, tuple(n for n in names if n not in first))
-        size = self.sizes(names)[1] / max(self.entries, 1)
-        for start, stop in cuts(self.entries, int(step / max(size, 1e-9)), self._borders()):
-            yield Window(self, start, stop, groups)
-
-    @property
-    def readable(self) -> tuple[str, ...]:
-        """The columns that can be read; of split branches the parts."""
-        if not self._is_tree:
-            return self.names
-        branches = {b.name: b for b in reversed(list(self._tree.itervalues(recursive=True)))}
-        return tuple(n for n in self.names if _is_readable(branches[n]))
-
-    def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
-        wanted = set(names)
-        if self._is_tree:
-            chosen = [b for b in self._tree.itervalues(recursive=True) if b.name in wanted]
-            return sum(b.compressed_bytes for b in chosen), sum(b.uncompressed_bytes for b in chosen)
-        # An ntuple's page sizes are not summed by uproot: four values of four bytes are what a field has.
-        return 0, 20 * self.entries * len(names)
-
-    def _borders(self) -> Index | None:
-        if self._is_tree:
-            return None
-        return np.array([int(c.num_first_entry) for c in self._tree.cluster_summaries], np.int64)
-
-
-def _is_readable(branch: Any) -> bool:
-    try:
-        branch.interpretation.awkward_form(branch.file)
-    except BROKEN:
-        return False
-    return not branch.branches
-
-
-@contextmanager
-def _translated(place: str) -> Iterator[None]:
-    """What uproot raises on damaged bytes, as ours."""
-    try:
-        yield
-    except (DomaError, Odd):
-        raise
-    except RecursionError as e:
-        raise CorruptFile(f"{place}: not readable as ROOT: it is nested without end") from e
-    except BROKEN as e:
-        cause: BaseException | None = e
-        while cause is not None:
-            if isinstance(cause, DomaError):
-                raise cause from e
-            cause = cause.__cause__
-        text = " ".join(str(e).split())[:300] or type(e).__name__
-        raise CorruptFile(f"{place}: not readable as ROOT: {text}") from e
-
-
-class _RootBytes(UprootSource):  # type: ignore[misc]
-    """Our bytes as uproot wants them."""
-
-    fetcher: Fetcher
-
-    def __init__(self, file_path: str, **options: Any) -> None:
-        super().__init__()
-        self._file_path, self._num_bytes = file_path, self.fetcher.data.size
-        self._closed = False
-
-    def chunk(self, start: int, stop: int) -> Any:
-        # uproot asks for a generous first chunk, also of a small file.
-        stop = min(stop, self.fetcher.data.size)
-        return Chunk(self, start, stop, TrivialFuture(self.fetcher.data.read(start, stop)))
-
-    def chunks(self, ranges: list[tuple[int, int]], notifications: "queue.Queue[Any]") -> list[Any]:
-        made = []
-        for (start, stop), part in zip(ranges, self.fetcher.read(ranges), strict=True):
-            chunk = Chunk(self, start, stop, TrivialFuture(part))
-            made.append(chunk)
-            notifications.put(chunk)
-        return made
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    def __enter__(self) -> "_RootBytes":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._closed = True
-        self.fetcher.close()

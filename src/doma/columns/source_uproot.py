@@ -1,0 +1,174 @@
+"""ROOT files as columns by uproot: split branches, strings, fixed sizes, and whatever else is not plain."""
+
+import queue
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cramjam
+import numpy as np
+import uproot
+from uproot.source.chunk import Chunk
+from uproot.source.chunk import Source as UprootSource
+from uproot.source.futures import TrivialFuture
+
+from doma.columns.fetch import Fetcher
+from doma.columns.source import Columns, Index, Window, cuts
+from doma.columns.ttree import Odd
+from doma.core.errors import BadQuery, CorruptFile, DomaError
+
+BROKEN = (
+    ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError,
+    RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error, zlib.error,
+    cramjam.DecompressionError, uproot.deserialization.DeserializationError,
+    uproot.interpretation.objects.CannotBeAwkward, uproot.interpretation.identify.UnknownInterpretation,
+)  # fmt: skip
+"""What uproot raises on damaged bytes: it has no family of its own."""
+
+
+def uproot_file(fetcher: Fetcher) -> Any:
+    """Our bytes as a file of uproot's."""
+    handler = type("BoundSource", (_RootBytes,), {"fetcher": fetcher})
+    return uproot.open({fetcher.data.url: None}, handler=handler, object_cache=None, array_cache=None)
+
+
+class RootSource:
+    """A TTree or RNTuple by uproot."""
+
+    def __init__(self, place: str, tree: Any) -> None:
+        self.place, self._tree = place, tree
+        self._is_tree = hasattr(tree, "branches")
+        # Listing the keys of an ntuple of 2,000 fields, and reading by name, takes uproot seconds; its top
+        # fields are at hand, and each can be read by itself.
+        self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
+        self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
+        self.entries = int(tree.num_entries)
+
+    def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
+        if not names:
+            return {}
+        with translated(f"{self.place}, entries {start}-{stop}"):
+            if self._is_tree:
+                found = self._tree_arrays(set(names), start, stop)
+            else:
+                found = {
+                    n: self._fields[n].array(entry_start=start, entry_stop=stop)
+                    for n in names
+                    if n in self._fields
+                }
+        lost = set(names) - set(found)
+        if lost:
+            raise BadQuery(
+                f"{self.place}: the branch {min(lost)!r} has a type that cannot be read as a column"
+            )
+        if any(len(a) != stop - start for a in found.values()):
+            raise CorruptFile(f"{self.place}: a branch has another number of entries than the tree")
+        return {n: found[n] if keep is None else found[n][keep - start] for n in names}
+
+    def _tree_arrays(self, wanted: set[str], start: int, stop: int) -> Columns:
+        taken: set[str] = set()
+
+        def pick(branch: Any) -> bool:
+            first = branch.name in wanted and branch.name not in taken
+            if first:
+                taken.add(branch.name)
+            return first
+
+        picked = {k: b for k, b in self._tree.iteritems(recursive=True) if pick(b)}
+        chosen = {b.cache_key for b in picked.values()}
+        arrays = self._tree.arrays(
+            filter_branch=lambda b: b.cache_key in chosen, entry_start=start, entry_stop=stop, how=dict
+        )
+        # Of split branches uproot's keys differ between the two calls, but not in their last part.
+        return {(picked[k].name if k in picked else str(k).rpartition("/")[2]): a for k, a in arrays.items()}
+
+    def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
+        groups = (first, tuple(n for n in names if n not in first))
+        size = self.sizes(names)[1] / max(self.entries, 1)
+        for start, stop in cuts(self.entries, int(step / max(size, 1e-9)), self._borders()):
+            yield Window(self, start, stop, groups)
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """The columns that can be read; of split branches the parts."""
+        if not self._is_tree:
+            return self.names
+        branches = {b.name: b for b in reversed(list(self._tree.itervalues(recursive=True)))}
+        return tuple(n for n in self.names if _is_readable(branches[n]))
+
+    def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
+        wanted = set(names)
+        if self._is_tree:
+            chosen = [b for b in self._tree.itervalues(recursive=True) if b.name in wanted]
+            return sum(b.compressed_bytes for b in chosen), sum(b.uncompressed_bytes for b in chosen)
+        # An ntuple's page sizes are not summed by uproot: four values of four bytes are what a field has.
+        return 0, 20 * self.entries * len(names)
+
+    def _borders(self) -> Index | None:
+        if self._is_tree:
+            return None
+        return np.array([int(c.num_first_entry) for c in self._tree.cluster_summaries], np.int64)
+
+
+def _is_readable(branch: Any) -> bool:
+    try:
+        branch.interpretation.awkward_form(branch.file)
+    except BROKEN:
+        return False
+    return not branch.branches
+
+
+@contextmanager
+def translated(place: str) -> Iterator[None]:
+    """What uproot raises on damaged bytes, as ours."""
+    try:
+        yield
+    except (DomaError, Odd):
+        raise
+    except RecursionError as e:
+        raise CorruptFile(f"{place}: not readable as ROOT: it is nested without end") from e
+    except BROKEN as e:
+        cause: BaseException | None = e
+        while cause is not None:
+            if isinstance(cause, DomaError):
+                raise cause from e
+            cause = cause.__cause__
+        text = " ".join(str(e).split())[:300] or type(e).__name__
+        raise CorruptFile(f"{place}: not readable as ROOT: {text}") from e
+
+
+class _RootBytes(UprootSource):  # type: ignore[misc]
+    """Our bytes as uproot wants them."""
+
+    fetcher: Fetcher
+
+    def __init__(self, file_path: str, **options: Any) -> None:
+        super().__init__()
+        self._file_path, self._num_bytes = file_path, self.fetcher.data.size
+        self._closed = False
+
+    def chunk(self, start: int, stop: int) -> Any:
+        # uproot asks for a generous first chunk, also of a small file.
+        stop = min(stop, self.fetcher.data.size)
+        return Chunk(self, start, stop, TrivialFuture(self.fetcher.data.read(start, stop)))
+
+    def chunks(self, ranges: list[tuple[int, int]], notifications: "queue.Queue[Any]") -> list[Any]:
+        made = []
+        for (start, stop), part in zip(ranges, self.fetcher.read(ranges), strict=True):
+            chunk = Chunk(self, start, stop, TrivialFuture(part))
+            made.append(chunk)
+            notifications.put(chunk)
+        return made
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def __enter__(self) -> "_RootBytes":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closed = True
+        self.fetcher.close()
