@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import select, update
 
 from doma.columns import cache_repo, dataset_repo, repo, work_repo
 from doma.columns.finder import FoundFile, Lookup
-from doma.columns.model import Grant, Outcome, Progress, State, Submission
+from doma.columns.model import FileState, Grant, Outcome, Progress, State, Submission
 from doma.columns.plan import compile_text
 from doma.columns.tables import files, requests
 from doma.db import outbox
@@ -355,3 +356,67 @@ def test_many_that_ask_the_same_at_once_have_one_leader(database):
     assert [led for _, led in database.run_sync(lambda tx: cache_repo.known_or_led(tx, wanted))] == [True] * 4
     other = [asked(j, "two", 11.0) for j in reversed(jobs)]
     assert [led for _, led in database.run_sync(lambda tx: cache_repo.known_or_led(tx, other))] == [False] * 2
+
+
+def by_rows(rows) -> dict[str, object]:
+    """What the counters of a request have to say, by its files."""
+    ended = [r for r in rows if r.state in {"success", "failure", "canceled"}]
+    made = [r for r in ended if r.state == "success"]
+    sums = {n: sum(getattr(r, n) for r in ended) for n in ("entries", "passed", "read", "bytes", "events")}
+    took = [r.seconds for r in made]
+    return sums | {
+        "completed": len(made), "failed": sum(r.state == "failure" for r in ended),
+        "pushed": sum(r.pushed for r in made), "seconds": pytest.approx(sum(took)),
+        "quickest": min(took, default=None), "slowest": max(took, default=None),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_walks_leave_counters_that_are_the_sums_over_the_files(database, seed):
+    """Claims, progress, results, failures, retries, a stop, and a loss that housekeeping finds."""
+    rng = random.Random(seed)
+    add(database, "r", 5)
+    now, jobs = 10.0, []
+    wanted = select(requests).where(requests.c.id == "r")
+
+    def act(kind: str, job: work_repo.Job) -> None:
+        n = rng.randrange(1, 100)
+        outcome = Outcome(
+            "v", rows=n, bytes=7 * n, read=3 * n, seconds=n / 8, events=2 * n, pushed=n % 2 == 0
+        )
+        made = work_repo.Published(f"n{job.number}", "/r/n", "o", outcome)
+        told = {(job.file, job.attempt): Progress(n, 100, 5 * n)}
+        work = {
+            "done": lambda tx: work_repo.done(tx, [(job, made, now)]),
+            "failed": lambda tx: work_repo.failed(tx, job, "x", now),
+            "again": lambda tx: work_repo.again(tx, job, "x", now),
+            "advance": lambda tx: work_repo.advance(tx, told, now),
+            "release": lambda tx: work_repo.release(tx, ["w"], now),
+            "cancel": lambda tx: repo.cancel(tx, "r", now),
+        }
+        database.run_sync(work[kind])
+
+    kinds = ["done", "failed", "again", "release", *["advance"] * 4]
+    for step in range(40):
+        now += 40.0
+        jobs += take(database, "w", now, 2)
+        if jobs:
+            act("cancel" if seed == 3 and step == 6 else rng.choice(kinds), rng.choice(jobs))
+        (row,) = database.look_sync(lambda tx: tx.execute(wanted).mappings().all())
+        rows = database.look_sync(lambda tx: repo.all_files(tx, "r", 10))
+        says = by_rows(rows)
+        assert {name: row[name] for name in says} == says
+        far = database.look_sync(lambda tx: repo.progress(tx, "r"))
+        runs = [r for r in rows if r.state == "running"]
+        assert (far.running, far.passed) == (len(runs), says["passed"] + sum(r.passed for r in runs))
+    # Whatever was lost: housekeeping counts the files themselves.
+    lost = {"completed": 0, "failed": 0, "read": 5, "seconds": 0.5, "state": "Running", "finished": None}
+    gone = [FileState.WAITING, FileState.RUNNING]
+    database.run_sync(lambda tx: tx.execute(update(requests).values(**lost)))
+    database.run_sync(
+        lambda tx: tx.execute(update(files).where(files.c.state.in_(gone)).values(state="failure"))
+    )
+    assert database.run_sync(lambda tx: repo.stranded(tx, now)) == ["r"]
+    (row,) = database.look_sync(lambda tx: tx.execute(wanted).mappings().all())
+    says = by_rows(database.look_sync(lambda tx: repo.all_files(tx, "r", 10)))
+    assert {name: row[name] for name in says} == says

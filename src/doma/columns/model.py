@@ -151,11 +151,18 @@ class Request:
     finished: float | None
     dataset: int | None = None
     """The dataset's number."""
+    read: int = 0
+    """Bytes taken from the inputs of the files that ended."""
+    bytes: int = 0
+    """Of the results, as ``events``, their rows."""
+    events: int = 0
+    pushed: int = 0
+    """Files whose filter ran beside the data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """How far a request is, over all its files."""
+    """How far a request is: what has ended, and what the files that run have done so far."""
 
     files: int
     completed: int
@@ -171,6 +178,12 @@ class Progressed:
     """Of the results."""
     events: int
     """Rows of the results."""
+    seconds: float = 0.0
+    """Of the workers, for all files that are done; ``quickest`` and ``slowest``: for one."""
+    quickest: float = 0.0
+    slowest: float = 0.0
+    pushed: int = 0
+    """Files whose filter ran beside the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +250,8 @@ class FileResult:
     """What the user's code printed."""
     history: tuple[Mapping[str, Any], ...] = ()
     """Attempts that failed: ``attempt``, ``reason``, ``at`` (Unix seconds)."""
+    pushed: bool = False
+    """Its filter ran beside the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +309,8 @@ class Outcome:
     """The replica that was read."""
     log: str = ""
     """What the user's code printed, its last 64 KiB."""
+    pushed: bool = False
+    """The filter ran beside the data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ from doma.core.events import Event
 from doma.db import outbox
 
 BATCH = 500
+ENDED = (FileState.DONE, FileState.FAILED, FileState.CANCELED)
+"""What the counters of a request are about."""
 
 
 def unfinished(tx: Connection, owner: str) -> int:
@@ -133,17 +135,22 @@ def all_files(tx: Connection, id_: str, limit: int, after: int = -1) -> list[Fil
 
 
 def progress(tx: Connection, id_: str) -> Progressed:
-    """Sums over the files of a request."""
+    """How far a request is: what has ended is counted in its row already."""
+    r = tx.execute(select(requests).where(requests.c.id == id_)).one()
+    entries, passed, read, running = _moved(tx, id_, FileState.RUNNING)
+    return Progressed(
+        r.files, r.completed, r.failed, running, r.entries + entries, r.passed + passed, r.read + read,
+        r.bytes, r.events, r.seconds, r.quickest or 0.0, r.slowest or 0.0, r.pushed,
+    )  # fmt: skip
+
+
+def _moved(tx: Connection, id_: str, state: FileState) -> tuple[int, int, int, int]:
+    """Entries, those passed, bytes read, and number of the files in a state."""
     c = files.c
-    sums = [func.coalesce(func.sum(x), 0) for x in (c.entries, c.passed, c.read, c.bytes, c.events)]
-    states: dict[str, int] = {}
-    totals = [0] * len(sums)
-    grouped = select(c.state, func.count(), *sums).where(c.request == id_).group_by(c.state)
-    for state, count, *numbers in tx.execute(grouped):
-        states[state] = count
-        totals = [a + int(b) for a, b in zip(totals, numbers, strict=True)]
-    counts = (states.get(s, 0) for s in (FileState.DONE, FileState.FAILED, FileState.RUNNING))
-    return Progressed(sum(states.values()), *counts, *totals)
+    sums = [func.coalesce(func.sum(x), 0) for x in (c.entries, c.passed, c.read)]
+    found = tx.execute(select(*sums, func.count()).where(c.request == id_, c.state == state)).one()
+    entries, passed, read, count = map(int, found)
+    return entries, passed, read, count
 
 
 def cancel(tx: Connection, id_: str, now: float) -> None:
@@ -153,10 +160,18 @@ def cancel(tx: Connection, id_: str, now: float) -> None:
         .where(files.c.request == id_, files.c.state.in_(FILES.before(FileEvent.CANCEL)))
         .values(state=FileState.CANCELED, owner=None, lease_until=None)
     )
+    entries, passed, read, _ = _moved(tx, id_, FileState.CANCELED)
     ended = tx.execute(
         update(requests)
         .where(requests.c.id == id_, requests.c.state.not_in(FINAL))
-        .values(state=State.CANCELED, wanted=State.CANCELED, finished=now)
+        .values(
+            state=State.CANCELED,
+            wanted=State.CANCELED,
+            finished=now,
+            entries=requests.c.entries + entries,
+            passed=requests.c.passed + passed,
+            read=requests.c.read + read,
+        )
         .returning(requests.c.owner)
     ).one_or_none()
     if ended is not None:
@@ -204,15 +219,32 @@ def stranded(tx: Connection, now: float) -> list[str]:
 
 def _end(tx: Connection, row: Row[Any], now: float) -> None:
     """Set a request's counters to what its files say, and its state to what follows."""
-    sums = progress(tx, row.id)
-    state = verdict(row.files, sums.completed, sums.failed)
-    values: dict[str, Any] = {"completed": sums.completed, "failed": sums.failed, "finished": now}
+    sums = _tally(tx, row.id)
+    state = verdict(row.files, sums["completed"], sums["failed"])
+    values: dict[str, Any] = {**sums, "finished": now}
     if state not in FINAL or row.state in {State.LOOKUP, State.PENDING}:
-        missing = row.files - sums.completed - sums.failed
+        missing = row.files - sums["completed"] - sums["failed"]
         what = f"{missing} of its files are lost" if missing else f"the look-up of {row.did} was lost"
         state, values["failure"] = State.FATAL, f"request {row.id}: {what}; submit it again"
     tx.execute(update(requests).where(requests.c.id == row.id).values(**values, state=state))
     tell(tx, "request.finished", row.id, row.owner, now, {"state": state})
+
+
+def _tally(tx: Connection, id_: str) -> dict[str, Any]:
+    """A request's counters by what its files say."""
+    c = files.c
+    done = c.state == FileState.DONE
+    sums = {n: func.coalesce(func.sum(c[n]), 0) for n in ("entries", "passed", "read", "bytes", "events")}
+    mine = {
+        "completed": func.count().filter(done),
+        "failed": func.count().filter(c.state == FileState.FAILED),
+        "pushed": func.count().filter(done, c.pushed),
+        "seconds": func.coalesce(func.sum(c.seconds).filter(done), 0.0),
+        "quickest": func.min(c.seconds).filter(done),
+        "slowest": func.max(c.seconds).filter(done),
+    }
+    wanted = select(*(x.label(n) for n, x in (sums | mine).items())).where(c.request == id_)
+    return dict(tx.execute(wanted.where(c.state.in_(ENDED))).one()._mapping)
 
 
 def tell(tx: Connection, kind: str, id_: str, owner: str, now: float, data: dict[str, Any]) -> None:
@@ -238,6 +270,7 @@ def _request(r: Row[Any]) -> Request:
     return Request(
         r.id, r.owner, r.title, r.did, r.selection, r.codegen, r.format, r.destination, State(r.state),
         r.wanted, r.failure, r.files, r.completed, r.failed, r.submitted, r.finished, r.dataset,
+        r.read, r.bytes, r.events, r.pushed,
     )  # fmt: skip
 
 
@@ -245,5 +278,5 @@ def _file(r: Row[Any]) -> FileResult:
     return FileResult(
         r.id, r.request, r.number, r.url, FileState(r.state), r.reason, r.name, r.bytes, r.events, r.seconds,
         r.read, r.visible, r.attempt, r.cached, r.entries, r.passed, r.moved, r.place, r.log,
-        tuple(r.history),
+        tuple(r.history), r.pushed,
     )  # fmt: skip

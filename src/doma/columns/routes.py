@@ -151,8 +151,8 @@ def router(
         request: Request, id_: str, who: Who, details: str = "", wait: str = ""
     ) -> dict[str, Any]:
         found = await service.wait(who.owner, id_, _seconds(wait, LONG_POLL))
-        rows = await service.results(who.owner, id_)
-        entry = shown(request, found) | {"request-id": id_, "stats": wire.stats(rows)}
+        sums = await service.progress(who.owner, id_)
+        entry = shown(request, found) | {"request-id": id_, "stats": wire.stats(sums)}
         if details.lower() in {"true", "1", "yes"}:
             entry["details"] = [wire.detail(r) for r in await service.files(who.owner, id_, MAX_DETAILS)]
         return entry

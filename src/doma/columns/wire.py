@@ -3,7 +3,6 @@
 Source: servicex.md §3.2 to §3.5 of the project's contracts.
 """
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -63,6 +62,7 @@ def record(r: model.Request, log_url: str) -> dict[str, Any]:
         "files-failed": r.failed, "files-remaining": max(0, r.files - r.completed - r.failed),
         "submit-time": moment(r.submitted), "log-url": log_url,
         "finish-time": "None" if r.finished is None else moment(r.finished),
+        "total-events": r.events, "total-bytes": r.bytes, "input-bytes": r.read,
     }  # fmt: skip
 
 
@@ -84,20 +84,19 @@ def result(r: model.FileResult) -> dict[str, Any]:
 def detail(r: model.FileResult) -> dict[str, Any]:
     """One file in any state, with all that is known of it."""
     return result(r) | {
-        "transform_status": r.state.value, "attempt": r.attempt, "cached": r.cached, "entries": r.entries,
-        "passed": r.passed, "place": r.place, "log": r.log, "history": [dict(h) for h in r.history],
+        "transform_status": r.state.value, "attempt": r.attempt, "cached": r.cached, "pushed": r.pushed,
+        "entries": r.entries, "passed": r.passed, "place": r.place, "log": r.log,
+        "history": [dict(h) for h in r.history],
     }  # fmt: skip
 
 
-def stats(rows: Sequence[model.FileResult]) -> dict[str, Any]:
+def stats(p: model.Progressed) -> dict[str, Any]:
     """What the files of a request made together."""
-    times = [r.seconds for r in rows if r.state is FileState.DONE]
-    events = sum(r.events for r in rows)
     return {
-        "total-events": events, "total-bytes": sum(r.bytes for r in rows),
-        "input-bytes": sum(r.read for r in rows), "total-time": sum(times),
-        "min-time": min(times, default=0.0), "max-time": max(times, default=0.0),
-        "avg-rate": events / sum(times) if sum(times) else 0.0,
+        "total-events": p.events, "total-bytes": p.bytes, "input-bytes": p.read, "input-events": p.passed,
+        "total-time": p.seconds, "min-time": p.quickest, "max-time": p.slowest,
+        "avg-rate": p.events / p.seconds if p.seconds else 0.0, "files-running": p.running,
+        "files-filtered-beside-data": p.pushed,
     }  # fmt: skip
 
 

@@ -116,13 +116,20 @@ def done(tx: Connection, ended: Sequence[tuple[Job, Published, float]]) -> list[
     for id_ in sorted({job.request for job, _, _ in mine}):
         some = [one for one in mine if one[0].request == id_]
         now = max(at for _, _, at in some)
-        visible = _tick(tx, id_, now)
+        ask, visible = _tick(tx, id_, now)
         tx.execute(_DONE, [_row(job, r, now, visible + i) for i, (job, r, _) in enumerate(some)])
         hits = [r.hit.key for _, r, _ in some if r.hit is not None]
         made = [_entry(job, r) for job, r, _ in some if r.hit is None and r.outcome.version]
         cache_repo.used(tx, hits, now)
         cache_repo.remember(tx, made, id_, now)
-        states[id_] = _count(tx, id_, now, visible + len(some) - 1, completed=len(some))
+        states[id_] = _count(
+            tx,
+            ask,
+            now,
+            visible + len(some) - 1,
+            _sums([r.outcome for _, r, _ in some]),
+            took=[r.outcome.seconds for _, r, _ in some],
+        )
     return [states[job.request] if job.file in ours else None for job, _, _ in ended]
 
 
@@ -138,7 +145,7 @@ def _row(job: Job, result: Published, now: float, visible: int) -> dict[str, Any
     return {
         "file": job.file, "name": result.name, "bytes": o.bytes, "events": o.rows, "seconds": o.seconds,
         "read": o.read, "visible": visible, "cached": o.cached, "entries": o.events, "passed": o.events,
-        "moved": now, "place": o.url or None, "log": o.log or None,
+        "moved": now, "place": o.url or None, "log": o.log or None, "pushed": o.pushed,
     }  # fmt: skip
 
 
@@ -161,12 +168,14 @@ def _held(tx: Connection, held: Mapping[int, int]) -> set[int]:
 def failed(tx: Connection, job: Job, reason: str, now: float, log: str = "") -> State | None:
     """Record that a file cannot be done; the state of its request, None as :func:`done`."""
     cache_repo.end_lead(tx, [(job.key, job.holder)])
-    visible, mine = _tick(tx, job.request, now), (job.file, job.attempt)
+    (ask, visible), mine = _tick(tx, job.request, now), (job.file, job.attempt)
     ended: dict[str, Any] = {"state": FileState.FAILED, "reason": reason, "visible": visible}
     ended |= {"history": _history(tx, job, reason, now), "log": log or None}
     if not claims.settle(tx, files, *mine, running=FileState.RUNNING, **ended):
         return None
-    return _count(tx, job.request, now, visible, failed=1, reason=_named(job.url, reason))
+    c = files.c
+    row = tx.execute(select(c.entries, c.passed, c.read).where(c.id == job.file)).one()
+    return _count(tx, ask, now, visible, {"failed": 1, **row._mapping}, _named(job.url, reason))
 
 
 def again(
@@ -286,40 +295,45 @@ def _history(tx: Connection, job: Job, reason: str, now: float) -> list[dict[str
     return [*past, {"attempt": job.attempt, "reason": reason[:2000], "at": now}][-KEPT:]
 
 
-def _tick(tx: Connection, id_: str, now: float) -> int:
-    """The instant at which the next result of a request becomes visible: later than all before it."""
-    row = tx.execute(select(requests.c.visible).where(requests.c.id == id_).with_for_update()).one_or_none()
-    return max(int(now * 1e6), (row.visible if row else 0) + 1)
+def _tick(tx: Connection, id_: str, now: float) -> tuple[Any, int]:
+    """The row of a request, locked, and when its next result becomes visible: later than all before it."""
+    row = tx.execute(select(requests).where(requests.c.id == id_).with_for_update()).one_or_none()
+    return row, max(int(now * 1e6), (row.visible if row else 0) + 1)
+
+
+def _sums(made: Sequence[Outcome]) -> dict[str, Any]:
+    """What done files add to the counters of their request."""
+    entries = sum(o.events for o in made)
+    return {
+        "completed": len(made), "entries": entries, "passed": entries, "read": sum(o.read for o in made),
+        "bytes": sum(o.bytes for o in made), "events": sum(o.rows for o in made),
+        "seconds": sum(o.seconds for o in made), "pushed": sum(o.pushed for o in made),
+    }  # fmt: skip
 
 
 def _count(
     tx: Connection,
-    id_: str,
+    ask: Any,
     now: float,
     visible: int,
-    *,
-    completed: int = 0,
-    failed: int = 0,
+    more: Mapping[str, Any],
     reason: str = "",
+    took: Sequence[float] = (),
 ) -> State:
     """Raise the counters of a request, and end it when all its files have ended; its state."""
-    c = requests.c
-    row = tx.execute(
-        update(requests)
-        .where(c.id == id_)
-        .values(completed=c.completed + completed, failed=c.failed + failed, visible=visible)
-        .returning(requests)
-    ).one()
-    state = verdict(row.files, row.completed, row.failed)
-    values: dict[str, Any] = {}
-    if reason and not row.failure:
+    values = {name: getattr(ask, name) + number for name, number in more.items()} | {"visible": visible}
+    completed, failed = values.get("completed", ask.completed), values.get("failed", ask.failed)
+    state = verdict(ask.files, completed, failed)
+    if took:
+        values["quickest"] = min(took) if ask.quickest is None else min(ask.quickest, *took)
+        values["slowest"] = max(took) if ask.slowest is None else max(ask.slowest, *took)
+    if reason and not ask.failure:
         values["failure"] = reason
-    if row.state not in FINAL:
+    if ask.state not in FINAL:
         values["state"] = state
         if state in FINAL:
             values["finished"] = now
-    if values:
-        tx.execute(update(requests).where(c.id == id_).values(**values))
-    facts = {"completed": row.completed, "failed": row.failed, "files": row.files, "state": str(state)}
-    tell(tx, "request.finished" if state in FINAL else "request.advanced", id_, row.owner, now, facts)
+    tx.execute(update(requests).where(requests.c.id == ask.id).values(**values))
+    facts = {"completed": completed, "failed": failed, "files": ask.files, "state": str(state)}
+    tell(tx, "request.finished" if state in FINAL else "request.advanced", ask.id, ask.owner, now, facts)
     return state
