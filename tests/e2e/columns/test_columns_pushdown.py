@@ -5,6 +5,7 @@ import itertools
 import shutil
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,8 +13,10 @@ import pytest
 
 from doma.auth.gate import Gate
 from doma.auth.model import Capability, Identity, Verb
+from doma.columns import pushdown
 from doma.columns.execute import execute
 from doma.columns.model import Task
+from doma.columns.plan import compile_text
 from doma.columns.pushdown import Beside
 from doma.columns.remote import open_input
 from doma.core.config import Scan
@@ -67,6 +70,12 @@ def door(folder):
     loop.close()
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """Filters are sent however many events stay: what is compared then is what they mean."""
+    monkeypatch.setattr(pushdown, "WORTH", 1.0)
+
+
 def question(where: str, columns: str) -> str:
     events = "(call EventDataset 'f' 'Events')"
     return f"(call Select (call Where {events} (lambda (list e) {where})) (lambda (list e) {columns}))"
@@ -115,7 +124,7 @@ OTHER = [
 
 
 @pytest.mark.parametrize("where", FLAT[::3] + OTHER)
-def test_a_pushed_filter_gives_what_direct_reading_gives(where, folder, door, tmp_path):
+def test_a_pushed_filter_gives_what_direct_reading_gives(where, folder, door, tmp_path, always):
     columns = f"(dict (list 'n' 'pt' 'q') (list {field('nMuon')} {field('Muon_pt')} {field('Muon_charge')}))"
     (direct, pushed), _ = answers(folder, tmp_path / "o", FILES[0], question(where, columns), door)
     assert direct.schema == pushed.schema
@@ -123,7 +132,7 @@ def test_a_pushed_filter_gives_what_direct_reading_gives(where, folder, door, tm
 
 
 @pytest.mark.parametrize("value", ["0.1", "29.958515167236328", "3", "1e39"])
-def test_float_columns_are_compared_as_numpy_does(value, folder, door, tmp_path):
+def test_float_columns_are_compared_as_numpy_does(value, folder, door, tmp_path, always):
     for sign in SIGNS:
         query = question(
             f"({sign} {field('MET_pt')} {value})", f"(dict (list 'met') (list {field('MET_pt')}))"
@@ -138,6 +147,41 @@ def test_a_rare_selection_moves_fewer_bytes(folder, door, tmp_path):
     (direct, pushed), (whole, few) = answers(folder, tmp_path / "o", FILES[0], query, door)
     assert direct.equals(pushed)
     assert 0 < few < whole / 20
+
+
+@pytest.mark.parametrize(("least", "sent"), [(2, True), (1, False)])
+def test_a_filter_is_run_beside_the_data_if_less_than_half_of_the_events_stay(
+    least, sent, folder, door, tmp_path
+):
+    """Of 100,000 events 34,367 have more than two muons, 83,343 more than one."""
+    query = question(f"(> {field('nMuon')} {least})", f"(dict (list 'pt') (list {field('Muon_pt')}))")
+    (direct, other), (whole, taken) = answers(folder, tmp_path / "o", FILES[0], query, door)
+    assert direct.equals(other)
+    assert (taken < whole) is sent
+    url = (folder / FILES[0]).as_uri()
+    task = Task(url, query, "", "alice", allow=("file://",), flight=f"{door}/site/{FILES[0]}")
+    data = Beside(open_input(task), task)
+    data.push(compile_text(query))
+    assert data.pushed is sent
+    data.close()
+
+
+def test_a_file_replaced_before_its_scan_gives_no_result(folder, door, tmp_path):
+    """The result would be known by the version that was opened, and be of another."""
+    shutil.copy(folder / FILES[0], place := tmp_path / "changing.root")
+    query = question(f"(> {field('nMuon')} 4)", f"(dict (list 'n') (list {field('nMuon')}))")
+    task = Task(place.as_uri(), query, str(tmp_path / "o"), "alice", allow=("file://",),
+                flight=f"{door}/site/{FILES[0]}")  # fmt: skip
+
+    def replaced(data):
+        shutil.copy(folder / FILES[1], place.with_suffix(".new"))
+        place.with_suffix(".new").replace(place)
+
+    with pytest.raises(OriginFailed, match="has changed") as told:
+        execute(task, opened=replaced)
+    assert told.value.retry != "no"
+    assert not (tmp_path / "o").exists()
+    assert execute(replace(task, url=(folder / FILES[0]).as_uri())).rows == 4620
 
 
 @pytest.mark.parametrize(("flight", "token"), [("grpc://127.0.0.1:9", "alice"), ("", "mallory")])
