@@ -39,7 +39,7 @@ def fold(source: Value, seed: Value, body: Body) -> Value:
     starts = (np.cumsum(took.counts) - took.counts)[order]
 
     def step(acc: npt.NDArray[np.generic], active: int, k: int) -> npt.NDArray[np.generic]:
-        scope = Scope(active, took.outer, order[:active], took.outer.depth + 1)
+        scope = Scope(active, took.outer, took.outer.depth + 1, _parents=order[:active])
         found = body(Value(scope, ak.Array(acc)), Value(scope, took.flat[starts[:active] + k]))
         return _numbers(array(found, scope))
 

@@ -16,6 +16,8 @@ import numpy.typing as npt
 Index = npt.NDArray[np.int64]
 _MOST = 40
 """Members of a sequence up to which its combinations come from a table."""
+_FAR = 1 << 31
+"""Positions beyond this are left to awkward."""
 
 
 def numbers(data: ak.Array) -> npt.NDArray[Any] | None:
@@ -71,22 +73,58 @@ def _unmasked(part: Any) -> Any:
 
 def taken(data: ak.Array, where: Index) -> ak.Array:
     """``data[where]``, with lists of numbers packed."""
+    if isinstance(data.layout, ak.contents.UnmaskedArray):
+        inside = taken(ak.Array(data.layout.content, behavior=data.behavior), where)
+        return ak.Array(ak.contents.UnmaskedArray.simplified(inside.layout), behavior=data.behavior)
     flat = numbers(data)
     if flat is not None:
         return ak.Array(ak.contents.NumpyArray(flat[where]))
-    held = members(data)
-    inner = None if held is None else numbers(held[1])
-    if held is None or inner is None:
+    held = _lists(data.layout)
+    if held is None:
         return data[where]
-    counts = held[0]
-    starts = (np.cumsum(counts) - counts)[where]
-    sizes = counts[where]
+    borders, content = held
+    starts = borders[where]
+    sizes = borders[where + 1] - starts
     offsets = np.zeros(len(where) + 1, np.int64)
     np.cumsum(sizes, out=offsets[1:])
     places = np.repeat(starts - offsets[:-1], sizes)
     places += np.arange(len(places))
-    content = ak.contents.NumpyArray(inner[places])
-    return ak.Array(ak.contents.ListOffsetArray(ak.index.Index64(offsets), content))
+    return ak.Array(
+        ak.contents.ListOffsetArray(ak.index.Index64(offsets), ak.contents.NumpyArray(content.take(places)))
+    )
+
+
+def member(data: ak.Array, at: int) -> ak.Array | None:
+    """One member of each list of numbers, from the end if negative; missing where the list is too short."""
+    layout = data.layout
+    if isinstance(layout, ak.contents.UnmaskedArray):
+        layout = layout.content
+    held = _lists(layout)
+    if held is None or abs(at) > _FAR:
+        return None
+    borders, content = held
+    if at < 0:
+        places = borders[1:] + at
+        there = places >= borders[:-1]
+    else:
+        places = borders[:-1] + at
+        there = places < borders[1:]
+    if len(there) and there.all():
+        # None is missing, though it might be: quicker to compute with.
+        found = ak.contents.NumpyArray(content.take(places))
+        return ak.Array(ak.contents.UnmaskedArray(found))
+    places[~there] = -1
+    return ak.Array(ak.contents.IndexedOptionArray(ak.index.Index64(places), ak.contents.NumpyArray(content)))
+
+
+def _lists(layout: ak.contents.Content) -> tuple[Index, npt.NDArray[Any]] | None:
+    """Borders and members of lists of numbers; members that belong to no list may be among them."""
+    if not isinstance(layout, ak.contents.ListOffsetArray) or layout.parameters:
+        return None
+    inner = numbers(ak.Array(layout.content))
+    if inner is None:
+        return None
+    return np.asarray(layout.offsets.data).astype(np.int64, copy=False), inner
 
 
 def chosen(counts: Index, n: int) -> tuple[Index, Index] | None:

@@ -85,7 +85,6 @@ def condition(value: Value, scope: Scope, what: str) -> npt.NDArray[np.bool_]:
 def by_key(name: str, took: Opened, result: Value) -> Value:
     """Where, Any, All and the orders, from what the lambda gave for each member."""
     parents = took.inner.parents
-    assert parents is not None
     size = took.outer.size
     if name in {"OrderBy", "OrderByDescending"}:
         order = _order(array(result, took.inner), parents, name)
@@ -137,8 +136,13 @@ def picked(source: Value, index: Value, what: str) -> Value:
     if is_sure and source.scope is scope and source.data.layout.parameter("__list__") == COMBINATION:
         places = np.arange(index.data % size, len(source.data) * size, size)
         return Value(scope, ak.Array(source.data.layout.content, behavior=source.data.behavior)[places])
-    took = opened(source if source.scope is scope or isinstance(source.data, Fields) else
-                  Value(scope, array(source, scope)), what)  # fmt: skip
+    if source.scope is not scope and not isinstance(source.data, Fields):
+        source = Value(scope, array(source, scope))
+    if index.scope is None and isinstance(source.data, ak.Array):
+        quick = fast.member(source.data, index.data)
+        if quick is not None:
+            return Value(scope, quick)
+    took = opened(source, what)
     starts = np.cumsum(took.counts) - took.counts
     if index.scope is None:
         at = np.full(scope.size, index.data, dtype=np.int64)
@@ -151,7 +155,6 @@ def picked(source: Value, index: Value, what: str) -> Value:
     if is_sure:
         return Value(scope, took.flat[starts + at])
     if len(there) and there.all() and fast.numbers(took.flat) is not None:
-        # None is missing, though it might be: quicker to compute with.
         whole = ak.contents.UnmaskedArray(took.flat[starts + at].layout)
         return Value(scope, ak.Array(whole))
     where = ak.index.Index64(np.where(there, starts + at, -1))

@@ -57,24 +57,33 @@ class Scope:
 
     size: int
     parent: "Scope | None" = None
-    parents: Index | None = None
-    """(size,) index of each element's parent."""
     depth: int = 0
+    counts: Index | None = None
+    """(parent.size,) How many elements each element of the parent has …"""
+    _parents: Index | None = None
+    """… or (size,) the index of each element's parent: of both, what is at hand."""
     _paths: "dict[Scope, Index]" = field(default_factory=dict)
 
     def open(self, counts: npt.NDArray[Any]) -> "Scope":
         """The scope of the members of sequences with these lengths: (size,)."""
-        if self.size == 1:  # of the events of a step: zeros that nobody touches take neither time nor memory
-            parents = np.zeros(int(counts[0]), np.int64)
-        else:
-            parents = np.repeat(np.arange(self.size, dtype=np.int64), counts)
-        return Scope(len(parents), self, parents, self.depth + 1)
+        return Scope(int(counts.sum()), self, self.depth + 1, counts)
+
+    @property
+    def parents(self) -> Index:
+        """(size,) index of each element's parent; made when it is first asked for, which is not always."""
+        if self._parents is None:
+            assert self.parent is not None
+            assert self.counts is not None
+            if self.parent.size == 1:  # of the events of a step: zeros that nobody touches take no memory
+                self._parents = np.zeros(self.size, np.int64)
+            else:
+                self._parents = np.repeat(np.arange(self.parent.size, dtype=np.int64), self.counts)
+        return self._parents
 
     def path(self, outer: "Scope") -> Index:
         """(size,) index into an enclosing scope."""
         if outer not in self._paths:
             assert self.parent is not None
-            assert self.parents is not None
             above = None if self.parent is outer else self.parent.path(outer)
             self._paths[outer] = self.parents if above is None else above[self.parents]
         return self._paths[outer]
@@ -226,6 +235,8 @@ def opened(value: Value, what: str) -> Opened:
     data = value.data
     if levels(data) == 0:
         raise BadQuery(f"query: {what} needs a sequence, this has one of {element(data)} per element")
+    if isinstance(data.layout, ak.contents.UnmaskedArray):
+        data = ak.Array(data.layout.content, behavior=data.behavior)
     if (quick := plain.members(data)) is not None:
         return Opened(value.scope, quick[0], value.scope.open(quick[0]), quick[1])
     counts = np.zeros(len(data), dtype=np.int64)
