@@ -1,8 +1,13 @@
 """What an operator sees of column delivery, on both databases."""
 
+import pytest
+
+from doma.bus.local import Bus
 from doma.columns import repo, work_repo
 from doma.columns.model import Grant, Outcome, State, Submission
 from doma.columns.overview import overview, recent, watched
+from doma.core.errors import TooManyRequests
+from doma.web.stream import MAX_OF_ONE, Asked, Streams
 
 ADA, BOB = Grant("https://i", "ada"), Grant("https://i", "bob")
 
@@ -57,3 +62,29 @@ def test_a_page_shows_a_request_to_its_owner_what_failed_first(database):
     add(database, "two", BOB, at=9.0)
     assert [r.id for r in database.look_sync(lambda tx: recent(tx, None, 10))] == ["two", "one"]
     assert [r.id for r in database.look_sync(lambda tx: recent(tx, "https://i#ada", 10))] == ["one"]
+
+
+async def test_many_idle_streams_of_one_user_leave_room_for_everybody_else(database):
+    streams = Streams(database, Bus(), look=3600)
+
+    async def state():
+        return "the same"
+
+    async def opened(owner):
+        streams.check_room(owner)
+        lines = streams.page(state, float("inf"), owner=owner)
+        await anext(lines)
+        return lines
+
+    mine = [await opened("ada") for _ in range(MAX_OF_ONE - 1)]
+    mine.append(streams.lines(Asked("ada")))
+    await anext(mine[-1])
+    with pytest.raises(TooManyRequests) as told:
+        streams.check_room("ada")
+    assert told.value.retry_after
+    mine += [await opened("bob"), await opened(None)]
+    await mine[0].aclose()
+    mine.append(await opened("ada"))
+    for lines in mine:
+        await lines.aclose()
+    assert not streams._open

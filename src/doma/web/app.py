@@ -94,9 +94,10 @@ def app(
         last: str | None = None,
     ) -> Response:
         who = await must_be_known(request, verifier)
-        flows.check_room()
+        owner = None if ADMIN in who.scopes else f"{who.issuer}#{who.subject}"
+        flows.check_room(owner)
         asked = Asked(
-            owner=None if ADMIN in who.scopes else f"{who.issuer}#{who.subject}",
+            owner=owner,
             kinds=_patterns(kind),
             last=_number(last_event_id if last_event_id is not None else last),
             until=who.expires,

@@ -111,7 +111,7 @@ def router(
                 now=await shown.listed(owner), query=_query(request)
             )
 
-        return _stream(streams, fragment, until)
+        return _stream(streams, owner, fragment, until)
 
     @api.get("/transformation-request/{id_}")
     @api.get("/transformation-request/{id_}/results")
@@ -137,7 +137,7 @@ def router(
                 now={**_fields(found), "failed_only": failed}
             )
 
-        return _stream(streams, fragment, until, lambda now: ended)
+        return _stream(streams, owner, fragment, until, lambda now: ended)
 
     @api.post("/requests/{id_}/cancel")
     async def cancel(request: Request, id_: str) -> Response:
@@ -160,22 +160,23 @@ def router(
                 **asdict(found.progress),
             }
 
-        return _stream(streams, state, clock() + 3600, lambda now: State(now["status"]) in FINAL)
+        return _stream(streams, who.owner, state, clock() + 3600, lambda now: State(now["status"]) in FINAL)
 
     return api
 
 
 def _stream(
     streams: Streams,
+    owner: str | None,
     render: Callable[[], Awaitable[Any]],
     until: float,
     last: Callable[[Any], bool] = lambda now: False,
 ) -> Response:
-    streams.check_room()
+    streams.check_room(owner)
 
     async def lines() -> Any:
         try:
-            async for line in streams.page(render, until, last):
+            async for line in streams.page(render, until, last, owner):
                 yield line
         except NotFound:
             return  # it was deleted

@@ -29,6 +29,8 @@ BREATH = 0.3
 """Seconds after an event in which further ones are gathered for one look."""
 RETRY_MS = 2000
 MAX_STREAMS = 1000
+MAX_OF_ONE = 50
+"""Streams of one owner: who opens many keeps nobody else out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,18 @@ class Streams:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._db, self._bus, self._heartbeat, self._look, self._clock = db, bus, heartbeat, look, clock
-        self._open: set[Subscription] = set()
+        self._open: dict[Subscription, str | None] = {}
+        """With whose stream it is; None: of an operator."""
 
-    def check_room(self) -> None:
-        """Raise TooManyRequests when no further stream is taken."""
+    def check_room(self, owner: str | None = None) -> None:
+        """Raise TooManyRequests when no further stream is taken, of this owner or at all."""
         if len(self._open) >= MAX_STREAMS:
             raise TooManyRequests(f"/events: {MAX_STREAMS} streams are open; close one", retry_after=30)
+        if owner is not None and sum(whose == owner for whose in self._open.values()) >= MAX_OF_ONE:
+            raise TooManyRequests(
+                f"/events: {MAX_OF_ONE} streams of yours are open; close one, or ask without waiting",
+                retry_after=30,
+            )
 
     def close(self) -> None:
         """End every stream, so that a server can stop."""
@@ -82,7 +90,7 @@ class Streams:
         """The stream as text, until the token expires or the server stops."""
         # Subscribed before the outbox is read: an event in between comes twice, and once is dropped by id.
         subscription = self._bus.subscribe((*asked.kinds, LAGGED), owner=asked.owner)
-        self._open.add(subscription)
+        self._open[subscription] = asked.owner
         try:
             yield f"retry: {RETRY_MS}\n\n"
             last = 0
@@ -97,7 +105,7 @@ class Streams:
             async for line in self._live(asked, subscription, last):
                 yield line
         finally:
-            self._open.discard(subscription)
+            self._open.pop(subscription, None)
             subscription.close()
 
     async def page(
@@ -105,6 +113,7 @@ class Streams:
         render: Callable[[], Awaitable[Any]],
         until: float,
         last: Callable[[Any], bool] = lambda now: False,
+        owner: str | None = None,
     ) -> AsyncIterator[str]:
         """Send what ``render`` gives, and again when it has changed.
 
@@ -112,10 +121,11 @@ class Streams:
             render: The present state, JSON-ready.
             until: Unix seconds when it ends.
             last: Whether nothing comes after a state.
+            owner: Whose stream it is.
         """
         # An event only wakes it: one that waits is as good as many.
         subscription = self._bus.subscribe(capacity=1)
-        self._open.add(subscription)
+        self._open[subscription] = owner
         try:
             loop = asyncio.get_running_loop()
             sent, spoke = None, loop.time()
@@ -135,7 +145,7 @@ class Streams:
                     return
                 await asyncio.sleep(BREATH)
         finally:
-            self._open.discard(subscription)
+            self._open.pop(subscription, None)
             subscription.close()
 
     async def _live(self, asked: Asked, subscription: Subscription, last: int) -> AsyncIterator[str]:
