@@ -137,19 +137,41 @@ def chosen(counts: Index, n: int) -> tuple[Index, Index] | None:
     if len(counts) and int(counts.max()) > _MOST:
         return None
     kinds = np.flatnonzero(np.bincount(counts)).tolist()
-    tables = {m: np.array(list(combinations(range(m), n)), np.int64).reshape(-1, n) for m in kinds}
-    amount = np.zeros(max(kinds, default=0) + 1, np.int64)
-    for m, table in tables.items():
-        amount[m] = len(table)
-    sizes = amount[counts]
-    starts, begins = np.cumsum(counts) - counts, np.cumsum(sizes) - sizes
-    places = np.empty((int(sizes.sum()), n), np.int64)
-    for m, table in tables.items():
-        events = np.flatnonzero(counts == m) if len(table) else ()
-        if len(events):
-            rows = begins[events][:, None] + np.arange(len(table))
-            places[rows] = starts[events][:, None, None] + table
+    tables = [np.array(list(combinations(range(m), n)), np.int64).reshape(-1, n) for m in kinds]
+    table = np.concatenate([np.empty((0, n), np.int64), *tables])
+    rows = np.zeros(max(kinds, default=0) + 1, np.int64)
+    rows[kinds] = [len(t) for t in tables]
+    first = np.cumsum(rows) - rows
+    sizes = rows[counts]
+    some = np.flatnonzero(sizes)
+    many = sizes[some]
+    at = np.repeat(first[counts[some]] - (np.cumsum(many) - many), many)
+    at += np.arange(len(at))
+    places = table.take(at, axis=0)
+    places += np.repeat((np.cumsum(counts) - counts)[some], many)[:, None]
     return sizes, places
+
+
+def summed(data: ak.Array) -> ak.Array | None:
+    """The sums of lists of one length, of float32 or float64 numbers, in the order of the members."""
+    layout = data.layout
+    if not isinstance(layout, ak.contents.RegularArray):
+        return None
+    values = numbers(ak.Array(layout.content))
+    if values is None or values.dtype.kind != "f" or values.itemsize < 4:
+        return None
+    total = np.zeros(len(layout), values.dtype)
+    for k in range(layout.size):
+        total += values[k : len(layout) * layout.size : layout.size]
+    return ak.Array(ak.contents.NumpyArray(total))
+
+
+def every(data: ak.Array, first: int, step: int, size: int) -> ak.Array:
+    """(size,) members ``first``, ``first + step``, … of an array."""
+    values = numbers(data)
+    if values is None:
+        return data[np.arange(first, first + size * step, step)]
+    return ak.Array(ak.contents.NumpyArray(values[first : first + size * step : step]))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -109,6 +109,10 @@ def _order(keys: ak.Array, parents: npt.NDArray[np.int64], name: str) -> npt.NDA
 
 def reduced(name: str, source: Value) -> Value:
     """Count the members of a sequence; reduce the innermost axis."""
+    if name == "Sum" and isinstance(source.data, ak.Array) and source.scope is not None:
+        quick = fast.summed(source.data)
+        if quick is not None:
+            return Value(source.scope, quick)
     took = opened(source, name)
     if name == "Count":
         return Value(took.outer, ak.Array(took.counts))
@@ -134,8 +138,8 @@ def picked(source: Value, index: Value, what: str) -> Value:
     # Every sequence has this length by construction (Choose): nothing can be missing.
     is_sure = index.scope is None and -size <= index.data < size
     if is_sure and source.scope is scope and source.data.layout.parameter("__list__") == COMBINATION:
-        places = np.arange(index.data % size, len(source.data) * size, size)
-        return Value(scope, ak.Array(source.data.layout.content, behavior=source.data.behavior)[places])
+        content = ak.Array(source.data.layout.content, behavior=source.data.behavior)
+        return Value(scope, fast.every(content, index.data % size, size, len(source.data)))
     if source.scope is not scope and not isinstance(source.data, Fields):
         source = Value(scope, array(source, scope))
     if index.scope is None and isinstance(source.data, ak.Array):
