@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -178,10 +179,12 @@ def list_requests(place: Place, json: bool) -> None:
         show.as_json(found)
         return
     rows = [
-        (r["request_id"], r["title"] or "", r["status"], _files(r), r["submit-time"][:19].replace("T", " "))
+        (r["request_id"], r["title"] or "", r["status"], _files(r), r["total-events"],
+         show.size(r["total-bytes"]), r["submit-time"][:19].replace("T", " "), _took(r))
         for r in found
-    ]
-    _table("requests", ("id", "title", "state", "files", "submitted (UTC)"), rows)
+    ]  # fmt: skip
+    heads = ("id", "title", "state", "files", "rows", "results", "submitted (UTC)", "took")
+    _table("requests", heads, rows, right=("rows", "results", "took"))
 
 
 def show_request(place: Place, id_: str, out: Path | None, json: bool) -> None:
@@ -202,7 +205,7 @@ def show_request(place: Place, id_: str, out: Path | None, json: bool) -> None:
     else:
         names = ("title", "status", "codegen", "result-format", "did", "failure-info", "log-url")
         rows = [(name, found[name]) for name in names if found.get(name)]
-        _table(id_, ("what", "is"), [*rows, ("files", _files(found))])
+        _table(id_, ("what", "is"), [*rows, *_sums(found)])
         _file_table(found["details"])
 
 
@@ -229,12 +232,14 @@ def remove(place: Place, ids: Sequence[str], json: bool) -> None:
 def logs(place: Place, id_: str, json: bool) -> None:
     """Reasons and logs, file by file."""
     found = place.ask(lambda client: client.status(id_, wait=0, details=True))
-    told = [f for f in found["details"] if f["reason"] or f["log"] or f["history"]]
+    told = [f for f in found["details"] if f["reason"] or f["log"] or f["history"] or f["pushed"]]
     if json:
         show.as_json({"request_id": id_, "status": found["status"], "files": told})
         return
     for file in told:
         print(f"== {file['file-path']}: {file['transform_status']}")
+        if file["pushed"]:
+            print("the filter ran beside the data")
         for past in file["history"]:
             print(f"attempt {past['attempt']}: {past['reason']}")
         if file["reason"]:
@@ -295,6 +300,28 @@ def _told(id_: str, found: dict[str, Any], got: Sequence[tuple[Delivered, Path]]
 def _files(record: dict[str, Any]) -> str:
     failed = f", {record['files-failed']} failed" if record["files-failed"] else ""
     return f"{record['files-completed']} of {record['files']}{failed}"
+
+
+def _sums(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Files, events and bytes of a request so far."""
+    stats = record["stats"]
+    running = f", {stats['files-running']} running" if stats["files-running"] else ""
+    beside = stats["files-filtered-beside-data"]
+    return [
+        ("files", _files(record) + running),
+        ("read", f"{stats['input-events']} events, {show.size(stats['input-bytes'])}"),
+        ("results", f"{stats['total-events']} rows, {show.size(stats['total-bytes'])}"),
+        ("took", _took(record)),
+        *([("filtered beside the data", f"{beside} files")] if beside else []),
+    ]
+
+
+def _took(record: dict[str, Any]) -> str:
+    """How long a request took, or has been at it."""
+    began = datetime.fromisoformat(record["submit-time"])
+    ended = record["finish-time"]
+    end = datetime.now(UTC) if ended == "None" else datetime.fromisoformat(ended)
+    return str(timedelta(seconds=round((end - began).total_seconds())))
 
 
 def _file_table(files: Sequence[dict[str, Any]]) -> None:

@@ -117,6 +117,13 @@ def listed(tx: Connection, owner: str, limit: int) -> list[Request]:
     return [_request(r) for r in tx.execute(wanted.limit(limit))]
 
 
+def open_ones(tx: Connection, owner: str) -> list[str]:
+    """The requests of an owner that have not ended, youngest first."""
+    c = requests.c
+    wanted = select(c.id).where(c.owner == owner, c.finished.is_(None), c.state.not_in(FINAL))
+    return list(tx.execute(wanted.order_by(c.submitted.desc())).scalars())
+
+
 def results(tx: Connection, id_: str, later_than: int = -1) -> list[FileResult]:
     """Finished files (done or failed) that became visible after an instant in microseconds."""
     wanted = (

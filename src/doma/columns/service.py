@@ -60,6 +60,10 @@ LOOK = 2.0
 """Seconds between two looks at a request that somebody waits for, when no news of an end comes."""
 SOON = 5.0
 """Seconds after the start until it is tried whether functions can be isolated."""
+LISTED = 1000
+"""Requests of one list."""
+GLANCED = 10
+"""Requests that operators see."""
 DAY = 24 * 3600.0
 
 
@@ -243,13 +247,13 @@ class ColumnService:
                 async with asyncio.timeout(min(left, LOOK)):  # another process may end it
                     await changed.wait()
 
-    async def list(self, owner: str, limit: int = 1000) -> Sequence[Request]:
-        """An owner's requests, youngest first."""
-        return await self._db.look(lambda tx: repo.listed(tx, owner, limit))
+    async def list(self, owner: str) -> Sequence[Request]:
+        """An owner's youngest requests, youngest first."""
+        return await self._db.look(lambda tx: repo.listed(tx, owner, LISTED))
 
-    async def overview(self, limit: int = 10) -> Overview:
+    async def overview(self) -> Overview:
         """Everybody's requests, for operators only."""
-        return await self._db.look(lambda tx: overview(tx, self._clock() - DAY, limit))
+        return await self._db.look(lambda tx: overview(tx, self._clock() - DAY, GLANCED))
 
     async def results(self, owner: str, id_: str, later_than: int = -1) -> Sequence[FileResult]:
         """Finished files that became visible after an instant in microseconds. Raises NotFound."""
@@ -298,11 +302,10 @@ class ColumnService:
     async def cancel_all(self, owner: str) -> Sequence[str]:
         """Stop all requests of an owner; the ids of those that had not ended by themselves."""
         stopped = []
-        for found in await self.list(owner):
-            if not found.state.final:
-                with contextlib.suppress(BadRequest, NotFound):  # it ended, or went, meanwhile
-                    await self.cancel(owner, found.id)
-                    stopped.append(found.id)
+        for id_ in await self._db.look(lambda tx: repo.open_ones(tx, owner)):
+            with contextlib.suppress(BadRequest, NotFound):  # it ended, or went, meanwhile
+                await self.cancel(owner, id_)
+                stopped.append(id_)
         return stopped
 
     async def delete(self, owner: str, id_: str) -> None:

@@ -34,7 +34,10 @@ class SubmitBody(BaseModel):
         if (self.did is None) == (self.file_list is None):
             raise BadQuery("Invalid transform request: give either did or file-list, not both")
         if self.destination != "object-store":
-            raise BadQuery("result-destination: 'volume' is not offered; there is object-store")
+            raise BadQuery(
+                "result-destination: 'volume' is not offered here, no folder is configured for it; "
+                "ask for 'object-store' and download the results"
+            )
         files = tuple(self.file_list or ())
         return Submission(
             self.selection, files, self.title, self.did, self.codegen, self.format, self.destination

@@ -3,13 +3,25 @@
 import asyncio
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import pytest_asyncio
 import uproot
+from fastapi import FastAPI, Request
 
+from doma.columns import repo
+from doma.columns import service as columns_service
 from doma.columns.client import ColumnClient
+from doma.columns.model import Grant, State, Submission
+from doma.columns.routes import router
+from doma.columns.service import ColumnService
+from doma.columns.worker import WorkerPool
+from doma.core.config import Columns
 from doma.core.errors import BadQuery, BadRequest, CorruptFile, NotFound, UnknownColumn
+from doma.db.engine import Database
+from doma.net import problem
+from doma.store.memory import MemoryStore
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -233,3 +245,42 @@ async def test_results_are_asked_for_strictly_later_than_an_instant():
     assert _instant("0001-01-01T00:00:00+00:00") == -1
     assert _instant("2026-01-01T00:00:00.000001+00:00") == 1767225600000001
     assert _instant("2026-01-01T00:00:00.000001 00:00") == 1767225600000001
+
+
+async def test_whoever_comes_while_nothing_can_be_answered_is_told_when_to_come_again(tmp_path):
+    db, store = Database(f"sqlite:///{tmp_path}/none.db"), MemoryStore()
+    service = ColumnService(
+        db, store, "https://r.test/r", WorkerPool(1), None, lambda *a: "", Columns(), work_dir=tmp_path
+    )
+    db.close()
+
+    async def alice(request: Request) -> Grant:
+        return Grant("https://issuer", "alice")
+
+    app = FastAPI()
+    problem.install(app)
+    app.include_router(
+        router(service, None, log_url="https://r.test", results_url="https://r.test", caller=alice)
+    )
+    one = "/servicex/transformation/some"
+    calls = [("GET", one), ("GET", f"{one}/status"), ("GET", f"{one}/results"), ("GET", f"{one}/cancel"),
+             ("POST", f"{one}/cancel"), ("DELETE", one), ("GET", "/servicex/transformation"),
+             ("POST", "/servicex/transformation/cancel-all")]  # fmt: skip
+    body = {"selection": COUNT, "file-list": ["https://a.org/f.root"], "request_id": "x", "file_list": []}
+    posts = ["/servicex/transformation", "/servicex/transformation/file-urls"]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://r.test") as http:
+        answers = [await http.request(method, path) for method, path in calls]
+        answers += [await http.post(path, json=body) for path in posts]
+    assert {a.status_code for a in answers} == {503}
+    assert all(int(a.headers["Retry-After"]) > 0 for a in answers)
+
+
+async def test_all_that_runs_is_stopped_however_many_requests_there_are(house, monkeypatch):
+    """Also what is older than the youngest that a list shows."""
+    monkeypatch.setattr(columns_service, "LISTED", 1)
+    grant = Grant("https://issuer", "carol")
+    ask = Submission(COUNT, ("https://127.0.0.1:1/none.root",))
+    for name in ("c-one", "c-two"):
+        house.db.run_sync(lambda tx, n=name: repo.add(tx, n, grant, ask, "d", 1.0, state=State.LOOKUP))
+    assert set(await house.service.cancel_all(grant.owner)) == {"c-one", "c-two"}
+    assert {r.state for r in await house.service.list(grant.owner)} == {State.CANCELED}

@@ -88,7 +88,10 @@ def test_a_small_request_has_ended_when_its_submission_is_answered(system, done)
         ({"file-list": None}, "file-list"),
         ({"codegen": "cpp"}, "cpp"),
         ({"result-format": "arrow"}, "result-format"),
-        ({"result-destination": "volume"}, "volume"),
+        (
+            {"result-destination": "volume"},
+            "'volume' is not offered here, no folder is configured for it; ask for",
+        ),
         ({"selection": "(call Select"}, ""),
         ({"selection": 3}, "selection"),
         ({"title": "x" * 10241}, "title"),
