@@ -62,6 +62,7 @@ def execute(
             columns = query.check(data)
         took = clock() - begun
         log = getattr(query, "log", "")
-        return Outcome(data.version, False, rows, size, data.taken, took, columns, last.of, data.url, log)
+        pushed = getattr(data, "pushed", False)
+        return Outcome(data.version, False, rows, size, data.taken, took, columns, last.of, data.url, log, pushed)
     finally:
         data.close()
