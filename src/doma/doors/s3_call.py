@@ -70,13 +70,13 @@ class Call:
     bucket: str
     key: str
     query: Mapping[str, str] = field(init=False)
+    headers: Mapping[str, str] = field(init=False)
+    """With what a signed URL says in their place: parameters whose names begin with ``x-amz-``."""
 
     def __post_init__(self) -> None:
         self.query = dict(self.asked.query)
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return self.asked.headers
+        steering = {n: v.strip() for n, v in self.asked.query if n.startswith("x-amz-")}
+        self.headers = {**steering, **self.asked.headers}
 
     @property
     def shown(self) -> str:

@@ -182,8 +182,11 @@ def _version2(asked: Asked, query: Mapping[str, str]) -> Signed:
     expires = query.get("Expires", "")
     if not (expires.isascii() and expires.isdigit() and len(expires) < 12):
         raise BadRequest("Expires: must be Unix seconds", s3="AuthorizationQueryParametersError")
-    amz = {n: " ".join(v.split()) for n, v in asked.headers.items() if n.startswith("x-amz-")}
-    amz |= {n.lower(): v for n, v in query.items() if n.lower().startswith("x-amz-")}
+    named = [(n, " ".join(v.split())) for n, v in asked.headers.items()] + [*asked.query]
+    steering = [(n.lower(), v) for n, v in named if n.lower().startswith("x-amz-")]
+    amz = dict(steering)
+    if len(amz) < len(steering):
+        raise BadRequest("x-amz-…: one of them came twice, and only one is signed; send each once")
     lines = "".join(f"{name}:{amz[name]}\n" for name in sorted(amz))
     extra = sorted(pair for pair in asked.query if pair[0] in _SUBRESOURCES)
     tail = "&".join(f"{name}={value}" if value else name for name, value in extra)
