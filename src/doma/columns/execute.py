@@ -61,8 +61,9 @@ def execute(
         else:
             columns = query.check(data)
         took = clock() - begun
-        log = getattr(query, "log", "")
-        pushed = getattr(data, "pushed", False)
-        return Outcome(data.version, False, rows, size, data.taken, took, columns, last.of, data.url, log, pushed)
+        log, pushed = getattr(query, "log", ""), getattr(data, "pushed", False)
+        return Outcome(
+            data.version, False, rows, size, data.taken, took, columns, last.of, data.url, log, pushed
+        )
     finally:
         data.close()
