@@ -222,6 +222,22 @@ run([{{"Name": "some", "Dataset": dataset.FileList(arguments["some"]), "Query": 
     assert "gone.root" in reasons["some"]
 
 
+def test_who_takes_what_there_is_gets_it_without_an_error(user, system):
+    """``fail_if_incomplete=False``: results of some, an empty list of none, and no endless look."""
+    found = user.python(
+        f"""
+run([{{"Name": "some", "Dataset": dataset.FileList(arguments["some"]), "Query": {MOMENTA}}},
+     {{"Name": "none", "Dataset": dataset.FileList(arguments["none"]), "Query": {MOMENTA}}}],
+    {{"OutputFormat": "parquet"}}, fail_if_incomplete=False)
+""",
+        some=inputs(system, "a", "lost"),
+        none=inputs(system, "lost"),
+    )
+    (path,) = found["some"]
+    same(parquet(path))
+    assert found["none"] == []
+
+
 def test_the_commands_of_the_client_list_bring_and_remove(user, system):
     found = user.python(
         f'run([{{"Name": "mine", "Dataset": dataset.FileList(arguments["one"]), "Query": {MOMENTA}}}],'
