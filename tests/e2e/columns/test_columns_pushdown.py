@@ -206,14 +206,30 @@ def test_a_file_replaced_during_a_scan_is_not_taken_for_the_one_that_was_opened(
     data.close()
 
 
-def test_the_running_system_filters_its_own_files_beside_the_data(shared):
+def test_the_running_system_filters_its_own_files_beside_the_data_and_says_so(shared, command):
     shared.put("/site/pushed/z.root", (REPO / "tests/data/uproot-Zmumu.root").read_bytes())
     mass = "(call Where (call EventDataset 'f' 'events') (lambda (list e) (> (attr e 'M') 150)))"
     query = f"(call Select {mass} (lambda (list e) (dict (list 'm') (list (attr e 'M')))))"
-    ask = {"selection": query, "file-list": [f"{shared.run['https']}/site/pushed/z.root"],
+    me = shared.admin()
+    ask = lambda how, path, **more: shared.ask(how, f"/servicex/transformation{path}", me, **more)  # noqa: E731
+    body = {"selection": query, "file-list": [f"{shared.run['https']}/site/pushed/z.root"],
            "codegen": "uproot", "result-format": "parquet"}  # fmt: skip
-    id_ = shared.ask("POST", "/servicex/transformation", json=ask).json()["request_id"]
-    while not (found := shared.ask("GET", f"/servicex/transformation/{id_}/results").json()["results"]):
-        shared.ask("GET", f"/servicex/transformation/{id_}")  # waits at the server
+    id_ = ask("POST", "", json=body).json()["request_id"]
+    while not (found := ask("GET", f"/{id_}/results").json()["results"]):
+        ask("GET", f"/{id_}")  # waits at the server
     assert found[0]["total-events"] > 0
     assert 0 < found[0]["input-bytes"] < 10_000
+    status = ask("GET", f"/{id_}/status?details=1").json()
+    assert status["stats"]["files-filtered-beside-data"] == 1
+    assert status["details"][0]["pushed"] is True
+    assert "filtered beside the data" in shared.ask("GET", f"/requests/{id_}", me).text
+    home = ("--home", shared.home.path)
+    assert "filtered beside the data" in command("columns", "show", id_, *home).out
+    assert "beside the data" in command("columns", "logs", id_, *home).out
+    # A question that keeps more than a half is answered by reading.
+    body["selection"] = query.replace("150", "10")
+    id_ = ask("POST", "", json=body).json()["request_id"]
+    while (status := ask("GET", f"/{id_}/status").json())["finish-time"] == "None":
+        pass  # waits at the server
+    assert status["stats"]["files-filtered-beside-data"] == 0
+    assert "beside the data" not in shared.ask("GET", f"/requests/{id_}", me).text
