@@ -2,6 +2,7 @@
 
 import http.server
 import re
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doma.columns import remote, remote_http
+from doma.columns import remote
 from doma.columns.fetch import merged as _merged
 from doma.columns.model import Task
 from doma.columns.remote import open_bytes, open_input
@@ -36,6 +37,7 @@ class Server:
         self.dead = 0
         self.asked: list[tuple[str, str]] = []
         self.connections = 0
+        self.open: list[socket.socket] = []
         self.tokens: list[str | None] = []
         self.elsewhere = ""
         server = self
@@ -61,6 +63,7 @@ class Server:
             def setup(self) -> None:
                 server.connections += 1
                 super().setup()
+                server.open.append(self.connection)
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -194,10 +197,8 @@ def test_files_of_one_server_share_connections(server):
 
 def test_a_kept_connection_that_the_server_closed_is_made_again(server):
     opened(server, "/file").close()
-    for key in list(remote_http.CONNECTIONS._free):
-        if (kept := remote_http.CONNECTIONS.take(key)) is not None:
-            kept.sock.shutdown(2)
-            remote_http.CONNECTIONS.give(key, kept)
+    for connection in server.open:
+        connection.shutdown(socket.SHUT_RDWR)
     data = opened(server, "/file")
     assert data.read(0, 3) == DATA[:3]
     data.close()

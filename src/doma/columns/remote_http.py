@@ -5,97 +5,40 @@ underneath fails instead of mixing. The token goes to the named origin only, and
 contacted only if the configuration names it.
 """
 
-import http.client
 import re
-import socket
-import ssl
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Mapping
-from contextlib import ExitStack
-from functools import lru_cache
+from concurrent.futures import CancelledError
 from types import MappingProxyType
 from urllib.parse import urljoin, urlsplit
 
 from doma.columns.remote_blocks import BLOCK, Blocks
+from doma.columns.remote_loop import CLIENTS
 from doma.core.checksum import read_digests
 from doma.core.errors import (
+    BadRequest,
     DomaError,
     Forbidden,
     InvalidToken,
     NotFound,
     OriginFailed,
     StorageUnavailable,
+    TimedOut,
     Unsupported,
 )
 from doma.core.text import line_of
 from doma.core.url import redacted
+from doma.net.client import RangeClient, Response
+from doma.net.pool import Limits
+from doma.net.sinks import Fill, Head
 from doma.store.http_trust import AddressGuard, RemoteGuard, context_of
 
 WHOLE = 64 << 20
 """A file whose server knows no ranges is read whole up to this size."""
 TIMEOUT = 30.0
 REDIRECTS = 5
-AGENT = "doma"
-IDLE = 20.0
-"""Seconds for which an unused connection is kept."""
-KEPT = 8
-"""Unused connections to one origin."""
-ORIGINS = 32
-
-Key = tuple[str, str, str, bool]
-"""Scheme, host and port, CA file, trusted: what a connection was made for."""
-
-
-class Connections:
-    """Unused connections of a process, for whichever file needs one next."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: OrderedDict[Key, list[tuple[float, http.client.HTTPConnection]]] = OrderedDict()
-
-    def take(self, key: Key) -> http.client.HTTPConnection | None:
-        """An unused connection, the youngest."""
-        now = time.monotonic()
-        with self._lock:
-            kept = self._free.get(key, [])
-            while kept:
-                since, connection = kept.pop()
-                if now - since < IDLE:
-                    return connection
-                connection.close()
-        return None
-
-    def give(self, key: Key, connection: http.client.HTTPConnection) -> None:
-        """Keep a connection whose answer was read whole."""
-        gone = []
-        with self._lock:
-            kept = self._free.setdefault(key, [])
-            kept.append((time.monotonic(), connection))
-            self._free.move_to_end(key)
-            if len(kept) > KEPT:
-                gone = [kept.pop(0)]
-            if len(self._free) > ORIGINS:
-                gone += self._free.popitem(last=False)[1]
-        for _, old in gone:
-            old.close()
-
-    def close(self) -> None:
-        """Close them all."""
-        with self._lock:
-            free, self._free = self._free, OrderedDict()
-        for kept in free.values():
-            for _, connection in kept:
-                connection.close()
-
-
-CONNECTIONS = Connections()
-"""Of this process: a worker reads one file after the other from the same few servers."""
-
-
-# The system's authorities and the file's: inputs lie at this site and elsewhere. Loading takes some 20 ms.
-_context = lru_cache(8)(context_of)
+SAID = 64 << 10
+"""Bytes that are read of a refusal."""
+LIMITS = Limits(first_byte=TIMEOUT, idle=TIMEOUT, connect=TIMEOUT)
 
 
 class RemoteFile:
@@ -145,15 +88,14 @@ class RemoteFile:
     def _look(self) -> bool:
         """Version and size without a byte; False: this server's answer does not tell them."""
         answer, _ = self._followed("HEAD")
-        length = answer.getheader("Content-Length", "")
         if answer.status in {404, 410}:
             raise refusal(f"{self.url}: its server", answer.status, b"")
-        told = answer.status == 200 and length.isascii() and length.isdigit() and len(length) < 19
-        if not told or answer.getheader("Content-Encoding", "identity") != "identity":
+        coded = answer.get("content-encoding", "identity") != "identity"
+        if answer.status != 200 or answer.length is None or coded:
             self._place, self._token = self._start, self._origin_token
             return False
         self._learn(answer)
-        self.size = int(length)
+        self.size = answer.length
         return True
 
     def _begin(self) -> bytes:
@@ -165,27 +107,25 @@ class RemoteFile:
         elif answer.status == 200:
             self._whole, self.size = body, len(body)
         else:
-            match = re.fullmatch(r"bytes 0-(\d+)/(\d+)", answer.getheader("Content-Range", ""))
+            match = re.fullmatch(r"bytes 0-(\d+)/(\d+)", answer.get("content-range"))
             if match is None or int(match[1]) + 1 != len(body):
                 raise OriginFailed(f"{self.url}: its server answered a range without a usable Content-Range")
             self.size = int(match[2])
             return body
         return b""
 
-    def _learn(self, answer: http.client.HTTPResponse) -> None:
-        self._etag = answer.getheader("ETag", "")
+    def _learn(self, answer: Head) -> None:
+        self._etag = answer.get("etag")
         self.version = self._etag.strip('"') if not self._etag.startswith("W/") else ""
-        self.adler32 = read_digests(answer.getheaders()).get("adler32", "")
+        self.adler32 = read_digests(answer.fields).get("adler32", "")
 
-    def _followed(
-        self, method: str, start: int = 0, stop: int = BLOCK
-    ) -> tuple[http.client.HTTPResponse, bytes]:
+    def _followed(self, method: str, start: int = 0, stop: int = BLOCK) -> tuple[Head, bytes]:
         """An answer, for the first block at first, behind redirects, which are remembered."""
         for _ in range(REDIRECTS):
             answer, body = self._ask(method, start, stop)
             if answer.status not in {301, 302, 303, 307, 308}:
                 return answer, body
-            target = urljoin(self._place, answer.getheader("Location", ""))
+            target = urljoin(self._place, answer.get("location"))
             if urlsplit(target).scheme not in {"http", "https"} or not urlsplit(target).hostname:
                 raise OriginFailed(f"{self.url}: its server redirects to something that is no HTTP URL")
             if urlsplit(target)[:2] != urlsplit(self._place)[:2]:
@@ -202,7 +142,7 @@ class RemoteFile:
             # Where a redirect led to may be good for a while only.
             self._place, self._token = self._start, self._origin_token
             answer, body = self._followed("GET", start, stop)
-        if answer.status == 412 or answer.getheader("ETag", "") != self._etag:
+        if answer.status == 412 or answer.get("etag") != self._etag:
             raise OriginFailed(f"{self.url}: the file changed while it was read; submit again")
         if answer.status == 200 and len(body) == self.size:
             self._whole = body  # known by its HEAD, and only now that its server gives no ranges
@@ -213,9 +153,9 @@ class RemoteFile:
             )
         return body
 
-    def _ask(self, method: str, start: int, stop: int) -> tuple[http.client.HTTPResponse, bytes]:
-        """One request; where a kept connection was closed meanwhile it goes out again, over a new one."""
-        headers = {"Accept-Encoding": "identity", "User-Agent": AGENT}
+    def _ask(self, method: str, start: int, stop: int) -> tuple[Head, bytes]:
+        """One request, whatever is answered, but for refusals of a GET."""
+        headers = {}
         if method == "GET":
             headers["Range"] = f"bytes={start}-{stop - 1}"
         elif self._digest:
@@ -224,61 +164,73 @@ class RemoteFile:
             headers["Authorization"] = f"Bearer {self._token}"
         if self.version:
             headers["If-Match"] = self._etag
-        parts = urlsplit(self._place)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        key = (parts.scheme, parts.netloc, self._ca_file, f"{parts.scheme}://{parts.netloc}" in self._allow)
-        for attempt in (1, 2):
-            kept = CONNECTIONS.take(key) if attempt == 1 else None
-            with ExitStack() as broken:
-                try:
-                    connection = kept or self._connect(key)
-                    broken.callback(connection.close)
-                    connection.request(method, target, headers=headers)
-                    answer = connection.getresponse()
-                    body = self._body(answer) if method == "GET" else answer.read()
-                except TimeoutError as e:
-                    raise StorageUnavailable(f"{self.url}: no answer for {TIMEOUT:.0f} s") from e
-                except (OSError, http.client.HTTPException, ValueError) as e:
-                    if kept is None or isinstance(e, ValueError | ssl.SSLCertVerificationError):
-                        told = str(e) or type(e).__name__
-                        raise StorageUnavailable(f"{self.url}: cannot be read: {told}") from e
-                    continue
-                if answer.isclosed() and not answer.will_close:
-                    broken.pop_all()
-                    CONNECTIONS.give(key, connection)
-                if method == "GET":
-                    if answer.status >= 400 and answer.status not in {412, 416}:
-                        raise refusal(f"{self.url}: its server", answer.status, body)
-                    self.taken += len(body)
-                return answer, body
-        raise AssertionError("unreachable")
-
-    def _body(self, answer: http.client.HTTPResponse) -> bytes:
-        if answer.status == 200 and int(answer.getheader("Content-Length") or WHOLE + 1) > WHOLE:
-            raise Unsupported(
-                f"{self.url}: its server serves no byte ranges, and the file is too large to load"
-            )
-        return answer.read((WHOLE if answer.status in {200, 206} else 64 << 10) + 1)
-
-    def _connect(self, key: Key) -> http.client.HTTPConnection:
-        scheme, netloc, ca_file, trusted = key
-        parts = urlsplit(f"{scheme}://{netloc}")
-        assert parts.hostname is not None
-        # The checked address is the connected one: a second look-up could answer something else.
-        address = checked_address(self.url, f"{scheme}://{netloc}", parts.hostname, trusted=trusted)
-        port = parts.port or (443 if scheme == "https" else 80)
-        sock = socket.create_connection((address, port), TIMEOUT)
+        origin = "{0.scheme}://{0.netloc}".format(urlsplit(self._place))
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if scheme == "https":
-                sock = _context(ca_file).wrap_socket(sock, server_hostname=parts.hostname)
-        except BaseException:
-            sock.close()
-            raise
-        connection = http.client.HTTPConnection(netloc, timeout=TIMEOUT)
-        connection.auto_open = 0  # it must never connect by itself: without TLS, to an unchecked address
-        connection.sock = sock
-        return connection
+            client = _client(self._ca_file, trusted=origin in self._allow)
+            answer, body = CLIENTS.run(self._answer(client, method, headers, stop - start))
+        except TimedOut as e:
+            raise StorageUnavailable(f"{self.url}: no answer for {TIMEOUT:.0f} s") from e
+        except CancelledError as e:
+            raise StorageUnavailable(f"{self.url}: the connection was given up") from e
+        except Forbidden as e:
+            told = f"{self.url}: {origin} lies in a private network; the administrator can allow it"
+            raise Forbidden(told) from e
+        except (BadRequest, OriginFailed, StorageUnavailable) as e:
+            told = e.message.removeprefix(f"{origin}: ")
+            raise StorageUnavailable(f"{self.url}: cannot be read: {told}") from e
+        if method == "GET":
+            if answer.status >= 400 and answer.status not in {412, 416}:
+                raise refusal(f"{self.url}: its server", answer.status, body)
+            self.taken += len(body)
+        return answer, body
+
+    async def _answer(
+        self, client: RangeClient, method: str, headers: dict[str, str], due: int
+    ) -> tuple[Head, bytes]:
+        """An answer and its body, which is as long as was asked for, or the whole file."""
+        into = bytearray()
+
+        def judge(head: Head) -> Fill | None:
+            nonlocal into
+            most = {200: WHOLE, 206: due}.get(head.status)
+            if method != "GET" or most is None:
+                return None
+            if head.status == 200 and (head.length is None or head.length > most):
+                raise Unsupported(
+                    f"{self.url}: its server serves no byte ranges, and the file is too large to load"
+                )
+            into = bytearray(min(most, most if head.length is None else head.length))
+            return Fill(memoryview(into))
+
+        response = await client.request(method, self._place, headers, on_head=judge, follow=False)
+        async with response:
+            if into:
+                await response.finished()
+                return response.head, bytes(into)
+            return response.head, await _beginning(response)
+
+
+async def _beginning(response: Response) -> bytes:
+    """What a server says, up to a limit."""
+    said = b""
+    async for piece in response.pieces():
+        said += piece
+        if len(said) > SAID:
+            break
+    return said
+
+
+def _client(ca_file: str, *, trusted: bool) -> RangeClient:
+    """The client for servers that the configuration names, or for any other."""
+
+    def made() -> RangeClient:
+        # The system's authorities and the file's: inputs lie at this site and elsewhere.
+        def guard(host: str, address: str) -> bool:
+            return guard_of(host, trusted=trusted)(host, address)
+
+        return RangeClient(context_of(ca_file), LIMITS, guard)
+
+    return CLIENTS.get(("http", ca_file, trusted), made)
 
 
 MEANING = {
@@ -305,23 +257,6 @@ def refusal(
     kind = {**usual, **kinds}.get(status, StorageUnavailable if status >= 500 else OriginFailed)
     said = line_of(body[:300].decode("utf-8", "replace")) or MEANING.get(status, "")
     return kind(f"{who} answered {status}" + (f" ({said})" if said else ""))
-
-
-def checked_address(url: str, origin: str, host: str, *, trusted: bool) -> str:
-    """The address to connect to; a private one only by configuration: no query may probe our network.
-
-    Raises:
-        Forbidden: it has none that may be contacted. StorageUnavailable: there is no such host.
-    """
-    try:
-        found = [str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except (OSError, UnicodeError) as e:
-        raise StorageUnavailable(f"{url}: the host {host} is not known") from e
-    guard = guard_of(host, trusted=trusted)
-    good = [a for a in found if guard(host, a)]
-    if not good:
-        raise Forbidden(f"{url}: {host} lies in a private network; the administrator can allow {origin}")
-    return good[0]
 
 
 def guard_of(host: str, *, trusted: bool) -> AddressGuard | RemoteGuard:

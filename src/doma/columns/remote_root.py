@@ -1,12 +1,9 @@
 """The bytes of one version of one file at a root:// server, for the threads of a worker process.
 
-The client of :mod:`doma.store.xrootd` runs in a loop of its own thread; its sessions are shared by all files
-of the process that one token reads from one server.
+The sessions of :mod:`doma.store.xrootd` are shared by all files of the process that one token reads from one
+server.
 """
 
-import asyncio
-import threading
-from collections import OrderedDict
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from hashlib import sha256
@@ -15,6 +12,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from doma.columns.remote_blocks import Blocks
 from doma.columns.remote_http import TIMEOUT, guard_of
+from doma.columns.remote_loop import CLIENTS
 from doma.core.errors import DomaError, OriginFailed, PreconditionFailed, StorageUnavailable
 from doma.core.paths import checked
 from doma.core.url import Origin, origin_of
@@ -24,8 +22,6 @@ from doma.store.xrootd_file import XrootdReader
 
 T = TypeVar("T")
 
-SERVERS = 16
-"""Servers, by token, whose sessions are kept."""
 OPEN = 60.0
 """Seconds that opening may take altogether: a redirector may look for the file."""
 READ = 300.0
@@ -44,7 +40,7 @@ class RootFile:
     def __init__(self, url: str, token: str, ca_file: str, allow: tuple[str, ...]) -> None:
         origin, path, inside = place_of(url)
         self.url, self.taken = url.partition("?")[0], 0
-        store = SERVERS_OF_PROCESS.store(origin, token or inside, ca_file, trusted=str(origin) in allow)
+        store = _store(origin, token or inside, ca_file, trusted=str(origin) in allow)
         self._reader: XrootdReader = self._wait(store.open(path), OPEN)
         stat = self._reader.stat
         self.size, self.version = stat.size, stat.version or ""
@@ -56,7 +52,7 @@ class RootFile:
 
     def close(self) -> None:
         """Close it at the server; what the server thinks of that is of no interest any more."""
-        SERVERS_OF_PROCESS.forget(self._reader.close())
+        CLIENTS.forget(self._reader.close())
 
     def _fetch(self, start: int, stop: int) -> bytes:
         data = bytes(self._wait(self._reader.read(start, stop), READ))
@@ -65,7 +61,7 @@ class RootFile:
 
     def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         try:
-            return SERVERS_OF_PROCESS.run(work, seconds)
+            return CLIENTS.run(work, seconds)
         except TimeoutError as e:
             raise StorageUnavailable(f"{self.url}: no answer for {seconds:.0f} s") from e
         except CancelledError as e:
@@ -78,81 +74,18 @@ class RootFile:
             raise type(e)(f"{self.url}: {e.message.partition(': ')[2] or e.message}") from e
 
 
-class _Servers:
-    """The loop of this process's root:// clients."""
+def _store(origin: Origin, token: str, ca_file: str, *, trusted: bool) -> XrootdStore:
+    """The client of a server for one token."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._stores: OrderedDict[tuple[str, str, str, bool], XrootdStore] = OrderedDict()
+    async def bearer() -> str | None:
+        return token or None
 
-    def store(self, origin: Origin, token: str, ca_file: str, *, trusted: bool) -> XrootdStore:
-        """The client of a server for one token; made once."""
-        key = (str(origin), sha256(token.encode()).hexdigest(), ca_file, trusted)
-        old: XrootdStore | None = None
-        with self._lock:
-            store = self._stores.get(key)
-            if store is None:
-                store = self._stores[key] = self._made(origin, token, ca_file, trusted=trusted)
-                if len(self._stores) > SERVERS:
-                    old = self._stores.popitem(last=False)[1]
-            self._stores.move_to_end(key)
-        if old is not None:
-            self.forget(old.close())
-        return store
-
-    @staticmethod
-    def _made(origin: Origin, token: str, ca_file: str, *, trusted: bool) -> XrootdStore:
-        async def bearer() -> str | None:
-            return token or None
-
+    def made() -> XrootdStore:
         times = Times(connect=10, answer=TIMEOUT, wait=120)
         guard = guard_of(origin.host, trusted=trusted)
         return XrootdStore(f"{origin}//", token=bearer, ca_file=ca_file, times=times, allow=guard)
 
-    def run(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        """The result of a coroutine, run in the loop. Raises TimeoutError."""
-        future = asyncio.run_coroutine_threadsafe(work, self._running())
-        try:
-            return future.result(seconds)
-        except TimeoutError:
-            future.cancel()
-            raise
-
-    def forget(self, work: Coroutine[Any, Any, None]) -> None:
-        """Have a coroutine run, whatever comes of it."""
-        asyncio.run_coroutine_threadsafe(work, self._running())
-
-    def close(self) -> None:
-        """Close every session and end the thread."""
-        with self._lock:
-            stores, self._stores = list(self._stores.values()), OrderedDict()
-            loop, self._loop = self._loop, None
-        if loop is None:
-            return
-
-        async def all_of_them() -> None:
-            for store in stores:
-                await store.close()
-            await asyncio.sleep(0)
-
-        asyncio.run_coroutine_threadsafe(all_of_them(), loop).result(OPEN)
-        loop.call_soon_threadsafe(loop.stop)
-        assert self._thread is not None
-        self._thread.join()
-        loop.close()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="root", daemon=True)
-                self._thread.start()
-            return self._loop
-
-
-SERVERS_OF_PROCESS = _Servers()
+    return CLIENTS.get((str(origin), sha256(token.encode()).hexdigest(), ca_file, trusted), made)
 
 
 def place_of(url: str) -> tuple[Origin, str, str]:
