@@ -225,7 +225,7 @@ class Endless:
 @pytest.mark.parametrize("door", ["memory"], indirect=True)
 async def test_a_long_listing_is_sent_as_it_is_made(door):
     await door.put("/d/f")
-    count = 20_000
+    count = 6_000
     made = Endless(door.stores["site"], count)
     object.__setattr__(door.site.endpoints["site"], "store", made)
     largest = sent = held = 0

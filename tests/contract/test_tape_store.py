@@ -379,7 +379,8 @@ async def test_a_command_that_misbehaves_is_tried_again_later(tmp_path, text):
 
 async def test_a_child_that_left_its_command_and_never_stops_talking_fills_no_memory(tmp_path):
     pid = tmp_path / "pid"
-    library = script(tmp_path, f"setsid sh -c 'echo $$ > {pid}; exec yes' & sleep 60")
+    talk = "head -c 300000000 /dev/zero; while :; do echo y; sleep 0.05; done"
+    library = script(tmp_path, f"setsid sh -c 'echo $$ > {pid}; {talk}' & sleep 60")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with pytest.raises(StorageUnavailable, match="killed"):
