@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from urllib.parse import urlsplit
 
 from doma.app.endpoints import caches
@@ -42,24 +42,38 @@ class Minter:
         base: ``https://host:port`` of this server.
         buckets: Whose objects may be inputs.
         local: Endpoints of this server that show nobody the tokens they are shown; see :func:`local`.
+        doors: Origins of other sites with a scan service that the configuration names. Each gets tokens of
+            its own: good there alone, for one path, if it trusts our issuer.
     """
 
-    def __init__(self, issuer: Issuer, base: str, buckets: Buckets, local: Container[str] = ()) -> None:
+    def __init__(
+        self,
+        issuer: Issuer,
+        base: str,
+        buckets: Buckets,
+        local: Container[str] = (),
+        doors: Collection[str] = (),
+    ) -> None:
         self._issuer, self._base, self._buckets, self._local = issuer, base, buckets, local
+        self._doors = doors
         self._own = frozenset(own_origins(base))
         self._made: dict[tuple[str, str], tuple[float, str]] = {}
 
     async def token(self, owner: Grant, url: str) -> str:
-        """A read token of a grant for an input of this server; empty for any other host or issuer.
+        """A read token of a grant for an input of this server or of a door; empty for any other.
 
         For an object of a bucket that may be read: the signed URL that reads it.
         """
         if url.startswith("s3://"):
             return self._buckets.signed(url, time.time())
-        if owner.issuer != self._issuer.url or not owner.scopes or _origin(url) not in self._own:
+        origin = _origin(url)
+        if owner.issuer != self._issuer.url or not owner.scopes or origin not in {*self._own, *self._doors}:
             return ""
         subject, scopes = owner.subject, " ".join(owner.scopes)
         endpoint, path = _place(url)
+        if origin not in self._own:
+            scopes = _narrow(owner, path)
+            return self._issuer.issue(subject=subject, scopes=scopes, audience=(origin,)) if scopes else ""
         if endpoint not in self._local:
             # A cache shows its origin the token that it was shown: it must be good for nothing else.
             scopes = _narrow(owner, path)

@@ -285,7 +285,11 @@ class Services:
         road = inputs.road_of(self.config, self.opened, self._beside)
         buckets = inputs.buckets_of(self.config)
         mint = inputs.Minter(
-            self.opened.issuer, self.opened.base, buckets, inputs.local(self.opened.site.endpoints)
+            self.opened.issuer,
+            self.opened.base,
+            buckets,
+            inputs.local(self.opened.site.endpoints),
+            section.flight,
         )
         allow = inputs.allowed(self.config, self.opened.base)
         datasets = inputs.make_datasets(self.config, self.opened, mint)

@@ -5,21 +5,25 @@ import itertools
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from doma.app.inputs import Minter
 from doma.auth.gate import Gate
 from doma.auth.model import Capability, Identity, Verb
+from doma.auth.verifier import Verifier
 from doma.columns import pushdown
 from doma.columns.execute import execute
-from doma.columns.model import Task
+from doma.columns.model import Grant, Task
 from doma.columns.plan import compile_text
 from doma.columns.pushdown import Beside
 from doma.columns.remote import open_input
-from doma.core.config import Scan
+from doma.columns.remote_places import Buckets
+from doma.core.config import Issuer, Scan
 from doma.core.errors import InvalidToken, OriginFailed
 from doma.scan.flight import FlightDoor
 from doma.scan.opener import StoreOpener
@@ -50,6 +54,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def door(folder):
+    with serving(folder, Known()) as address:
+        yield address
+
+
+@contextmanager
+def serving(folder, verifier, gate=None):
     """Address of a flight door over the folder, its loop in a thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -59,8 +69,8 @@ def door(folder):
         return FileStore(folder, read_only=True)
 
     store = asyncio.run_coroutine_threadsafe(make(), loop).result(10)
-    gate = Gate({ISSUER: ["/"]})
-    service = ScanService({"site": StoreOpener(store, loop)}, Known(), {"site": gate}, Scan(), time.time)
+    gate = gate or Gate({ISSUER: ["/"]})
+    service = ScanService({"site": StoreOpener(store, loop)}, verifier, {"site": gate}, Scan(), time.time)
     flight = FlightDoor(service, "127.0.0.1", 0, b"", b"", loop=loop)
     yield flight.start()
     flight.stop()
@@ -204,6 +214,33 @@ def test_a_file_replaced_during_a_scan_is_not_taken_for_the_one_that_was_opened(
     with pytest.raises(OriginFailed, match="has changed"):
         data.unchanged()
     data.close()
+
+
+async def test_the_door_of_another_site_is_asked_with_a_token_for_it_and_for_one_path(
+    issuer, folder, tmp_path
+):
+    there, base = "https://there.example", "https://results.test"
+    minter = Minter(issuer, base, Buckets(), (), {there: "grpc+tls://there.example:9"})
+    alice = Grant(issuer.url, "alice", ("storage.read:/",))
+    token = await minter.token(alice, f"{there}/site/{FILES[0]}")
+    other = await minter.token(alice, f"{there}/site/{FILES[1]}")
+    here = Verifier([Issuer(issuer=issuer.url)], [base], local={issuer.url: issuer.keys.jwks()})
+    with pytest.raises(InvalidToken):
+        await here.verify(token)
+    assert await minter.token(alice, f"https://elsewhere.example/site/{FILES[0]}") == ""
+    assert await minter.token(replace(alice, issuer="https://other"), f"{there}/site/x") == ""
+    assert await minter.token(replace(alice, scopes=("storage.read:/home",)), f"{there}/site/x") == ""
+
+    query = question(f"(> {field('nMuon')} 4)", f"(dict (list 'n') (list {field('nMuon')}))")
+    trusts = Verifier([Issuer(issuer=issuer.url)], [there], local={issuer.url: issuer.keys.jwks()})
+    with serving(folder, trusts, gate=Gate({issuer.url: ["/"]})) as door:
+        read = [
+            (await asyncio.to_thread(answers, folder, tmp_path / "o", FILES[0], query, door, shown))[1]
+            for shown in (token, other, "")
+        ]
+    (whole, few), *refused = read
+    assert few < whole / 20
+    assert refused == [[whole, whole]] * 2
 
 
 def test_the_running_system_filters_its_own_files_beside_the_data_and_says_so(shared, command):
