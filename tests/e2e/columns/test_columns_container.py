@@ -140,11 +140,14 @@ run_process(["bash", "-c", script], Path({str(tmp_path)!r}), 300.0)
     worker = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     deadline = time.monotonic() + 50
     pids = tmp_path / "pids"
-    while not (pids.exists() and pids.read_text().endswith("end\n")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    worker.kill()
-    worker.wait()
+    try:
+        while not (pids.exists() and pids.read_text().endswith("end\n")):
+            assert worker.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        worker.kill()
+        worker.wait()
     for pid in pids.read_text().split()[:2]:
         while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
             assert time.monotonic() < deadline
