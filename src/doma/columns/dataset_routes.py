@@ -15,6 +15,7 @@ from doma.columns import dataset_catalogue as catalogue
 from doma.columns.dataset_repo import File, Found
 from doma.columns.datasets import Datasets
 from doma.columns.finder import MAX_FILES, MAX_REPLICAS, FoundFile
+from doma.columns.finder_http import LARGEST
 from doma.columns.model import Grant
 from doma.columns.remote import check_url
 from doma.columns.routes import Caller, body_of
@@ -34,8 +35,8 @@ class FileBody(BaseModel):
     replicas: list[str] = Field(min_length=1, max_length=MAX_REPLICAS)
     name: str = Field(default="", max_length=2000)
     """What the file is called in the dataset; empty: its first URL."""
-    bytes: int = Field(default=0, ge=0, lt=1 << 62)
-    events: int = Field(default=0, ge=0, lt=1 << 62)
+    bytes: int = Field(default=0, ge=0, lt=LARGEST)
+    events: int = Field(default=0, ge=0, lt=LARGEST)
     adler32: str | None = None
 
 

@@ -18,6 +18,8 @@ DOCUMENT = 64 << 20
 """… of a document …"""
 TOTAL = 512 << 20
 """… and of all lines: a description of the largest dataset."""
+LARGEST = 1 << 46
+"""Bytes or events of one file: of a dataset of the most files, they still are a number of a database."""
 TURN = 500
 """Lines after which others get their turn."""
 
@@ -107,8 +109,8 @@ class Catalogue:
 
 
 def whole(value: Any) -> int:
-    """A size or a number of events; 0 for anything else."""
-    return value if type(value) is int and 0 <= value < 1 << 62 else 0
+    """A size or a number of events; 0 for anything else, and for what no sum over a dataset could hold."""
+    return value if type(value) is int and 0 <= value < LARGEST else 0
 
 
 def adler(value: Any) -> str | None:

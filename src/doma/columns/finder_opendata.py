@@ -8,13 +8,14 @@ Source: ``GET /api/records/NUMBER`` of opendata.cern.ch: ``metadata.files`` with
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from doma.columns.finder import MAX_FILES, FoundFile, by_preference, too_many
 from doma.columns.finder_http import Catalogue, adler, whole
 from doma.columns.model import Grant
 from doma.core import config
-from doma.core.errors import BadRequest, NotFound, OriginFailed
+from doma.core.errors import BadPath, BadRequest, NotFound, OriginFailed
+from doma.core.paths import checked, encode
 
 Entry = tuple[str, Any, Any]
 """URL, size and checksum as told."""
@@ -49,9 +50,8 @@ class OpenDataFinder:
         indices = await asyncio.to_thread(self._take, found, self._entries(metadata))
         if not metadata.get("_file_indices"):
             for uri in indices[:INDICES]:
-                # The portal gives an index under its path, too.
-                path = quote("/" + urlsplit(uri).path.lstrip("/"), safe="/-_.~")
-                await asyncio.to_thread(self._take, found, _listed(await self._server.json(path)))
+                listed = await self._server.json(_path(uri))
+                await asyncio.to_thread(self._take, found, _listed(listed))
         return found
 
     async def close(self) -> None:
@@ -84,6 +84,14 @@ class OpenDataFinder:
         own = parts.scheme == "root" and parts.hostname == "eospublic.cern.ch"
         more = [f"{self._server.url}/{parts.path.lstrip('/')}"] if own else []
         return by_preference([uri, *more], self._prefer)
+
+
+def _path(uri: str) -> str:
+    """Where the portal gives an index. Raises OriginFailed: it is no path below the portal."""
+    try:
+        return encode(checked("/" + urlsplit(uri).path.lstrip("/")))
+    except (ValueError, BadPath) as e:
+        raise OriginFailed(f"{uri[:200]!a}: the portal names a file index that has no path") from e
 
 
 def _listed(files: Any) -> Iterator[Entry]:

@@ -22,6 +22,8 @@ from doma.core.errors import ConfigError, DomaError, NotFound, OriginFailed
 from doma.core.url import https
 
 SCHEMES = ["root", "davs", "https", "http"]
+MAX_NAME = 1000
+"""Characters of scope and name."""
 LIFE = 1800.0
 """Seconds for which a token that Rucio gave is used; it lives an hour."""
 
@@ -81,6 +83,10 @@ class RucioFinder:
             raise OriginFailed(
                 f"{self._server.url}{where}: the catalogue's answer has no list of files"
             ) from e
+        if not name.isprintable() or len(name) > MAX_NAME:
+            raise OriginFailed(
+                f"{self._server.url}{where}: a file in the catalogue's answer has no usable name"
+            )
         urls = by_preference((https(url) for _, url in sorted(told)), self._section.prefer)
         size, sum_ = whole(entry.get("bytes")), adler(entry.get("adler32"))
         # A file without a readable replica fails by itself: left out, it would be missed by nobody.

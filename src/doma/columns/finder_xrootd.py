@@ -49,7 +49,7 @@ class XrootdFinder:
         guard = guard_of(origin.host, trusted=str(origin) in self._allow)
         store = XrootdStore(f"{origin}//", token=token, ca_file=self._ca_file, allow=guard)
         try:
-            return [FoundFile(p, (f"{origin}/{p}",), size) for p, size in await matching(store, parts)]
+            return [_file(origin, path, size) for path, size in await matching(store, parts)]
         except NotFound as e:
             raise NotFound(f"xrootd://{name}: nothing is there that matches") from e
         finally:
@@ -107,6 +107,12 @@ async def _entries(store: Store, folder: str, pattern: str, *, folders: bool) ->
         ]
     except (NotFound, Conflict):
         return []
+
+
+def _file(origin: Origin, path: str, size: int) -> FoundFile:
+    """A file by its URL: its name may hold what means something there, and bytes that are no UTF-8."""
+    written = quote(path.encode("utf-8", "surrogateescape"), safe="/:@!$&'()*,;=~-._")
+    return FoundFile(path if path.isprintable() else written, (f"{origin}/{written}",), size)
 
 
 def _taken_apart(name: str) -> tuple[Origin, list[str]]:

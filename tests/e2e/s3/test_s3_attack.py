@@ -104,8 +104,11 @@ def test_a_header_and_a_query_signature_do_not_add_up(ask, shared, key, place):
     pair, path = key(f"{place[5:]}/open", ("read",)), f"{place}/secret"
     wide = old(key(), "GET", path)
     scope = f"{pair.access}/20260101/us-east-1/s3/aws4_request"
-    header = {"Authorization": f"AWS4-HMAC-SHA256 Credential={scope},SignedHeaders=host,Signature=00", "x-amz-date": "20260101T000000Z",
-              "x-amz-content-sha256": "UNSIGNED-PAYLOAD"}  # fmt: skip
+    header = {
+        "Authorization": f"AWS4-HMAC-SHA256 Credential={scope},SignedHeaders=host,Signature=00",
+        "x-amz-date": "20260101T000000Z",
+        "x-amz-content-sha256": "UNSIGNED-PAYLOAD",
+    }
     assert ask("GET", path, wide, header)[:2] == (403, "SignatureDoesNotMatch")
     narrow = old(pair, "GET", path)
     assert ask("GET", path, narrow)[:2] == (403, "AccessDenied")
