@@ -12,9 +12,9 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from doma.columns.function import file_name
 from doma.columns.model import ENGINE, Progress
 from doma.columns.query import Tell
 from doma.columns.remote import Bytes, LocalFile
+from doma.columns.sandbox_run import fits, remove
 from doma.columns.sink import Sink
 from doma.columns.source import open_source
 from doma.columns.source_root import TREES
@@ -34,6 +35,8 @@ from doma.core.config import Container
 from doma.core.errors import BadQuery, LimitExceeded, ServiceUnavailable
 
 MAX_SELECTION = 1 << 20
+LOOK = 1.0
+"""Seconds between two looks at how much a transformer has written."""
 PIECE = 4 << 20
 FORMAT = "root-file"
 """What transformers are asked for; the result's own format is the sink's affair."""
@@ -112,7 +115,17 @@ class ContainerQuery:
         )
 
     def _transformed(self, order: Order, runner: Runner, url: str, tick: Callable[[], None]) -> Ended:
-        ended = runner.run(order, tick)
+        most, looked = self._settings.output_size if self._settings else 0, 0.0
+
+        def watch() -> None:
+            nonlocal looked
+            tick()
+            if time.monotonic() - looked > LOOK:
+                self._measure(order, most, url)
+                looked = time.monotonic()
+
+        ended = runner.run(order, watch)
+        self._measure(order, most, url)
         lines = ended.log.strip().splitlines() or ["it printed nothing"]
         if ended.code != 0:
             said = lines[-1][:300]
@@ -120,6 +133,15 @@ class ContainerQuery:
         if order.output.is_symlink() or not order.output.is_file():
             raise BadQuery(f"{url}: the transformer succeeded, but wrote no output", log=ended.log)
         return ended
+
+    @staticmethod
+    def _measure(order: Order, most: int, url: str) -> None:
+        """Raise LimitExceeded if a transformer has written too much, or what cannot be looked into."""
+        if not fits(order.output.parent, most):
+            raise LimitExceeded(
+                f"{url}: the transformer wrote more than {most >> 20} MiB, too many files, or folders that"
+                " cannot be listed; write less, or raise output_size of its container"
+            )
 
 
 def topcp(selection: str) -> dict[str, Any]:
@@ -215,9 +237,9 @@ def _folder(settings: Container) -> Iterator[Path]:
     for left in base.glob(f"{mine}*"):
         pid = left.name.removeprefix(mine).partition("-")[0]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            remove(left)
     made = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-", dir=base))
     try:
         yield made
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        remove(made)

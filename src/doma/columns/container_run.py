@@ -18,6 +18,8 @@ from doma.core.text import printed
 
 SCRIPT = "transform_single_file.sh"
 TAIL = 64 << 10
+MOST_PRINTED = 256 << 20
+"""Bytes that a program may print."""
 TICK = 0.25
 GUARD = str(Path(container_guard.__file__))
 PASSED = {"PATH", "LANG", "LD_LIBRARY_PATH"}
@@ -108,7 +110,8 @@ def run_process(
     """Run a program of the site, to its end or the limit; with this process it ends, too.
 
     Raises:
-        LimitExceeded: it took too long and was killed. ServiceUnavailable: there is no such program.
+        LimitExceeded: it took too long, or printed too much, and was killed. ServiceUnavailable: there is no
+            such program.
     """
     environment = {**{k: v for k, v in os.environ.items() if k in PASSED}, "HOME": str(folder)}
     with tempfile.TemporaryFile() as kept, tempfile.NamedTemporaryFile() as told:
@@ -118,8 +121,17 @@ def run_process(
             [sys.executable, "-I", GUARD, told.name, *command],
             stdin=subprocess.PIPE, stdout=kept, stderr=subprocess.STDOUT, cwd=folder, env=environment,
         )  # fmt: skip
+
+        def watch() -> None:
+            if os.fstat(kept.fileno()).st_size > MOST_PRINTED:
+                raise LimitExceeded(
+                    f"{Path(command[0]).name}: printed more than {MOST_PRINTED >> 20} MiB; it was stopped"
+                )
+            if tick is not None:
+                tick()
+
         try:
-            code = _waited(process, time.monotonic() + timeout, tick)
+            code = _waited(process, time.monotonic() + timeout, watch)
         finally:
             assert process.stdin is not None
             process.stdin.close()  # the guard ends what still runs
@@ -135,13 +147,10 @@ def run_process(
     return Ended(code, log)
 
 
-def _waited(
-    process: "subprocess.Popen[bytes]", deadline: float, tick: Callable[[], None] | None
-) -> int | None:
+def _waited(process: "subprocess.Popen[bytes]", deadline: float, tick: Callable[[], None]) -> int | None:
     while time.monotonic() < deadline:
         try:
             return process.wait(min(TICK, max(0.0, deadline - time.monotonic())))
         except subprocess.TimeoutExpired:
-            if tick is not None:
-                tick()
+            tick()
     return None

@@ -187,7 +187,7 @@ class Run:
             raise LimitExceeded(
                 f"{self._data.url}: the function did not finish in {self._limits.seconds} s; it was stopped"
             )
-        if self._folder is not None and not _fits(self._folder / "work", self._limits.scratch):
+        if self._folder is not None and not fits(self._folder / "work", self._limits.scratch):
             raise LimitExceeded(
                 f"{self._data.url}: the function wrote more than {self._limits.scratch >> 20} MiB of files, "
                 "too many of them, or folders that cannot be listed"
@@ -252,7 +252,7 @@ def _line(text: Any) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in line)[:500]
 
 
-def _fits(folder: Path, most: int) -> bool:
+def fits(folder: Path, most: int) -> bool:
     """Whether the files of a folder stay below a size; what vanishes meanwhile counts nothing."""
     total, left = 0, [(str(folder), 0)]
     while left and total <= most:

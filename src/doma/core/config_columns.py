@@ -23,6 +23,8 @@ class Container(Section):
     """Wall-clock limit of one file."""
     input_size: Bytes = 20 << 30
     """Largest input; it is copied to where the image can read it."""
+    output_size: Bytes = 20 << 30
+    """Bytes of files that an image may write for one input; looked at every second."""
     volume: str = ""
     """Folder for the files of runs; with ``kubernetes`` the place where ``claim`` is mounted here."""
     server: str = "https://kubernetes.default.svc"
