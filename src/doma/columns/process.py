@@ -1,43 +1,104 @@
 """The child's side of the worker pool: reads tasks as JSON lines, runs them one by one, answers.
 
-Imports are done once. A reader thread watches the standard input: when it ends, the service is gone and the
-process leaves at once, whatever it is doing. A second thread says every few seconds that the process lives.
+The process that is started does the imports, once, and then forks a worker for every socket that it is
+given (:mod:`doma.columns.template`). In a worker a thread watches the socket: when it ends, the service is
+gone and the process leaves at once, whatever it is doing. A second thread says every few seconds that the
+process lives.
 
 Lines in: ``{"id", "task"}``. Lines out: ``{"ready"}``, ``{"beat": progress}``, ``{"id", "outcome"}`` or
 ``{"id", "problem"}``. JSON, not pickle: what comes from a process that read a hostile file is only data.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
 import queue
 import resource
+import signal
+import socket
+import struct
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from doma.columns.execute import execute
 from doma.columns.model import Progress, Task
 from doma.columns.remote import Bytes
+from doma.columns.sandbox_seal import dies_with_parent
 from doma.core.errors import CorruptFile, DomaError, LimitExceeded, problem
 
 WARM = ("pyarrow.parquet", "doma.columns.funcadl", "doma.columns.source_root", "doma.columns.sink_parquet")
 
 
+_WORD = struct.Struct("<i")
+
+
 def main(beat: float, memory: int) -> None:
-    """Serve until the standard input ends.
+    """Fork workers until the standard input, a socket, ends.
 
     Args:
-        beat: Seconds between two signs of life.
-        memory: Bytes by which the address space may grow from now on; 0: no limit.
+        beat: Seconds between two signs of life of a worker.
+        memory: Bytes by which the address space of a worker may grow; 0: no limit.
     """
-    # Answers go to a private copy of stdout, so that a print of some library cannot break the protocol.
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    link = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    # A print of some library goes to the log.
     os.dup2(2, 1)
+    warm()
+    gc.collect()
+    gc.freeze()  # or every worker would copy all pages at its first collection
+    alive: set[int] = set()
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(alive))
+    while True:
+        word, fds, _, _ = socket.recv_fds(link, _WORD.size, 1)
+        if len(word) < _WORD.size:
+            os._exit(0)
+        (pid,) = _WORD.unpack(word)
+        # Between a look at the set and what follows from it nobody is reaped, so no process id is used anew.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        if fds:
+            pid = os.fork()
+            if pid == 0:
+                link.close()
+                _born(fds[0], beat, memory)
+            alive.add(pid)
+            os.close(fds[0])
+        elif pid in alive:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            alive.discard(pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        link.sendall(_WORD.pack(pid))
+
+
+def _reap(alive: set[int]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while alive and (pid := os.waitpid(-1, os.WNOHANG)[0]):
+            alive.discard(pid)
+
+
+def _born(fd: int, beat: float, memory: int) -> NoReturn:
+    """A new worker: in its own session, and gone when the template is."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        os.setsid()
+        if sys.platform.startswith("linux"):
+            dies_with_parent()
+        work(fd, beat, memory)
+    finally:
+        os._exit(1)
+
+
+def work(fd: int, beat: float, memory: int) -> NoReturn:
+    """Serve one task after the other until the socket ends."""
+    source, out = os.fdopen(os.dup(fd), "rb"), os.fdopen(fd, "wb", buffering=0)
     lock = threading.Lock()
 
     def say(line: dict[str, Any]) -> None:
@@ -45,10 +106,9 @@ def main(beat: float, memory: int) -> None:
             out.write(json.dumps(line).encode() + b"\n")
 
     tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, tasks), daemon=True).start()
+    threading.Thread(target=_listen, args=(source, tasks), daemon=True).start()
     progress, data = [Progress()], list[Bytes]()
     threading.Thread(target=_pulse, args=(say, progress, data, beat), daemon=True).start()
-    warm()
     _limit(memory)
     say({"ready": os.getpid()})
     while True:
@@ -59,7 +119,7 @@ def main(beat: float, memory: int) -> None:
 
 
 def warm() -> None:
-    """Import what most files need: it takes a second or two, which no file should wait for."""
+    """Import what most files need: it takes a second, which no file should wait for."""
     # Arrow's own allocator keeps what was freed: 20 to 30 MiB of a worker's peak, and it is not quicker here.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     for name in WARM:

@@ -1,36 +1,28 @@
 """The pool of warm worker processes: one file each at a time, watched, killed when it hangs, replaced.
 
-A worker is a child process that has done its imports (``doma.columns.process``). It is spoken to in JSON
-lines over pipes. A worker that dies, shows no sign of life or exceeds the wall-clock limit of its task is
-killed and replaced; the task fails with an error that allows another try.
+A worker is forked from a process that has done all imports (:mod:`doma.columns.template`), which takes
+milliseconds. It is spoken to in JSON lines over a socket. A worker that dies, shows no sign of life or
+exceeds the wall-clock limit of its task is killed and replaced; the task fails with an error that allows
+another try.
 """
 
 import asyncio
 import contextlib
 import json
-import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from doma.columns.model import Outcome, Progress, Task
+from doma.columns.template import Template
 from doma.core.errors import OriginFailed, ServiceUnavailable, TimedOut, from_problem
-
-log = logging.getLogger(__name__)
 
 Tell = Callable[[Progress], None]
 
-LINE = 1 << 20
-"""Longest answer line."""
 BEAT = 1.0
 START = 60.0
-"""Seconds that the imports of a worker may take."""
-KEPT = {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-"""What a worker sees of our environment: no secret."""
-SOURCES = str(Path(__file__).parents[2])
+"""Seconds that the imports may take."""
 
 
 class WorkerPool:
@@ -48,7 +40,9 @@ class WorkerPool:
     def __init__(
         self, slots: int = 2, memory: int = 4 << 30, silence: float = 30.0, stall: float = 0.0
     ) -> None:
-        self._slots, self._memory, self._silence, self._stall = slots, memory, silence, stall
+        self._slots, self._silence, self._stall = slots, silence, stall
+        # Often enough for progress to be shown every second.
+        self._template = Template(min(silence / 4, BEAT), memory)
         self._free: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._stopped = True
@@ -68,14 +62,13 @@ class WorkerPool:
         return tuple(w.pid for w in self._all if w.pid)
 
     async def start(self) -> None:
-        """Start the processes; they become warm in the background."""
+        """Start the process that workers are forked from; it becomes warm in the background."""
         if not self._stopped:
             return
         self._stopped = False
         self._open()
         self._free = [self._made() for _ in range(self._slots + 1)]
-        # The last one begins when all others have work.
-        await asyncio.gather(*(w.launch() for w in self._free[: self._slots]))
+        await self._template.start()
 
     async def stop(self) -> None:
         """Kill every worker. Idempotent."""
@@ -83,6 +76,7 @@ class WorkerPool:
         workers, self._all = self._all, set()
         self._free = []
         await asyncio.gather(*(w.kill() for w in workers))
+        await self._template.stop()
 
     async def run(self, task: Task, tell: Tell | None = None) -> Outcome:
         """Run a task on the next free worker."""
@@ -96,8 +90,6 @@ class WorkerPool:
             try:
                 async with asyncio.timeout(START + task.timeout):
                     await worker.launch()
-                    if self._room.locked():
-                        await asyncio.gather(*(w.launch() for w in self._free))
                 return await worker.run(task, tell)
             except TimeoutError as e:
                 raise ServiceUnavailable(
@@ -107,19 +99,17 @@ class WorkerPool:
                 await self._returned(worker)
 
     async def _returned(self, worker: "_Worker") -> None:
-        """A worker that is not idle and well is killed; another one, already warming up, takes its place."""
+        """A worker that is not idle and well is killed; another one takes its place."""
         if worker.idle:
             self._free.append(worker)
             return
         self._all.discard(worker)
         if not self._stopped:
-            self._free.append(fresh := self._made())
-            await asyncio.gather(worker.kill(), fresh.launch())
-        else:
-            await worker.kill()
+            self._free.append(self._made())
+        await worker.kill()
 
     def _made(self) -> "_Worker":
-        worker = _Worker(self._memory, self._silence, self._stall)
+        worker = _Worker(self._template, self._silence, self._stall)
         self._all.add(worker)
         return worker
 
@@ -127,52 +117,39 @@ class WorkerPool:
 class _Worker:
     """One child process."""
 
-    def __init__(self, memory: int, silence: float, stall: float) -> None:
-        self._memory, self._silence, self._stall = memory, silence, stall
-        self._process: asyncio.subprocess.Process | None = None
+    def __init__(self, template: Template, silence: float, stall: float) -> None:
+        self._template, self._silence, self._stall = template, silence, stall
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.pid = 0
         self.ready = False
-        self._launching = asyncio.Lock()
         self._number = 0
         self.idle = True
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid if self._process is not None and self._process.returncode is None else 0
-
     async def launch(self) -> None:
-        """Start the process unless it runs. Idempotent."""
-        async with self._launching:
-            if self._process is not None and self._process.returncode is None:
-                return
-            keep = {k: v for k, v in os.environ.items() if k in KEPT}
-            # Often enough for progress to be shown every second.
-            beat = min(self._silence / 4, BEAT)
-            arguments = ["-m", "doma.columns.process", str(beat), str(self._memory)]
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *arguments,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env={**keep, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"},
-                limit=LINE,
-                # Its own session: a Ctrl-C at the terminal is for the service, which ends us in good order.
-                start_new_session=True,
-            )
-            self.ready = False
+        """Start the process unless it runs. Raises ServiceUnavailable. Idempotent."""
+        if self._streams is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, 0)
+                return  # it lives
+            self._streams[1].transport.abort()
+        try:
+            self.pid, reader, writer = await self._template.fork()
+        except OSError as e:
+            raise ServiceUnavailable("columns: a worker process does not start; see the server's log") from e
+        self._streams, self.ready = (reader, writer), False
 
     async def run(self, task: Task, tell: Tell | None) -> Outcome:
         """Run one task; on any doubt the worker is left not idle, and its owner kills it."""
         self.idle = False
         self._number += 1
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
+        assert self._streams is not None
+        reader, writer = self._streams
         line = json.dumps({"id": self._number, "task": asdict(task)}).encode() + b"\n"
         try:
             async with asyncio.timeout(task.timeout + (0 if self.ready else START)):
-                process.stdin.write(line)
-                await process.stdin.drain()
-                answer = await self._answer(process, task, tell)
+                writer.write(line)
+                await writer.drain()
+                answer = await self._answer(reader, task, tell)
         except TimeoutError as e:
             raise TimedOut(
                 f"{task.url}: not finished after {task.timeout:.0f} s; the worker was stopped"
@@ -185,10 +162,7 @@ class _Worker:
         fields: dict[str, Any] = answer["outcome"]
         return Outcome(**{**fields, "columns": tuple(fields["columns"])})
 
-    async def _answer(
-        self, process: asyncio.subprocess.Process, task: Task, tell: Tell | None
-    ) -> dict[str, Any]:
-        assert process.stdout is not None
+    async def _answer(self, reader: asyncio.StreamReader, task: Task, tell: Tell | None) -> dict[str, Any]:
         time = asyncio.get_running_loop().time
         # Foreign code has a limit of its own; while it computes, nothing moves.
         stall = 0.0 if task.sandbox else self._stall
@@ -197,7 +171,7 @@ class _Worker:
             silence = self._silence if self.ready else START
             try:
                 async with asyncio.timeout(silence):
-                    line = await process.stdout.readline()
+                    line = await reader.readline()
             except TimeoutError as e:
                 raise ServiceUnavailable(f"columns: a worker was silent for {silence:.0f} s; stopped") from e
             except ValueError as e:
@@ -224,16 +198,8 @@ class _Worker:
 
     async def kill(self) -> None:
         """End the process and wait for it. Idempotent."""
-        process, self._process = self._process, None
+        pid, streams, self.pid, self._streams = self.pid, self._streams, 0, None
         self.idle = False
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
-        # Drop what it still said, so that the pipe's transport closes.
-        if process.stdout is not None:
-            with contextlib.suppress(ValueError):
-                await process.stdout.read()
+        if streams is not None:
+            streams[1].transport.abort()
+            await self._template.kill(pid)

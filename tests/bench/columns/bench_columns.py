@@ -130,7 +130,8 @@ def _line(part: str, query: str, best: dict[str, dict[str, float]]) -> str:
         cells += [f"{its['cpu']:.2f} s", f"**{its['cpu'] / ours['cpu']:.2f}**"]
         cells += [f"{its['peak']:.0f} ({its['peak'] - its['base']:.0f})"]
         cells += [f"**{ours['peak'] / its['peak']:.2f}** ({growth:.2f})"]
-    cells[2:2] = [f"{ours['cpu']:.2f} s", f"{ours['peak']:.0f} ({ours['peak'] - ours['base']:.0f})"]
+    memory = f"{ours['peak']:.0f} ({ours['peak'] - ours['base']:.0f}; own {ours['own']:.0f})"
+    cells[2:2] = [f"{ours['cpu']:.2f} s", memory]
     return f"| {' | '.join(cells)} |"
 
 

@@ -2,12 +2,18 @@
 
     python engines.py (doma|reference|hand) QUERY FILE OUTPUT [WARM]
 
-``doma`` is the column service's worker without its service, ``reference`` the function that func_adl_uproot
-generates, followed by ``ak.to_parquet``, ``hand`` what a person would write with uproot and awkward. All
-begin after their imports and a first run on a small file WARM, as a warm worker does.
+``doma`` is the column service's worker without its service: forked, as all workers are, from a process that
+has done the imports. ``reference`` is the function that func_adl_uproot generates, followed by
+``ak.to_parquet``, ``hand`` what a person would write with uproot and awkward. All begin after their imports
+and a first run on a small file WARM, as a warm worker does.
+
+``peak`` is the most that the process had resident (VmHWM), pages that it shares with others among it;
+``own`` is what of that peak nobody shares, ``template`` the size of the process it was forked from.
 """
 
+import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -145,15 +151,30 @@ def peak() -> float:
     return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024
 
 
+def own() -> float:
+    """MiB that only this process has: private pages now, and what more there were at the peak."""
+    fields = dict(x.split(":", 1) for x in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    rss, *private = (int(fields[k].split()[0]) / 1024 for k in ("Rss", "Private_Clean", "Private_Dirty"))
+    return sum(private) + peak() - rss
+
+
 def main(engine: str, query: str, source: str, output: str, warm: str = "") -> None:
     run = ENGINES[engine](query)
+    template = 0.0
+    if engine == "doma":
+        template = peak()
+        gc.collect()
+        gc.freeze()  # as doma.columns.process does
+        if child := os.fork():
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     if warm:
         run(warm, f"{output}.warm")
         Path(f"{output}.warm").unlink()
     base, used, begun = peak(), cpu(), time.perf_counter()
     run(source, output)
     took = time.perf_counter() - begun
-    print(json.dumps({"cpu": cpu() - used, "wall": took, "peak": peak(), "base": base}))
+    found = {"cpu": cpu() - used, "wall": took, "peak": peak(), "base": base, "own": own()}
+    print(json.dumps(found | {"template": template}))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -75,11 +76,11 @@ asyncio.run(main())
 
 
 async def test_a_killed_service_is_restarted_and_its_request_finishes_once(
-    tmp_path, house, inputs, client, issuer
+    tmp_path, house, inputs, client, issuer, program
 ):
     inputs.open.clear()
     urls = f"{inputs.url('adl.parquet')} {inputs.url('muons.root')}"
-    child = subprocess.Popen(
+    child = program(
         [sys.executable, "-c", SERVICE, str(tmp_path), urls, inputs.origin,
          str(inputs.ca), issuer.url],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -91,9 +92,8 @@ async def test_a_killed_service_is_restarted_and_its_request_finishes_once(
     child.stdin.close()
     id_ = (await asyncio.to_thread(child.stdout.readline)).strip()
 
-    assert await asyncio.to_thread(inputs.held.wait, 20)
+    assert await asyncio.to_thread(inputs.held.wait, 60)
     child.kill()
-    child.stdout.close()
     await asyncio.to_thread(child.wait)
     inputs.open.set()
     await house.service.start()
@@ -118,6 +118,24 @@ async def test_a_hung_worker_is_stopped_at_its_limit_and_the_pool_goes_on(inputs
     assert (await pool.run(good)).rows == 1
     assert before - set(pool.pids)
     await pool.stop()
+
+
+async def test_workers_end_with_the_process_they_are_forked_from_and_others_take_their_place(
+    inputs, tmp_path
+):
+    pool = WorkerPool(1, silence=10)
+    await pool.start()
+    task = Task(f"file://{tmp_path / 'inputs' / 'muons.root'}", COUNT, "", allow=("file://",))
+    await pool.run(task)
+    (before,) = pool.pids
+    status = Path(f"/proc/{before}/status").read_text()
+    os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+    while Path(f"/proc/{before}").exists():
+        await asyncio.sleep(0.01)
+    assert (await pool.run(task)).columns == ("",)
+    assert before not in pool.pids
+    await pool.stop()
+    assert not pool.pids
 
 
 async def test_a_worker_that_takes_too_much_memory_says_so_and_lives_on(tmp_path, inputs):

@@ -1,0 +1,128 @@
+"""The process that worker processes are forked from: imports are done once, and their memory is shared.
+
+It runs :mod:`doma.columns.process`, reads no file itself and stays without threads of its own making. Over a
+socket it is told to fork, with the descriptor of the new worker's socket, or to kill one of its children,
+and it answers with a process id. When the socket ends, or the process does, all workers end.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+Streams = tuple[int, asyncio.StreamReader, asyncio.StreamWriter]
+LINE = 1 << 20
+"""Longest line of a worker."""
+WORD = struct.Struct("<i")
+FORK = 0
+"""The word for a fork; any other one is the process id of a child to be killed."""
+KEPT = {"PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+"""What a worker sees of our environment: no secret."""
+SOURCES = str(Path(__file__).parents[2])
+
+
+class Template:
+    """The service's side of it.
+
+    Args:
+        beat: Seconds between two signs of life of a worker.
+        memory: Address space that a worker may grow by, in bytes; 0: no limit.
+    """
+
+    def __init__(self, beat: float, memory: int) -> None:
+        self._arguments = "-m", "doma.columns.process", str(beat), str(memory)
+        self._process: asyncio.subprocess.Process | None = None
+        self._link: socket.socket | None = None
+        self._lock = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start the process, which does its imports while we go on. Idempotent."""
+        async with self._lock:
+            await self._begin()
+
+    async def fork(self) -> Streams:
+        """A new worker: its process id and its streams.
+
+        Raises:
+            OSError: the process cannot be started, or died twice.
+        """
+        # Who is cancelled must not leave an answer behind for the next one to ask.
+        work = asyncio.ensure_future(self._forked())
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(_unwanted)
+            raise
+
+    async def kill(self, pid: int) -> None:
+        """End a worker and wait for it. Idempotent."""
+        with contextlib.suppress(OSError):  # without its template, a worker ends as well
+            await asyncio.shield(asyncio.ensure_future(self._asked(pid)))
+
+    async def stop(self) -> None:
+        """End the process, and with it every worker. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    async def _begin(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            return
+        if self._link is not None:
+            self._link.close()
+        self._link, theirs = socket.socketpair()
+        self._link.setblocking(False)
+        keep = {k: v for k, v in os.environ.items() if k in KEPT}
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._arguments,
+                stdin=theirs.fileno(),
+                env={**keep, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1"},
+                # Its own session: a Ctrl-C at the terminal is for the service, which ends us in good order.
+                start_new_session=True,
+            )
+
+    async def _forked(self) -> Streams:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                async with self._lock:
+                    await self._begin()
+                    try:
+                        pid = await self._word(FORK, theirs.fileno())
+                    except OSError:
+                        await self.stop()
+                        await self._begin()
+                        pid = await self._word(FORK, theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        return pid, *await asyncio.open_unix_connection(sock=ours, limit=LINE)
+
+    async def _asked(self, word: int) -> None:
+        async with self._lock:
+            await self._word(word)
+
+    async def _word(self, word: int, *fds: int) -> int:
+        if self._link is None:
+            raise ConnectionError("the template of the workers has ended")
+        socket.send_fds(self._link, [WORD.pack(word)], fds)
+        answer = await asyncio.get_running_loop().sock_recv(self._link, WORD.size)
+        if len(answer) != WORD.size:
+            raise ConnectionError("the template of the workers has ended")
+        return int(WORD.unpack(answer)[0])
+
+
+def _unwanted(work: "asyncio.Future[Streams]") -> None:
+    """Its end of the socket closed, a worker leaves."""
+    if not work.cancelled() and work.exception() is None:
+        work.result()[2].close()
