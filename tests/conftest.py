@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -248,6 +249,19 @@ class System:
         options = {"tree": tree} if tree else {}
         dataset = scan(self.run["services"]["flight"], path, self.token(), self.run["ca_file"], **options)
         return dataset.to_table(columns=list(columns))
+
+
+@pytest.fixture
+def program() -> Iterator[Callable[..., "subprocess.Popen[Any]"]]:
+    """Starts programs, which are gone after the test with their pipes, whatever happened in it."""
+    with ExitStack() as after:
+
+        def start(command: list[Any], **options: Any) -> "subprocess.Popen[Any]":
+            process = after.enter_context(subprocess.Popen(command, **options))
+            after.callback(process.kill)
+            return process
+
+        yield start
 
 
 Start = Callable[..., System]

@@ -15,10 +15,10 @@ print(asyncio.run(ColumnClient(http).read(result)).num_rows)
 """
 
 
-def test_no_thread_of_arrow_holds_on_to_python_while_the_interpreter_ends():
+def test_no_thread_of_arrow_holds_on_to_python_while_the_interpreter_ends(program):
     # one in eight such processes aborted when Arrow read from a Python object
     for _ in range(3):
         command = [sys.executable, "-c", READ, str(FILE)]
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        running = [program(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
         said = [process.communicate(timeout=50)[0] for process in running]
         assert (said, [process.returncode for process in running]) == (["1000\n"] * 4, [0] * 4)

@@ -158,10 +158,10 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("end", ["kill", "close"])
-async def test_processes_count_together_and_a_dead_one_holds_nothing(tmp_path, end):
+async def test_processes_count_together_and_a_dead_one_holds_nothing(tmp_path, program, end):
     (tmp_path / "old").write_bytes(b"x" * 50)
     store = FileStore(tmp_path, fsync=False, quota=Quota({"/": 1000}))
-    child = subprocess.Popen(
+    child = program(
         [sys.executable, "-c", CHILD, str(tmp_path), end], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert child.stdout.readline() == b"here\n"
@@ -177,8 +177,8 @@ async def test_processes_count_together_and_a_dead_one_holds_nothing(tmp_path, e
     await store.close()
 
 
-async def test_the_tree_is_counted_again_after_a_kill_or_other_prefixes(tmp_path):
-    child = subprocess.Popen(
+async def test_the_tree_is_counted_again_after_a_kill_or_other_prefixes(tmp_path, program):
+    child = program(
         [sys.executable, "-c", CHILD, str(tmp_path), "kill"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     child.communicate(b"\n", timeout=30)

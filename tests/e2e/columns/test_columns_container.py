@@ -129,7 +129,14 @@ def test_what_the_generator_refuses_is_the_users_to_mend_and_a_missing_one_the_s
         compile_query("topcp", SELECTION).run(muons, None, 1, print)
 
 
-def test_a_worker_that_is_killed_takes_the_program_it_ran_with_it(tmp_path):
+def _runs(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def test_a_worker_that_is_killed_takes_the_program_it_ran_with_it(tmp_path, program):
     code = f"""
 from pathlib import Path
 from doma.columns.container_run import run_process
@@ -137,19 +144,17 @@ script = "echo $$ > pids; sleep 300 & echo $! >> pids; echo end >> pids; wait"
 run_process(["bash", "-c", script], Path({str(tmp_path)!r}), 300.0)
 """
     paths = os.pathsep.join([str(Path(__file__).parents[3] / "src"), *filter(None, sys.path)])
-    worker = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    worker = program([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     deadline = time.monotonic() + 50
     pids = tmp_path / "pids"
-    try:
-        while not (pids.exists() and pids.read_text().endswith("end\n")):
-            assert worker.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        worker.kill()
-        worker.wait()
+    while not (pids.exists() and pids.read_text().endswith("end\n")):
+        assert worker.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    worker.kill()
+    worker.wait()
     for pid in pids.read_text().split()[:2]:
-        while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        while _runs(pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
