@@ -12,6 +12,7 @@ from typing import Any
 import awkward as ak
 import numpy as np
 from func_adl_uproot.translation import generate_function  # type: ignore[import-not-found]
+from reference_types import plain  # type: ignore[import-not-found]
 
 
 def columns(result: Any) -> dict[str, Any]:
@@ -26,18 +27,6 @@ def columns(result: Any) -> dict[str, Any]:
     if layout.is_record and lists <= 1:
         return {name: result[name] for name in ak.fields(result)}
     return {"": result}
-
-
-def plain(kind: Any) -> str:
-    """The type of one row, whether values may be missing or not."""
-    if isinstance(kind, ak.types.OptionType):
-        return plain(kind.content)
-    if isinstance(kind, ak.types.RecordType):
-        names = [str(i) for i in range(len(kind.contents))] if kind.is_tuple else kind.fields
-        return "{" + ", ".join(f"{n}: {plain(c)}" for n, c in zip(names, kind.contents, strict=True)) + "}"
-    if isinstance(kind, ak.types.ListType) and kind.parameters.get("__array__") != "string":
-        return f"var * {plain(kind.content)}"
-    return str(kind)
 
 
 def main() -> None:

@@ -20,16 +20,34 @@ from doma.store.http import HttpStore
 ISSUER, AUDIENCE = "https://issuer.example/served", "https://se.example"
 
 
-class Served:
+class OnThread:
+    """A server on a thread of its own: ``_main`` sets ``_loop``, ``_end`` and ``_ready``, and awaits the end."""
+
+    def __init__(self):
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(20)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+class Served(OnThread):
     """A running server; ``stores`` by name are its endpoints, closed with it.
 
     A subclass may override :meth:`caches` for endpoints that read from this server itself.
     """
 
     def __init__(self, stores):
-        self._stores, self._ready = stores, threading.Event()
+        super().__init__()
+        self._stores = stores
         self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
 
     def caches(self):
         """Read-only stores by name, made on the server's own loop once ``base`` is known."""
@@ -57,16 +75,6 @@ class Served:
         now = int(time.time())
         claims = {"iss": ISSUER, "sub": "ada", "aud": AUDIENCE, "iat": now, "exp": now + 600, "jti": "1"}
         return self._keys.sign({**claims, "wlcg.ver": "1.0", "scope": scope}, "ES256")
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
 
 class CountingHttp(HttpStore):

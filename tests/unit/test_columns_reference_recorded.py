@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import awkward as ak
 import pytest
 import qastle
 
 from doma.columns.funcadl import FuncAdl
 from doma.columns.remote import Bytes, open_bytes
 from doma.core.errors import DomaError
+from tests.clients.reference_types import plain
 from tests.unit.columns_sink import Kept
 
 REPO = Path(__file__).parents[2]
@@ -48,18 +48,6 @@ def opened(name: str) -> Bytes:
 def encoded(query: str, tree: str) -> str:
     source = query.replace("DS", f"EventDataset('bogus.root', {tree!r})", 1)
     return str(qastle.python_ast_to_text_ast(qastle.insert_linq_nodes(ast.parse(source))))
-
-
-def plain(kind: Any) -> str:
-    """The type of one row, whether values may be missing or not."""
-    if isinstance(kind, ak.types.OptionType):
-        return plain(kind.content)
-    if isinstance(kind, ak.types.RecordType):
-        names = [str(i) for i in range(len(kind.contents))] if kind.is_tuple else kind.fields
-        return "{" + ", ".join(f"{n}: {plain(c)}" for n, c in zip(names, kind.contents, strict=True)) + "}"
-    if isinstance(kind, ak.types.ListType) and kind.parameters.get("__array__") != "string":
-        return f"var * {plain(kind.content)}"
-    return str(kind)
 
 
 def answer(record: dict[str, Any], step: int = 1 << 26) -> dict[str, list[Any]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-import uvloop
 
 from doma.auth.gate import Gate
 from doma.auth.verifier import Verifier
@@ -27,6 +26,7 @@ from doma.net import tls
 from doma.net.listener import Listener
 from doma.store.http import HttpStore
 from tests.e2e.root.conftest import Wire
+from tests.e2e.served import OnThread
 
 ISSUER = "https://issuer.example/cases"
 _BLOCK = random.Random(8).randbytes(1_048_583)
@@ -175,17 +175,16 @@ class AtOnce(random.Random):
         return 0.0
 
 
-class Caching:
+class Caching(OnThread):
     """A thread with a port for http, https and root://: ``/cache`` before the origin, for everybody.
 
     ``/closed`` is the same for those alone who have a token.
     """
 
     def __init__(self, home, origin, url):
+        super().__init__()
         self.origin, self.clock = origin, Clock()
-        self._url, self._home, self._ready = url, home, threading.Event()
-        self.folder = home / "cache"
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._main()), daemon=True)
+        self._url, self._home, self.folder = url, home, home / "cache"
 
     async def _main(self):
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
@@ -215,16 +214,6 @@ class Caching:
 
     async def over(self):
         """End what :meth:`behind` began."""
-
-    def __enter__(self):
-        self._thread.start()
-        assert self._ready.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join(20)
-        assert not self._thread.is_alive()
 
     async def dial(self):
         """A connection of a root:// client, logged in."""
