@@ -21,7 +21,7 @@ ISSUER, AUDIENCE = "https://issuer.example/served", "https://se.example"
 
 
 class OnThread:
-    """A server on a thread of its own: ``_main`` sets ``_loop``, ``_end`` and ``_ready``, and awaits the end."""
+    """A server on a thread of its own: ``_main`` sets ``_loop``, ``_end``, ``_ready``, and awaits the end."""
 
     def __init__(self):
         self._ready = threading.Event()
