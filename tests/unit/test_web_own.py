@@ -5,7 +5,7 @@ import os
 import pytest
 from starlette.requests import Request
 
-from doma.web.access import is_own
+from doma.web.access import is_local, is_own
 
 
 def asked(client="127.0.0.1", host="127.0.0.1:8443", **headers):
@@ -32,6 +32,16 @@ def test_a_program_of_the_user_who_runs_the_system_is_believed(host):
 )
 def test_nobody_from_elsewhere_and_no_page_in_a_browser_is(request_):
     assert not is_own(request_, lambda request: os.geteuid())
+
+
+@pytest.mark.parametrize("host", ["evil.example:8443", "127.0.0.1.evil.example", "localhost.evil.example"])
+def test_a_foreign_name_that_leads_here_reads_no_page_of_an_operators(host):
+    assert not is_local(asked(host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8443", "LOCALHOST", os.uname().nodename])
+def test_the_machines_own_names_do(host):
+    assert is_local(asked(host=host))
 
 
 def test_another_user_of_the_machine_is_not():

@@ -29,6 +29,9 @@ Peer = Callable[[Request], int | None]
 _LOOPBACK = ("0100007F", "0" * 24 + "01000000", "0000000000000000FFFF00000100007F")
 """127.0.0.1, ::1 and ::ffff:127.0.0.1 as the kernel writes them."""
 
+_OWN = {"localhost", os.uname().nodename.lower()}
+"""Names of this machine."""
+
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
 
@@ -100,23 +103,27 @@ def owner_of_peer(request: Request) -> int | None:
 def is_own(request: Request, peer: Peer = owner_of_peer) -> bool:
     """Whether a program of who runs this process asks: no page in a browser, which anybody may have made.
 
-    Not every browser says where a page is from, so the host must be this machine by address: a name of
-    somebody else's may lead here as well.
+    Not every browser says where a page is from; :func:`is_local` looks at the name that it asked for.
     """
     foreign = "origin" in request.headers or "sec-fetch-site" in request.headers
-    host = request.url.hostname or ""
-    try:
-        near = host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        near = False
-    return near and not foreign and is_local(request) and peer(request) in {os.geteuid(), 0}
+    return not foreign and is_local(request) and peer(request) in {os.geteuid(), 0}
 
 
 def is_local(request: Request) -> bool:
-    """Whether the request was made on this machine and by nobody's proxy."""
+    """Whether the request was made on this machine, by its own name, and by nobody's proxy.
+
+    A name of somebody else's may lead here as well, and our pages would be the other page's own (DNS
+    rebinding): without TLS, which wants our certificate for that name, only our own names count.
+    """
     if request.client is None or any(name in request.headers for name in _FORWARDED):
         return False
+    host = request.url.hostname or ""
+    ours = request.url.scheme == "https" or host in _OWN or _is_loopback(host)
+    return ours and _is_loopback(request.client.host)
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        return ip_address(request.client.host).is_loopback
+        return ip_address(host).is_loopback
     except ValueError:
         return False

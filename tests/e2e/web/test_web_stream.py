@@ -48,7 +48,7 @@ def test_an_event_reaches_its_owners_socket_and_nobody_hangs_at_the_end(tmp_path
 
         async def ask(target, token=""):
             reader, writer = await asyncio.open_connection(*address)
-            head = f"GET {target} HTTP/1.1\r\nHost: x\r\n"
+            head = f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
             writer.write(head.encode() + (f"Authorization: Bearer {token}\r\n" if token else "").encode())
             writer.write(b"\r\n")
             return reader, writer
