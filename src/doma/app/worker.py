@@ -37,7 +37,7 @@ from doma.doors.s3 import is_signed
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
 from doma.net.bridge import App
-from doma.net.exchange import Answer, Request, Sink
+from doma.net.exchange import Answer, Buffer, Request, Sink
 from doma.net.listener import Listener
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,13 @@ class _Near:
         self._door, self._own = door, {name.encode() for name in own}
 
     def head(self, request: Request) -> Answer | Sink | None:
-        own = request.target[1:].partition(b"/")[0] in self._own
-        return self._door.head(request) if own else None
+        return self._door.head(request) if self._is_own(request) else None
+
+    def whole(self, request: Request, body: Buffer) -> Answer | None:
+        return self._door.whole(request, body) if self._is_own(request) else None
+
+    def _is_own(self, request: Request) -> bool:
+        return request.target[1:].partition(b"/")[0] in self._own
 
 
 def own_or_forwarded(doors: App, forward: App, own: frozenset[str], others: frozenset[str]) -> App:

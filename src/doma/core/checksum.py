@@ -85,6 +85,15 @@ def hasher(algorithm: str) -> Hasher:
     raise Unsupported(f"checksum {algorithm!r} cannot be computed; known: {', '.join(COMPUTABLE)}")
 
 
+def adler32(data: Buffer) -> str:
+    """The adler32 of all of it.
+
+    >>> adler32(b"Wikipedia")
+    '11e60398'
+    """
+    return f"{zlib_ng.adler32(data, 1):08x}"
+
+
 def combine_adler32(first: str, second: str, length: int) -> str:
     """The adler32 of two joined pieces, from theirs and the length of the second in bytes.
 

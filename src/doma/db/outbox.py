@@ -214,6 +214,9 @@ class Relay:
                 if behind or first - 1 != self._position:
                     behind = True  # others' events stand between, or a look has found these already
                     break
+                if not self._wanted():
+                    self._position = first + len(batch) - 1
+                    continue
                 at = batch[0][1]  # as they were written
                 for number, (event, _) in enumerate(batch, first):
                     self._publish(number, event, at)

@@ -104,7 +104,7 @@ class FastDoor:
         if request.method == b"PUT":
             if _signed(request) or request.target[1:].partition(b"/")[0] not in self._names:
                 return None  # for another door, or a service
-            return FastSink(self._site, request, self._count, self._changes.land)
+            return FastSink(self._site, request, self._count)
         if request.method == b"DELETE":
             return self._changes.delete(request)
         if request.method != b"GET" or not _SLOW.isdisjoint(request.fields):
@@ -119,6 +119,13 @@ class FastDoor:
         answer = self._get(request, place, asked)
         if answer is not None and asked:
             answer.again = partial(self._get, request, place)
+        return answer
+
+    def whole(self, request: Request, body: Buffer) -> Answer | None:
+        if request.method == b"PUT":
+            return self._changes.land(request, body)
+        answer = self.head(request)
+        assert answer is None or isinstance(answer, Answer)
         return answer
 
     def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:

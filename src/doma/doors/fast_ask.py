@@ -6,18 +6,25 @@ Source: dataplane.md §3.5 of the project's contracts.
 import re
 from collections.abc import Callable
 from functools import cache
+from typing import cast
 
-from doma.auth.model import Identity
+from doma.auth.model import Identity, Verb
 from doma.core.paths import MAX_DEPTH, normalise
 from doma.doors.endpoint import Endpoint, Site
+from doma.doors.landing import owner_of
 from doma.net.exchange import Request
+from doma.store.protocol import CanLand, CanRemove
 
 TRUST = 30.0
 """Seconds for which a connection's last token needs no look at the verifier, unless its epoch changes."""
 
 _CANONICAL = re.compile(rb"(?:/[A-Za-z0-9_~+=,@:-][A-Za-z0-9_~+=,@:.-]{0,59})+")
 """Paths that :func:`doma.core.paths.normalise` leaves as they are, if not too long or deep."""
+_NAME = re.compile(rb"[A-Za-z0-9_~+=,@:-][A-Za-z0-9_~+=,@:.-]{0,254}")
+"""Last names that are left as they are, and never reserved."""
 _SHORT = 2048
+FOLDERS = 4096
+"""Directories and identities whose rights are kept worked out."""
 
 
 class Unknown(Exception):
@@ -34,6 +41,37 @@ class Asker:
 
     def __init__(self, site: Site, clock: Callable[[], float]) -> None:
         self._site, self._clock = site, clock
+        self._folders: dict[tuple[bytes | str, int], Folder] = {}
+
+    def within(self, target: bytes, identity: Identity | None) -> tuple["Folder", str]:
+        """The directory that a target lies in, as this identity may change it, and the last name there.
+
+        Raises:
+            Unknown, DomaError: as :meth:`aim`.
+        """
+        cut = target.rfind(b"/") + 1
+        if len(target) >= _SHORT or not _NAME.fullmatch(target, cut):
+            shown, endpoint, path = self.aim(target)
+            return self._folder(shown[: shown.rfind("/")], endpoint, path, identity)
+        above = target[:cut]
+        known = self._folders.get((above, id(identity)))
+        if known is None:
+            shown, endpoint, path = self.aim(target)
+            known, _ = self._folder(above, endpoint, path, identity)
+        return known, target[cut:].decode("ascii")
+
+    def _folder(
+        self, key: bytes | str, endpoint: Endpoint, path: str, identity: Identity | None
+    ) -> tuple["Folder", str]:
+        above, _, name = path.rpartition("/")
+        if not name:
+            raise Unknown  # the top
+        known = self._folders.get((key, id(identity)))
+        if known is None:
+            if len(self._folders) >= FOLDERS:
+                self._folders.clear()
+            known = self._folders[key, id(identity)] = Folder(endpoint, above, identity)
+        return known, name
 
     def aim(self, target: bytes) -> tuple[str, Endpoint, str]:
         """The path of a file as people know it, its endpoint, and the path there.
@@ -76,6 +114,34 @@ class Asker:
         if now >= identity.expires:
             raise Unknown
         return identity
+
+
+class Folder:
+    """A directory as one identity may change what lies in it: rights are the same for every name there.
+
+    Args:
+        endpoint: Its endpoint.
+        above: Its path there, without a slash at the end.
+        identity: Who asks. It is held, so that its id cannot come to name another one.
+    """
+
+    __slots__ = ("endpoint", "identity", "land", "owner", "path", "remove", "shown")
+
+    def __init__(self, endpoint: Endpoint, above: str, identity: Identity | None) -> None:
+        store, gate = endpoint.store, endpoint.gate
+        self.endpoint, self.identity, self.owner = endpoint.name, identity, owner_of(identity)
+        self.path = above + "/"
+        self.shown = f"/{endpoint.name}{self.path}"
+        here, kind, writable = above or "/", type(store), endpoint.writable
+        modify = writable and gate.may(identity, Verb.MODIFY, here, is_dir=True)
+        create = modify or (writable and gate.may(identity, Verb.CREATE, here, is_dir=True))
+        self.land = cast("CanLand", store).land if create and offers(kind, CanLand) else None
+        """Publishes a small file in the directory; None: not for everything there."""
+        tops = any(area.startswith(self.path) for area in gate.areas)
+        self.remove = (
+            cast("CanRemove", store).remove if modify and not tops and offers(kind, CanRemove) else None
+        )
+        """Deletes one; None as for ``land``."""
 
 
 @cache

@@ -4,18 +4,14 @@ Source: dataplane.md §3.6 of the project's contracts; rules W6, W9, W25 of the 
 """
 
 from time import perf_counter
-from typing import cast
 
-from doma.auth.model import Verb
 from doma.core.errors import DomaError
 from doma.core.events import Event
-from doma.core.paths import covers
 from doma.doors.endpoint import Site
-from doma.doors.fast_ask import Asker, Unknown, offers
+from doma.doors.fast_ask import Asker, Unknown
 from doma.doors.intake import Count
-from doma.doors.landing import described, landed, owner_of
+from doma.doors.landing import described, landed
 from doma.net.exchange import Answer, Buffer, Request, status_line
-from doma.store.protocol import CanLand, CanRemove
 
 _PLAIN = frozenset(
     {
@@ -44,21 +40,16 @@ class Changes:
             return None
         began = perf_counter()
         try:
-            shown, endpoint, path = self._ask.aim(request.target)
-            store = endpoint.store
-            if not offers(type(store), CanLand) or not endpoint.writable or path == "/":
-                return None
-            identity, gate = self._ask.identity(request), endpoint.gate
-            if not (gate.may(identity, Verb.MODIFY, path) or gate.may(identity, Verb.CREATE, path)):
-                return None
-            stat = cast("CanLand", store).land(path, data)
+            folder, name = self._ask.within(request.target, self._ask.identity(request))
+            land = folder.land
+            stat = land(folder.path + name, data) if land is not None else None
         except (Unknown, DomaError):
             return None
         if stat is None:
             return None
-        self._site.emit(landed(endpoint.name, shown, stat, identity))
+        self._site.emit(landed(folder.endpoint, folder.shown + name, stat, folder.owner))
         if self._count is not None:
-            self._count(endpoint.name, "PUT", 201, stat.size, 0, perf_counter() - began, 1)
+            self._count(folder.endpoint, "PUT", 201, stat.size, 0, perf_counter() - began, 1)
         return Answer(_CREATED + described(stat))
 
     def delete(self, request: Request) -> Answer | None:
@@ -67,22 +58,17 @@ class Changes:
             return None
         began = perf_counter()
         try:
-            shown, endpoint, path = self._ask.aim(request.target)
-            store, gate = endpoint.store, endpoint.gate
-            if not offers(type(store), CanRemove) or not endpoint.writable:
-                return None
-            identity = self._ask.identity(request)
-            if not gate.may(identity, Verb.MODIFY, path) or any(covers(path, area) for area in gate.areas):
-                return None
-            size = cast("CanRemove", store).remove(path)
+            folder, name = self._ask.within(request.target, self._ask.identity(request))
+            remove = folder.remove
+            size = remove(folder.path + name) if remove is not None else None
         except (Unknown, DomaError):
             return None
         if size is None:
             return None
-        facts = {"endpoint": endpoint.name, "is_dir": False, "bytes": size}
-        self._site.emit(Event("file.deleted", shown, facts, owner_of(identity)))
+        facts = {"endpoint": folder.endpoint, "is_dir": False, "bytes": size}
+        self._site.emit(Event("file.deleted", folder.shown + name, facts, folder.owner))
         if self._count is not None:
-            self._count(endpoint.name, "DELETE", 204, 0, 0, perf_counter() - began, 1)
+            self._count(folder.endpoint, "DELETE", 204, 0, 0, perf_counter() - began, 1)
         return Answer(_GONE)
 
 

@@ -26,7 +26,6 @@ class FastSink:
         "_count",
         "_failed",
         "_landing",
-        "_quick",
         "_request",
         "_site",
         "_target",
@@ -39,14 +38,10 @@ class FastSink:
         site: Site,
         request: Request,
         count: Count | None,
-        quick: Callable[[Request, Buffer], Answer | None],
     ) -> None:
-        self._site, self._request, self._count, self._quick = site, request, count, quick
+        self._site, self._request, self._count = site, request, count
         self._failed: DomaError | None = None
         self._began = perf_counter()
-
-    def now(self, data: Buffer) -> Answer | None:
-        return self._quick(self._request, data)
 
     async def open(self) -> Answer | None:
         request = self._request

@@ -171,7 +171,7 @@ class Landing:
         except BaseException:
             await self._upload.abort()
             raise
-        self._site.emit(landed(self._endpoint.name, self._shown, stat, self._identity))
+        self._site.emit(landed(self._endpoint.name, self._shown, stat, owner_of(self._identity)))
         return self._said(stat)
 
     def _said(self, stat: Stat) -> tuple[int, list[tuple[str, str]]]:
@@ -186,12 +186,12 @@ class Landing:
         return WrongSize(f"{self._target}: {reason}; {self._fed} bytes came, {announced}; send it again")
 
 
-def landed(endpoint: str, shown: str, stat: Stat, who: Identity | None) -> Event:
+def landed(endpoint: str, shown: str, stat: Stat, owner: str) -> Event:
     """What is told of a file that was published."""
     facts: dict[str, Any] = {"endpoint": endpoint, "size": stat.size}
     if "adler32" in stat.checksums:
         facts["adler32"] = stat.checksums["adler32"]
-    return Event("file.landed", shown, facts, owner_of(who))
+    return Event("file.landed", shown, facts, owner)
 
 
 def owner_of(who: Identity | None) -> str:

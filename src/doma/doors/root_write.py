@@ -18,7 +18,7 @@ from doma.core.errors import (
     Unsupported,
 )
 from doma.core.paths import encode
-from doma.doors.landing import Landing, landed
+from doma.doors.landing import Landing, landed, owner_of
 from doma.doors.root_acts import acting, must_be_writable
 from doma.doors.root_call import Call, Framed, Handler, Target
 from doma.doors.root_stat import line_of
@@ -195,4 +195,4 @@ async def _cut(call: Call, target: Target, size: int) -> None:
             raise
     finally:
         await reader.close()
-    call.site.emit(landed(target.endpoint.name, target.shown, stat, target.identity))
+    call.site.emit(landed(target.endpoint.name, target.shown, stat, owner_of(target.identity)))

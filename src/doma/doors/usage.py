@@ -82,9 +82,9 @@ class Usage:
     def see(self, event: Event) -> None:
         """Pass an event on, and count it if it tells of a change to files."""
         self._emit(event)
-        noun, _, done = event.kind.partition(".")
-        endpoint = event.data.get("endpoint")
-        if noun not in {"file", "directory"} or not isinstance(endpoint, str):
+        kind, data = event.kind, event.data
+        endpoint = data.get("endpoint")
+        if not isinstance(endpoint, str) or not kind.startswith(("file.", "directory.")):
             return
         key = endpoint, event.owner
         known = self._owners.get(key)
@@ -93,13 +93,12 @@ class Usage:
             known = self._of(Who(endpoint, issuer, self._vo(issuer), subject))
             if len(self._owners) < MOST:
                 self._owners[key] = known
-        size = int(event.data.get("size", event.data.get("bytes", 0)) or 0)
         for sums in known:
             sums.operations += 1
-            if done == "landed":
+            if kind.endswith(".landed"):
                 sums.files_written += 1
-                sums.bytes_written += size
-            elif done == "deleted":
+                sums.bytes_written += int(data.get("size", data.get("bytes", 0)) or 0)
+            elif kind.endswith(".deleted"):
                 sums.files_deleted += 1
 
     def tell(self) -> None:

@@ -139,9 +139,6 @@ class Answer:
 class Sink(Protocol):
     """Takes a request's body as it comes from the socket."""
 
-    def now(self, data: Buffer) -> Answer | None:
-        """The answer for a body that came whole, without waiting; None: nothing was done, ``open`` comes."""
-
     async def open(self) -> Answer | None:
         """Prepare; an answer refuses the body. ``100 Continue`` goes out only after None."""
 
@@ -163,6 +160,9 @@ class Fast(Protocol):
 
     def head(self, request: Request) -> Answer | Sink | None:
         """The answer, a sink for the body, or None: the application shall answer. Never raises."""
+
+    def whole(self, request: Request, body: Buffer) -> Answer | None:
+        """The answer to a request that came whole, without waiting; None: nothing was done, ask ``head``."""
 
 
 REASONS: Mapping[int, str] = {

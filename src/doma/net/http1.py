@@ -134,9 +134,7 @@ class HttpProtocol(Reading):
             found, fast = self._frame.match(data), self.hub.fast
             if found is None or fast is None:
                 return False
-            request, body = found
-            said = fast.head(request)
-            answer = said if isinstance(said, Answer) or said is None else said.now(body)
+            answer = fast.whole(*found)
             if answer is None:
                 return False
         self._answer(answer, True)
@@ -184,8 +182,8 @@ class HttpProtocol(Reading):
 
     def _take_in(self, exchange: Exchange, sink: Sink, raw: bytes) -> None:
         """Answer a small upload at once if it is all here, else let it come; ``raw`` is as for _start."""
-        body = exchange.body
-        answer = sink.now(body.look()) if body.complete else None
+        body, fast = exchange.body, self.hub.fast
+        answer = fast.whole(exchange.request, body.look()) if body.complete and fast is not None else None
         if answer is None:
             self._inflow(exchange, sink)
         elif not body.lost:
@@ -245,8 +243,10 @@ class HttpProtocol(Reading):
                 # Over TLS each buffer is a record of its own: one for the head, or for all that is small.
                 if parts and self.tls and len(parts[0]) <= RECORD:
                     self.transport.write(b"".join((answer.head, tail, parts[0])))
-                else:
+                elif parts:
                     self.transport.writelines((answer.head + tail, *parts))
+                else:
+                    self.transport.write(answer.head + tail)
                 if not keep:
                     self.close_softly()
                 return

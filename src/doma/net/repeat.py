@@ -77,10 +77,10 @@ class Repeat:
 class Frame:
     """What surrounds target and length in the requests of a connection, from the second like one on."""
 
-    __slots__ = ("_after", "_before", "_begin", "_digits", "_method", "_request")
+    __slots__ = ("_after", "_before", "_begin", "_between", "_digits", "_method", "_request")
 
     def __init__(self) -> None:
-        self._method = self._begin = self._before = self._after = self._digits = b""
+        self._method = self._begin = self._before = self._after = self._digits = self._between = b""
         self._request: Request | None = None
 
     def learn(self, raw: Buffer, request: Request) -> None:
@@ -110,6 +110,7 @@ class Frame:
                 return
             before, after = before + line[0], after[len(digits) :]
         self._begin, self._before, self._after, self._digits = begin + b"/", before, after, digits
+        self._between = before + digits + after
         self._request = request
 
     def forget(self) -> None:
@@ -132,6 +133,10 @@ class Frame:
         target = raw[len(begin) - 1 : end]
         if target.translate(None, _TARGET):
             return None
+        at = end + len(self._between)
+        if len(raw) - at == request.length and raw.startswith(self._between, end):
+            request.target = target
+            return request, raw[at:]
         at = end + len(self._before)
         if self._after:
             stop = raw.find(b"\r", at)
@@ -152,6 +157,7 @@ class Frame:
         """The same request with a body of another length."""
         name = b"content-length"
         self._digits, request.length = digits, int(digits)
+        self._between = self._before + digits + self._after
         request.headers = [(field, digits if field == name else value) for field, value in request.headers]
         request.fields = {**request.fields, name: digits}
         return request

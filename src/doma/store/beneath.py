@@ -35,7 +35,7 @@ def _straight(fd: int, path: str) -> int:
     """
     if _syscall is None:
         return -1
-    found: int = _syscall(_OPENAT2, fd, path.encode("utf-8", "surrogateescape"), _HOW, ctypes.sizeof(_HOW))
+    found: int = _syscall(_OPENAT2, fd, path.encode("utf-8", "surrogateescape"), _HOW, _HOW_SIZE)
     return found
 
 
@@ -79,6 +79,7 @@ _syscall = _system_call() if hasattr(os, "O_PATH") else None
 _OPENAT2 = 437  # the same on every architecture
 # flags, mode, resolve: RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH
 _HOW = (ctypes.c_uint64 * 3)(_STEP, 0, 0x02 | 0x04 | 0x08)
+_HOW_SIZE = ctypes.sizeof(_HOW)
 
 
 class Tree:

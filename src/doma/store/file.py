@@ -233,8 +233,12 @@ class FileStore:
     def land(self, path: str, data: Buffer) -> Stat | None:
         if self._read_only or self._syncs or not self._quick:
             return None
-        room = len(data) + sum(upload.missing for upload in self._uploads)
-        stat = self._now(path, partial(self._folder.land, path, data, room))
+        room = len(data)
+        if self._uploads:
+            room += sum(upload.missing for upload in self._uploads)
+        began = time.perf_counter()
+        stat = self._folder.land(path, data, room)
+        self._quick = time.perf_counter() - began < SLOW
         if stat is not None:
             self._told(stat)
         return stat
@@ -242,7 +246,12 @@ class FileStore:
     def remove(self, path: str) -> int | None:
         if self._read_only or self._syncs or not self._quick:
             return None
-        size = self._now(path, partial(self._folder.remove, path))
+        began = time.perf_counter()
+        try:
+            size = self._folder.remove(path)
+        except OSError as e:
+            raise translate(e, path) from e
+        self._quick = time.perf_counter() - began < SLOW
         if size is not None:
             self._gone(path)
         return size

@@ -8,9 +8,9 @@ import os
 import stat as modes
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
-from doma.core.checksum import hasher
+from doma.core.checksum import adler32
 from doma.core.errors import AlreadyExists, Conflict, NotFound, PreconditionFailed, Refused, StorageFull
 from doma.store.beneath import parts_of
 from doma.store.looking import Looking, described
@@ -24,6 +24,10 @@ from doma.store.writing import Tally, check_move, check_replaceable, check_targe
 
 AT_ONCE = 64 << 20
 """Bytes of a file that goes away on the event loop at most: a file system frees the blocks one by one."""
+PLENTY = 64 << 20
+"""Bytes that may be announced at most …"""
+LOOK = 0.1
+"""… for small files to be written for so many seconds without another look at what is free."""
 _NAMELESS = getattr(os, "O_TMPFILE", 0) | os.O_RDWR | os.O_CLOEXEC
 ATTEMPTS = 5
 """Times a publication makes its directories anew when somebody deletes them under its hands."""
@@ -34,6 +38,8 @@ class Folder(Looking):
 
     _nameless = hasattr(os, "O_TMPFILE")
     """The file system makes files without a name."""
+    _roomy_until = 0.0
+    """Until then (monotonic) small files need no look at how much is free."""
 
     def begin(
         self, path: str, size: int, room: int, if_version: str | None = None, if_absent: bool = False
@@ -134,14 +140,13 @@ class Folder(Looking):
         """
         if not self._nameless:
             return None
-        digest = hasher("adler32")
-        digest.update(data)
-        mark = Mark({"adler32": digest.hexdigest()}, published=True)
+        mark = Mark({"adler32": adler32(data)}, published=True)
         try:
             with self._held(path):
                 above, name = self.tree.above(path)
                 try:
-                    self._need(path, room, above)
+                    if time.monotonic() > self._roomy_until or room > PLENTY:
+                        self._roomy(path, room, above)
                     fd = self._unnamed(above)
                     try:
                         found = self._finish(fd, data, mark)
@@ -153,6 +158,13 @@ class Folder(Looking):
         except OSError:
             return None
         return described(path, found, mark, annotated=False)
+
+    def _roomy(self, path: str, room: int, fd: int) -> None:
+        """As :meth:`_need`; not looked at again for a moment where that is far off."""
+        self._need(path, room, fd)
+        with suppress(StorageFull):
+            self._need(path, room + 16 * PLENTY, fd)
+            self._roomy_until = time.monotonic() + LOOK
 
     def _unnamed(self, above: int) -> int:
         """A descriptor of a new file without a name, on the file system of a directory."""

@@ -11,12 +11,12 @@ for its client.
 """
 
 import errno
-import fcntl
 import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from zlib import crc32
 
 from doma.core.paths import RESERVED
@@ -52,7 +52,7 @@ class Spool:
             name = os.urandom(16).hex()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(name, flags, 0o644, dir_fd=self.new)
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            flock(fd, LOCK_EX)
             if os.fstat(fd).st_nlink:
                 return name, fd
             os.close(fd)  # Swept by another process between open and lock.
@@ -141,7 +141,7 @@ def _sweep(folder: int, stale: Callable[[os.stat_result], bool]) -> int:
             continue
         try:
             if stale(os.fstat(fd)):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                flock(fd, LOCK_EX | LOCK_NB)
                 with suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
                 swept += 1
@@ -165,14 +165,14 @@ class Stripe:
     def __enter__(self) -> None:
         self.lock.acquire()
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            flock(self.fd, LOCK_EX)
         except BaseException:
             self.lock.release()
             raise
 
     def __exit__(self, *reason: object) -> None:
         try:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            flock(self.fd, LOCK_UN)
         finally:
             self.lock.release()
 
@@ -188,7 +188,8 @@ class PathLocks:
     def hold(self, *paths: str) -> AbstractContextManager[object]:
         """Keep every other holder of one of these paths out; blocks, so call it in a thread."""
         if len(paths) == 1:  # nearly every call, and an ExitStack costs more than the locks
-            return self._stripe(crc32(paths[0].encode()) % STRIPES)
+            stripe = crc32(paths[0].encode()) % STRIPES
+            return self._stripes.get(stripe) or self._stripe(stripe)
         return self._all(sorted({crc32(path.encode()) % STRIPES for path in paths}))
 
     def close(self) -> None:
