@@ -32,7 +32,7 @@ from doma.columns.remote import Bytes
 from doma.columns.sandbox_seal import dies_with_parent
 from doma.core.errors import CorruptFile, DomaError, LimitExceeded, problem
 
-WARM = ("pyarrow.parquet", "doma.columns.funcadl", "doma.columns.source_root", "doma.columns.sink_parquet")
+WARM = ("doma.columns.funcadl", "doma.columns.source_root", "doma.columns.sink_parquet")
 
 
 _WORD = struct.Struct("<i")

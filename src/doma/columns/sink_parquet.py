@@ -13,8 +13,10 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from awkward import contents
+
+# The writer itself: pyarrow.parquet around it imports every file system, 8 MiB of a worker.
+from pyarrow._parquet import ParquetWriter
 
 from doma.columns.sink_file import FileSink, same_names
 from doma.core.errors import BadQuery
@@ -40,11 +42,6 @@ class ParquetSink(FileSink):
         self._table = _Table(self._file, to_arrow(columns).schema)
         return self._table
 
-    def _abandon(self) -> None:
-        if self._table is not None:
-            self._table.drop()
-        super()._abandon()
-
     def _finish(self) -> None:
         (self._table or _Table(self._file, pa.schema([]))).finish()
 
@@ -55,9 +52,10 @@ class _Table:
         self._waiting: list[pa.Table] = []
         self._groups = 0
         try:
-            self._writer = pq.ParquetWriter(
-                file, schema, compression="zstd", dictionary_pagesize_limit=DICTIONARY
-            )
+            self._writer = ParquetWriter(
+                file, schema, version="2.6", compression="zstd", use_dictionary=True,
+                dictionary_pagesize_limit=DICTIONARY, writer_engine_version="V2",
+            )  # fmt: skip
         except OSError:
             raise
         except pa.ArrowException as e:
@@ -76,18 +74,15 @@ class _Table:
         self._waiting = []
         if tables:
             whole = pa.concat_tables(tables)
-            self._writer.write_table(whole, row_group_size=max(1, whole.num_rows))
+            self._writer.write_table(whole, max(1, whole.num_rows))
             self._groups += 1
 
     def finish(self) -> None:
         if not self._groups:
             # Without a row group, if an empty one, awkward does not open the file.
-            self._writer.write_table(self._schema.empty_table())
+            # Not empty_table(): pyarrow imports pandas for it, 0.3 s and 40 MB.
+            self._writer.write_table(pa.Table.from_batches([], self._schema))
         self._writer.close()
-
-    def drop(self) -> None:
-        # Else pyarrow writes the end of the file when the object is collected, and complains.
-        self._writer.is_open = False
 
     def _cast(self, column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
         try:

@@ -19,6 +19,8 @@ from doma.core.errors import CorruptFile, UnknownColumn
 if TYPE_CHECKING:
     from doma.columns.plan import Plan
 
+MOST = 125_000
+"""Events of a window: more of them take memory and save no time."""
 Columns = dict[str, ak.Array]
 Index = npt.NDArray[np.int64]
 
@@ -149,7 +151,7 @@ def cuts(entries: int, size: int, borders: Index | None) -> Iterator[tuple[int, 
     >>> list(cuts(100, 30, np.array([0, 20, 40, 60, 80, 100])))
     [(0, 20), (20, 40), (40, 60), (60, 80), (80, 100)]
     """
-    size, start = max(1, size), 0
+    size, start = max(1, min(size, MOST)), 0
     while start < entries:
         stop = min(entries, start + size)
         if borders is not None and stop < entries:
