@@ -47,7 +47,7 @@ AHEAD, MOST = 2, 32
 """Files that are claimed for each worker, the running one included: from, to …"""
 BUFFER = 0.5
 """… as many as keep a worker busy for this many seconds. Others' requests wait no longer than that for it."""
-LINGER = 0.1
+LINGER = 0.05
 """Seconds between two transactions when many files are on their way."""
 IDLE = 256
 """Files that may wait for another request that computes the same."""
