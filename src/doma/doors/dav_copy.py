@@ -65,7 +65,7 @@ async def copy_file(call: Call, source: str, target: Target, *, fresh: bool) -> 
             for start in range(0, size, PIECE):
                 await upload.write(await reader.read(start, min(start + PIECE, size)))
             await upload.commit()
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await upload.abort()
             raise
     finally:
@@ -125,7 +125,7 @@ async def instead_of(target: Target) -> AsyncIterator[Target]:
     try:
         yield Target(target.endpoint, fresh)
         await put_in_place(store, fresh, target.path)
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await _remove(store, fresh)
         raise
 
@@ -145,7 +145,7 @@ async def _swap(store: Store, source: str, target: str) -> None:
     await store.rename(target, aside, overwrite=False)
     try:
         await store.rename(source, target, overwrite=False)
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await store.rename(aside, target, overwrite=False)
         raise
     await _remove(store, aside)

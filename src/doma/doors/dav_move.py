@@ -114,7 +114,7 @@ async def copy_here(call: Call, target: Target) -> None:
                 await _copy(call, stat, place, landed, deep=deep, fresh=True)
         else:
             await _copy(call, stat, target, landed, deep=deep, fresh=there is None)
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         if replacing:
             landed.clear()  # All of it was removed again.
         raise

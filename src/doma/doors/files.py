@@ -205,7 +205,7 @@ async def _begin(
         answer.headers.extend(about.items())
         start, stop = spans[0]
         return reader, answer, await reader.read(start, min(stop, start + PIECE)) if stop > start else b""
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await reader.close()
         raise
 
@@ -325,7 +325,7 @@ async def put(site: Site, scope: Scope, receive: Receive, send: Send) -> None:
             if not message.get("more_body"):
                 break
         status, answer = await landing.commit()
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await landing.abort("given up")
         raise
     await send({"type": "http.response.start", "status": status, "headers": _raw(answer)})

@@ -168,7 +168,7 @@ class Landing:
         assert self._upload is not None
         try:
             stat = await self._upload.commit()
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await self._upload.abort()
             raise
         self._site.emit(landed(self._endpoint.name, self._shown, stat, owner_of(self._identity)))

@@ -59,7 +59,7 @@ async def open(call: Call) -> bytes:
         if options & Open.RETSTAT or more & _MORE_STAT:
             line = bytes(8) + (await line_of(target, writing.stat)).encode() + b"\0"
         handle = call.session.put(writing)
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await writing.drop()
         raise
     writing.begun(call.session.observer)
@@ -190,7 +190,7 @@ async def _cut(call: Call, target: Target, size: int) -> None:
                 await upload.write(await reader.read(start, min(start + PIECE, size)))
                 await asyncio.sleep(0)  # A quick disk never waits, and others want to be served.
             stat = await upload.commit()
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await upload.abort()
             raise
     finally:

@@ -116,7 +116,7 @@ async def complete(call: Call) -> None:
                     async for piece in _content(uploads, stat):
                         await landing.write(piece)
                 _, headers = await landing.commit()
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 await landing.abort("given up")
                 raise
             version = dict(headers)["ETag"].strip('"')
@@ -277,7 +277,7 @@ async def _fill(sink: Upload, pieces: AsyncIterator[Any]) -> Stat:
                 raise LimitExceeded(f"a part may have at most {LARGEST_PART} bytes")  # noqa: TRY301
             await sink.write(piece)
         return await sink.commit()
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await sink.abort()
         raise
 

@@ -127,7 +127,7 @@ async def put(call: Call) -> None:
             if not landing.feed(memoryview(piece)):
                 await landing.write(piece)
         _, headers = await landing.commit()
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await landing.abort("given up")
         raise
     if metadata:
@@ -197,7 +197,7 @@ async def copy(call: Call) -> None:
             async for piece in pieces:
                 await landing.write(piece)
             _, headers = await landing.commit()
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await landing.abort("given up")
             raise
         await s3_metadata.keep(place, metadata)
@@ -218,7 +218,7 @@ async def reading(
     try:
         if ranges.not_modified(conditions, stat.path, stat.version, stat.modified):
             raise PreconditionFailed(f"{source.path}: the condition on the source does not hold")  # noqa: TRY301
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         await reader.close()
         raise
 

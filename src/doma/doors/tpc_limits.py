@@ -52,7 +52,7 @@ class Turns:
             self._queue.append(place)
             try:
                 await ready  # whoever sets it has counted us
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 if ready.done() and not ready.cancelled():
                     self._add(who, -1)
                     self._next()

@@ -34,7 +34,7 @@ async def local(order: Order, source: Store, path: str, target: Target, progress
                 await upload.write(await reader.read(start, stop))
                 progress.bytes = stop
             return await upload.commit()
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await upload.abort()
             raise
     finally:

@@ -100,7 +100,7 @@ class Pull:
                     await self._fetch(upload, 0, version.size, version, (answer, flow))
                 self._progress.doing = "verifying and publishing"
                 return await self._commit(upload)
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 await upload.abort()
                 raise
         finally:

@@ -263,7 +263,7 @@ class RangeClient:
                     if not connection.head.done():
                         await sender
                 answer = await connection.head
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 connection.abort()
                 raise
             finally:

@@ -149,7 +149,7 @@ class Inflow:
                     line.transport.write(CONTINUE)
                     body.continued = True
                 answer = await self._fill()
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 await sink.abort("the server is stopping")
                 raise
         if not body.lost:

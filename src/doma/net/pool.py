@@ -85,7 +85,7 @@ class Pool:
                     return connection
                 connection.abort()
             return await self._connect(origin)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             slot.release()
             raise
 

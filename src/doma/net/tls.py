@@ -210,6 +210,6 @@ def _write(path: Path, data: bytes, mode: int) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         Path(name).unlink(missing_ok=True)
         raise

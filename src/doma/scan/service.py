@@ -66,7 +66,7 @@ class Run:
             raise StopIteration
         try:
             return next(self._batches)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self.close()
             raise
 
@@ -163,7 +163,7 @@ class ScanService:
         try:
             schemas = [self._fact(ref, query.options.tree, record)[0] for ref in opened.files]
             job = self._job(query, opened.files, schemas)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self._leave(record)
             raise
         batches = self._batches(job, opened, record)
@@ -295,7 +295,7 @@ class ScanService:
         meter.count = count
         try:
             yield source
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             source.close()
             raise
         meter.count = _unmetered
@@ -363,7 +363,7 @@ def _opened(
         raise PreconditionFailed(f"{ref.name}: was replaced since the scan was planned; plan it again")
     try:
         return open_source(Named(ref.name, cast("BinaryIO", meter), stat.size), tree), meter
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         meter.close()
         raise
 
@@ -372,7 +372,7 @@ def _current(opener: Opener, ref: FileRef, source: Source) -> bool:
     """Whether a source that was kept open is still the file of that name; closed if not."""
     try:
         same = opener.stat(ref.path).version == ref.version
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         source.close()
         raise
     if not same:

@@ -188,7 +188,7 @@ class Tree:
                     os.close(fd)
                 fd = inner
             return (os.dup(fd) if fd == self.fd else fd), at
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             if fd != self.fd:
                 os.close(fd)
             raise

@@ -208,7 +208,7 @@ class FileStore:
             raise
         try:
             tally = Tally(path, size, checksums, adler=blocks, written=blocks.size)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             temporary.keep()
             raise
         upload = FileSession(

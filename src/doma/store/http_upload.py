@@ -88,7 +88,7 @@ class HttpUpload:
             self._complete = True
             self._more.set()
             stat = await self._task
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await self.abort()
             raise
         self._over = True

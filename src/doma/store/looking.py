@@ -125,7 +125,7 @@ class Looking:
             mark = self._marks.read(fd, found)
             mapped = mark.published and not self._read_only
             return Content(fd, found, described(path, found, mark), mapped=mapped)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             os.close(fd)
             raise
 

@@ -126,7 +126,7 @@ def _replace(name: str, folder: int, text: bytes) -> None:
         with os.fdopen(fd, "wb") as file:
             file.write(text)
         os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
+    except BaseException:  # a cancellation, too: undone, and raised on
         with suppress(OSError):
             os.unlink(fresh, dir_fd=folder)
         raise

@@ -139,7 +139,7 @@ class Bucket:
                 parts += f"<Part><PartNumber>{number}</PartNumber><ETag>{tag}</ETag></Part>"
             body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
             return (await self.wire.told("POST", key, [upload], condition, body))[1]
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             with suppress(DomaError):
                 await self.wire.told("DELETE", key, [upload])
             raise

@@ -64,7 +64,7 @@ class S3Upload:
                 part = bytes(memoryview(self._buffer)[:size])
                 del self._buffer[:size]
                 await self._send(part)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await self.abort()  # A part is missing: nobody may publish the rest.
             raise
 
@@ -82,7 +82,7 @@ class S3Upload:
                 await self._arrived()
                 await self._check()
                 version = await self._complete()
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await self.abort()
             raise
         self._open = False

@@ -166,7 +166,7 @@ class Stripe:
         self.lock.acquire()
         try:
             flock(self.fd, LOCK_EX)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self.lock.release()
             raise
 

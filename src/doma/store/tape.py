@@ -108,7 +108,7 @@ class TapeStore:
                 stat = await self._opened(reader.stat)
                 if stat is not None:
                     return TapeReader(reader, stat)
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 await reader.close()
                 raise
             await reader.close()

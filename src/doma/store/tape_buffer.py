@@ -179,7 +179,7 @@ class Buffer:
         try:
             await upload.write(_TEXT % file.id.encode())
             return await self.publish(file, upload)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await upload.abort()
             raise
 
@@ -195,7 +195,7 @@ class Buffer:
             with await asyncio.to_thread(source.open, "rb", buffering=0) as data:
                 while piece := await asyncio.to_thread(data.read, PIECE):
                     await upload.write(piece)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             await upload.abort()
             raise
         return upload

@@ -177,7 +177,7 @@ class Drives:
         async with self._buffer.names.held():
             try:
                 stat = await self._buffer.publish(file, upload)
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 await upload.abort()
                 raise
             await self._buffer.db.run(partial(self._recalled, file, stat.version))

@@ -183,7 +183,7 @@ class FileUpload:
                 lambda w: self._finish(None if w.cancelled() or w.exception() else w.result())
             )
             raise
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self._finish(None)
             raise
         self._finish(stat)
@@ -197,7 +197,7 @@ class FileUpload:
     def _append(self, data: Buffer) -> None:
         try:
             self._temporary.append(self.tally, data)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self._broken = True  # Some of it may be in the file: nothing may follow.
             raise
 

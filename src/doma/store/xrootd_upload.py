@@ -62,7 +62,7 @@ class XrootdUpload:
                 view = view[room:]
                 self._buffer.clear()
                 await self._send(piece)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self._broken = True  # Some of it may be there: nothing may follow.
             raise
         self._buffer += view
@@ -92,7 +92,7 @@ class XrootdUpload:
             while self._flying:
                 await self._flying.popleft()
             stat = await self._publish(sums)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             self._last = None
             await self.abort()
             raise
