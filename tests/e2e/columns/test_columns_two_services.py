@@ -37,8 +37,8 @@ class Tokens:
 async def main():
     service = ColumnService(
         Database(f"sqlite:///{home}/columns.db"), FileStore(home / "results", fsync=False), "https://r.test/r",
-        WorkerPool(1), Tokens(), lambda *a: "", Columns(workers=1, lease=float(lease)), work_dir=home / "work",
-        ca_file=ca, allow=(origin,))
+        WorkerPool(1), Tokens(), lambda *a: "", Columns(workers=1, lease=float(lease)),
+        work_dir=home / "work", ca_file=ca, allow=(origin,))
     await service.start()
     await asyncio.sleep(60)
 
@@ -60,7 +60,7 @@ class House:
             self.sent += len(body)
             send(h, status, body, extra)
 
-        inputs._send = counted
+        inputs._send = counted  # type: ignore[method-assign]
 
     def serve(self, lease: float, look: float) -> subprocess.Popen[bytes]:
         """A service that looks for work of others in this interval."""
