@@ -83,6 +83,8 @@ class Folder(Looking):
             spool.sweep_parts(time.time())
         held = Held(self._quota, path, parts.size or 0, old.size if old else 0)
         try:
+            if self._quota is not None:
+                self._quota.allow(path, parts.others())
             temporary, blocks = parts.open(held)
         except BaseException:
             held.end()

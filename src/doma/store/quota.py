@@ -14,7 +14,7 @@ import mmap
 import os
 import stat as modes
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 
@@ -111,6 +111,23 @@ class Quota:
                     )
             for i, _ in self._covering(path):
                 own[i] = max(0, own[i] + more)
+
+    def allow(self, path: str, waiting: Sequence[tuple[str, int]]) -> None:
+        """See that uploads which wait for their clients, by path and size, still fit beside all the rest.
+
+        They are asked about when one more of them begins: else any number could lie about, counted nowhere.
+
+        Raises:
+            StorageFull: they do not fit below a prefix of ``path``.
+        """
+        with self._held():
+            for i, prefix in self._covering(path) if waiting else ():
+                promised = sum(size for other, size in waiting if covers(prefix, other))
+                if promised > (left := self._limits[prefix] - self._spoken_for(i)):
+                    raise StorageFull(
+                        f"{path}: uploads in parts that were begun need {promised} bytes of the quota of"
+                        f" {prefix}, and {max(0, left)} are left beside this one; end those first"
+                    )
 
     def add(self, changes: Mapping[str, int], *, check: str = "") -> None:
         """Count bytes that have come or gone, by prefix.

@@ -149,6 +149,13 @@ class Parts:
             json.dump(state, file)
         os.rename(fresh, f"{self.key}.json", src_dir_fd=self.folder, dst_dir_fd=self.folder)
 
+    def others(self) -> list[tuple[str, int]]:
+        """Path and announced bytes of the other sessions that wait for their clients, if this one is new."""
+        if os.access(f"{self.key}.json", os.F_OK, dir_fd=self.folder):
+            return []
+        keys = [name.removesuffix(".json") for name in os.listdir(self.folder) if name.endswith(".json")]
+        return [found for key in keys if (found := _waiting(self.folder, key)) is not None]
+
     def forget(self) -> None:
         """Drop what is known of a session that is over."""
         with suppress(FileNotFoundError):
@@ -276,6 +283,21 @@ class FileSession(FileUpload):
             return super()._commit()
         finally:
             self._parts.forget()
+
+
+def _waiting(folder: int, key: str) -> tuple[str, int] | None:
+    """Path and announced bytes of a session; None: it is over, or in use, so that its bytes are set aside."""
+    try:
+        fd = os.open(key, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
+        with os.fdopen(os.open(f"{key}.json", os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)) as file:
+            state = json.load(file)
+        return str(state["path"]), int(state["size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _boot() -> str:

@@ -137,6 +137,27 @@ async def test_parts_are_held_while_a_request_brings_them(tmp_path):
     await store.close()
 
 
+async def test_parts_that_wait_let_no_more_be_begun_than_fits(tmp_path):
+    store = FileStore(tmp_path, fsync=False, quota=Quota({"/": 5000, "/vo": 1000}))
+    for key, size in (("a", 600), ("b", 300)):
+        waiting = await store.resume(f"/vo/{key}", key, size=size)
+        await waiting.write(b"x" * (size - 1))
+        await waiting.pause()
+    with pytest.raises(StorageFull, match="900 bytes of the quota of /vo, and 800 are left"):
+        await store.resume("/vo/c", "c", size=200)
+    assert not [name for name in os.listdir(tmp_path / ".doma" / "parts") if name.startswith("c")]
+    other = await store.resume("/elsewhere", "d", size=200)
+    await other.pause()
+    again = await store.resume("/vo/a", "a", size=600)
+    await again.abort()
+    begun = await store.resume("/vo/c", "c", size=200)
+    await begun.write(b"y" * 200)
+    await begun.commit()
+    assert (await store.space_at("/vo")).used == 200
+    await put(store, "/vo/whole", 800)  # what waits is in nobody's way but that of others like it
+    await store.close()
+
+
 CHILD = """
 import asyncio, os, signal, sys
 from pathlib import Path
