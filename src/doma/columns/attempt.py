@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from doma.auth.redact import blanked
 from doma.columns import cache_repo, work_repo
 from doma.columns.cache_repo import Asked, Cached
 from doma.columns.flights import Flights
@@ -121,7 +122,7 @@ class Attempt:
 
     async def _fail(self, e: DomaError) -> float | None:
         job, shop, now = self.job, self._shop, self._shop.clock()
-        reason, tries = e.message, job.tries + 1
+        reason, tries = blanked(e.message), job.tries + 1
         fresh: tuple[str, ...] | None = None
         if job.dataset is not None and shop.datasets is not None and _is_gone(e) and tries < ATTEMPTS:
             found = await shop.datasets.again(job.dataset, job.url, job.replicas)

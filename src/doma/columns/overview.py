@@ -10,6 +10,7 @@ from sqlalchemy import Connection, case, func, or_, select
 from doma.columns import repo
 from doma.columns.model import FileState, Glance, Overview, Progressed, Request, State
 from doma.columns.tables import files, requests
+from doma.core.url import redacted
 
 _SHOWN = [requests.c[name] for name in Glance.__slots__]
 
@@ -76,7 +77,7 @@ def watched(
         else_=3,
     )
     rows = tx.execute(select(files).where(mine).order_by(rank, c.number).limit(limit)).mappings()
-    listed = [dict(row) for row in rows]
+    listed = [{**row, "url": redacted(row["url"])} for row in rows]  # operators see it, too
     of = found.failed if failed else found.files
     return Watched(found, repo.progress(tx, id_), listed, max(0, of - len(listed)))
 

@@ -72,7 +72,8 @@ def check_url(url: str, allow: Sequence[str] = ()) -> None:
         BadRequest: it is no URL of a scheme that is read.
     """
     if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or " " in url:
-        raise BadRequest(f"{url[:200]!a}: a URL has at most {MAX_URL} printable ASCII characters, no space")
+        shown = redacted(url)[:200]
+        raise BadRequest(f"{shown!a}: a URL has at most {MAX_URL} printable ASCII characters, no space")
     try:
         parts = urlsplit(url)
         ok = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -120,7 +121,7 @@ def open_bytes(
     scheme = url.partition("://")[0].lower()
     if scheme == "file":
         if "file://" not in allow:
-            raise Forbidden(f"{url}: local files are not read here; give an https:// URL")
+            raise Forbidden(f"{redacted(url)}: local files are not read here; give an https:// URL")
         return LocalFile(url, unquote(urlsplit(url).path))
     check_url(url, allow)
     if scheme in ROOT:
@@ -132,7 +133,7 @@ def open_bytes(
     if scheme == "s3":
         if not token:
             raise Forbidden(
-                f"{url}: objects of this bucket are not read here; the administrator can allow it"
+                f"{redacted(url)}: objects of this bucket are not read here; the administrator can allow it"
             )
         return RemoteFile(url, "", ca_file, allow, lazy=lazy, place=token)
     return RemoteFile(url, token, ca_file, allow, lazy=lazy, digest=digest)

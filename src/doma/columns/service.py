@@ -44,6 +44,7 @@ from doma.columns.sink import FORMATS
 from doma.core.config import Columns
 from doma.core.errors import BadQuery, BadRequest, Conflict, LimitExceeded, NotFound, TooManyRequests
 from doma.core.paths import encode
+from doma.core.url import redacted
 from doma.db.engine import Database
 from doma.store.protocol import Store
 
@@ -362,6 +363,7 @@ def _checked(ask: Submission, allow: tuple[str, ...]) -> tuple[str, ...]:
         other = names.setdefault(object_name(url, ask.format), url)
         if other != url:
             raise BadQuery(
-                f"file-list: {url[:200]!r} and {other[:200]!r} give results of one name; ask twice"
+                f"file-list: {redacted(url)[:200]!r} and {redacted(other)[:200]!r} give results of one name;"
+                " ask twice"
             )
     return files

@@ -18,6 +18,7 @@ from doma.columns.fair import Open, shares
 from doma.columns.model import FINAL, FileState, Grant, Outcome, Progress, State, verdict
 from doma.columns.repo import tell
 from doma.columns.tables import files, requests
+from doma.core.url import redacted
 from doma.db import claim as claims
 
 OPEN = 1000
@@ -223,7 +224,8 @@ def pace(tx: Connection, request: str) -> tuple[int, list[float]]:
 
 def _named(url: str, reason: str) -> str:
     """A reason that names the file, once."""
-    return (reason if reason.startswith(url) else f"{url}: {reason}")[:2000]
+    shown = redacted(url)
+    return (reason if reason.startswith(shown) else f"{shown}: {reason}")[:2000]
 
 
 def _open(tx: Connection, now: float, waiting: int) -> list[Open]:

@@ -11,11 +11,14 @@ from doma.core.errors import BadRequest
 SPELLINGS = {"dav": "http", "davs": "https", "s3s": "https", "webdav": "http", "webdavs": "https"}
 PORTS = {"http": 80, "https": 443, "root": 1094, "roots": 1094, "xroot": 1094, "grpc": 80, "grpc+tls": 443}
 
-_SECRET = {"authz", "access_token", "refresh_token", "token", "code", "password", "client_secret", "sig"} | {
+_SECRET = {
+    "authz", "access_token", "refresh_token", "id_token", "token", "macaroon", "ticket", "code", "password",
+    "client_secret", "client_assertion", "sig",
+} | {
     f"{prefix}{name}"
     for prefix in ("", "x-amz-", "x-goog-")
     for name in ("signature", "credential", "security-token")
-}
+}  # fmt: skip
 _MASK = "***"
 
 
