@@ -132,3 +132,21 @@ def test_an_upload_to_no_endpoint_is_left_to_the_application(served, token):
     assert served.ask("PUT", "/%73ite/d/g", body=b"12", token=token).status == 201
     assert served.ask("GET", "/site/d/g", token=token).body == b"12"
     assert not [one for one in served.counted if one[1] == "PUT" and one[0] != "site"]
+
+
+def test_rights_of_a_directory_are_those_of_one_token_alone(served, token, sign):
+    """What is remembered of a directory helps nobody else there, and no name beside the one that is allowed."""
+    one, reader = sign(scope="storage.modify:/d/one"), sign(scope="storage.read:/")
+    creator = sign(scope="storage.create:/d")
+    for who in (token, one, reader, creator):
+        served.ask("GET", "/site/d/f", token=who)  # from now on it is known
+    for turn in range(2):
+        for name in ("one", "two"):
+            assert served.ask("PUT", f"/site/d/{name}", body=b"1", token=reader).status == 403
+            assert served.ask("PUT", f"/site/d/{name}", body=b"1", token=creator).status == 201
+            for who in (reader, creator):
+                assert served.ask("DELETE", f"/site/d/{name}", token=who).status == 403
+        assert served.ask("DELETE", "/site/d/two", token=one).status == 403
+        assert served.ask("DELETE", "/site/d/one", token=one).status == 204
+        assert served.ask("DELETE", "/site/d/two", token=token).status == 204
+        assert served.ask("PUT", "/site/d/three", body=b"1", token=one).status == 403, turn
