@@ -135,7 +135,7 @@ def test_an_upload_to_no_endpoint_is_left_to_the_application(served, token):
 
 
 def test_rights_of_a_directory_are_those_of_one_token_alone(served, token, sign):
-    """What is remembered of a directory helps nobody else there, and no name beside the one that is allowed."""
+    """What is remembered of a directory helps nobody else there, and no name beside the allowed one."""
     one, reader = sign(scope="storage.modify:/d/one"), sign(scope="storage.read:/")
     creator = sign(scope="storage.create:/d")
     for who in (token, one, reader, creator):
