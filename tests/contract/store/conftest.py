@@ -1,5 +1,6 @@
 """Stores are tried on the event loop that the servers run on; a real XRootD server where there is one."""
 
+import math
 import os
 import shutil
 import socket
@@ -15,10 +16,20 @@ import pytest
 import uvloop
 
 from doma.net.tls import ensure
+from doma.store import file
 
 
 def pytest_asyncio_loop_factories(config, item):
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_disk():
+    """What is done at once on a quick disk is done so on a busy machine, too, which is no slow disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(file, "SLOW", math.inf)
+        patch.setattr(file, "QUICK", math.inf)
+        yield
 
 
 @dataclass
