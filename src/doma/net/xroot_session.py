@@ -113,7 +113,7 @@ async def connect(
         why = e.strerror or str(e) or type(e).__name__
         error = StorageUnavailable(f"{name}: cannot be connected ({why}); is the server up?")
         raise _given_up(connection, error) from e
-    except BaseException as e:
+    except BaseException as e:  # a cancellation, too: the connection goes, and it is raised on
         _given_up(connection, e if isinstance(e, DomaError) else StorageUnavailable(f"{name}: given up"))
         raise
 

@@ -86,12 +86,12 @@ class Folder(Looking):
             if self._quota is not None:
                 self._quota.allow(path, parts.others())
             temporary, blocks = parts.open(held)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             held.end()
             raise
         try:
             self._need(path, room - blocks.size, temporary.fd)
-        except BaseException:
+        except BaseException:  # a cancellation, too: undone, and raised on
             temporary.keep()
             raise
         return temporary, blocks

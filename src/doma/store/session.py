@@ -124,7 +124,7 @@ class Parts:
                 raise TooManyRequests(
                     f"{self.path}: another request is writing to this upload; ask again", retry_after=5
                 ) from e
-            except BaseException:
+            except BaseException:  # a cancellation, too: undone, and raised on
                 os.close(fd)
                 raise
 
