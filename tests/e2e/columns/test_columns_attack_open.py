@@ -78,10 +78,8 @@ def test_a_name_of_an_attacker_that_leads_here_shows_and_stops_nothing(http, hos
 
 
 def test_a_token_that_is_no_good_is_no_way_in_though_none_is_needed(http):
-    for header in ("Bearer x", "Basic eDp5", "bearer none"):
-        assert http.get("/servicex", headers={"Authorization": header}).status_code in {200, 400, 401}
-    assert http.get("/servicex", headers={"Authorization": "Bearer x.y.z"}).status_code == 401
-    assert http.get("/servicex", headers={"Authorization": "Basic eDp5"}).status_code == 401
+    for token in ("x", "x.y.z", "none"):
+        assert http.get("/servicex", headers={"Authorization": f"Bearer {token}"}).status_code == 401
 
 
 def test_no_answer_sets_a_cookie_that_a_foreign_page_could_use(http):
