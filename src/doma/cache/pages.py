@@ -68,7 +68,7 @@ class PageFile:
         self.waited = 0.0
         """Seconds that reads waited for the disk, and how often it refused one, since somebody took note."""
         self.refused = 0
-        self._resident: Resident | None = None
+        self._resident = Resident(self._fd, self.size)
         self._nowait = os.RWF_NOWAIT
         self._seen = 0
         self._settled = False
@@ -185,9 +185,9 @@ class PageFile:
         """The descriptor for ``sendfile`` of ``[start, stop)``, under the same conditions as :meth:`view`."""
         if start >= stop:
             return self._fd
-        if not self._sure(((start, stop),)):
+        if self._checked.find(0, start // PAGE, -(-stop // PAGE)) >= 0 or not self._quiet():
             return None
-        if self._in_memory(start, stop):
+        if self._resident.holds(start, stop):
             return self._fd
         self._unsure(start, stop)
         return None
@@ -211,6 +211,7 @@ class PageFile:
         except OSError:
             got = 0  # not in memory, or a file system without this flag
         if got < len(buffer):
+            self._unsure(run[0] * PAGE, run[1] * PAGE)  # what comes from the disk counts once it was checked
             began = time.monotonic()
             try:
                 await asyncio.to_thread(self._read, buffer, run[0] * PAGE)
@@ -294,7 +295,7 @@ class PageFile:
         size = len(buffer)
         stop = start + size
         try:
-            asked = self._nowait or self._in_memory(start, stop)
+            asked = self._nowait or self._resident.holds(start, stop)
             if asked and os.preadv(self._fd, (buffer,), start, self._nowait) == size:
                 return True
         except OSError as e:  # EAGAIN: not all of it
@@ -303,14 +304,6 @@ class PageFile:
                 return self._take(buffer, start)
         self._unsure(start, stop)
         return False
-
-    def _in_memory(self, start: int, stop: int) -> bool:
-        if self._resident is None:
-            try:
-                self._resident = Resident(self._fd, self.size)
-            except (OSError, ValueError):
-                return False
-        return self._resident.holds(start, stop)
 
     def _unsure(self, start: int, stop: int) -> None:
         """Have the pages of ``[start, stop)`` checked when they are read the next time."""

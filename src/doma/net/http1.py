@@ -10,13 +10,13 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, cast
 
 from doma.net.bridge import Cycle
-from doma.net.exchange import SMALL, Address, Answer, Buffer, Request, Sink, text_answer
+from doma.net.exchange import PIECE, SMALL, Address, Answer, Buffer, Request, Sink, Span, text_answer
 from doma.net.hub import Hub
 from doma.net.inflow import Body, Inflow
-from doma.net.outflow import Outflow
+from doma.net.outflow import Outflow, send_at_once
 from doma.net.reading import Exchange, Flood, Reading
 from doma.net.repeat import HEAD
 
@@ -250,8 +250,13 @@ class HttpProtocol(Reading):
                 if not keep:
                     self.close_softly()
                 return
-        outflow = Outflow(self, answer.head + tail, answer.span or answer.parts)
-        if outflow.start():
+        head: bytes | None = answer.head + tail
+        span = answer.span
+        short = span is not None and span.ready is not None and span.stop - span.start <= PIECE
+        if short and not self.tls and not self.transport.get_write_buffer_size():
+            head = send_at_once(self.duplicate(), answer.head + tail, cast("Span", span))
+        outflow = Outflow(self, head, span or answer.parts) if head is not None else None
+        if outflow is None or outflow.start():
             if not keep:
                 self.close_softly()
             return

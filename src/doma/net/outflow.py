@@ -242,6 +242,28 @@ class Outflow:
             self._pipe.sent()
 
 
+def send_at_once(sock: socket.socket, head: bytes, span: Span) -> bytes | None:
+    """Send an answer of at most :data:`PIECE` without waiting; None: all is out.
+
+    Else an outflow shall go on, with what is left of the span and of the head, which is returned. It meets
+    any error again.
+
+    Args:
+        sock: Of a plain connection whose transport holds nothing.
+        head: Bytes before the body.
+        span: Has its descriptor ready.
+    """
+    assert span.ready is not None
+    try:
+        sent = sock.send(head, socket.MSG_MORE)
+        head = head[sent:]
+        if not head:
+            span.start += os.sendfile(sock.fileno(), span.ready, span.start, span.stop - span.start)
+    except OSError:
+        return head
+    return None if span.start == span.stop else head
+
+
 def _batches(parts: Sequence[Buffer]) -> Iterator[list[Buffer]]:
     """Buffers in groups of about 256 KiB; a larger one alone is cut."""
     batch: list[Buffer] = []
