@@ -1,10 +1,12 @@
 """What the rows of column delivery promise, on both databases: counted once, fenced, fair, in order."""
 
+import importlib
 import random
 from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import select, update
 
@@ -420,3 +422,23 @@ def test_random_walks_leave_counters_that_are_the_sums_over_the_files(database, 
     (row,) = database.look_sync(lambda tx: tx.execute(wanted).mappings().all())
     says = by_rows(database.look_sync(lambda tx: repo.all_files(tx, "r", 10)))
     assert {name: row[name] for name in says} == says
+
+
+def test_requests_of_an_older_database_get_their_counters(database):
+    add(database, "r", 2)
+    one, two = take(database, "w", 10.0, 2)
+    done(database, one)
+    database.run_sync(lambda tx: work_repo.advance(tx, {(two.file, two.attempt): Progress(3, 9, 20)}, 11.0))
+    database.run_sync(lambda tx: work_repo.failed(tx, two, "torn", 12.0))
+    wanted = select(requests).where(requests.c.id == "r")
+    before = database.look_sync(lambda tx: dict(tx.execute(wanted).mappings().one()))
+    assert (before["events"], before["read"], before["bytes"]) == (7, 20, 70)
+    revision = importlib.import_module("doma.db.migrations.versions.0007_column_counters")
+
+    def again(tx):
+        with Operations.context(MigrationContext.configure(tx)):
+            revision.downgrade()
+            revision.upgrade()
+
+    database.run_sync(again)
+    assert database.look_sync(lambda tx: dict(tx.execute(wanted).mappings().one())) == before

@@ -42,9 +42,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("column_files") as table:
-        table.drop_column("pushed")
-    with op.batch_alter_table("column_requests") as table:
-        for name in (*SUMS, "seconds", "quickest", "slowest", "pushed"):
-            table.drop_column(name)
+    # Not in a batch: SQLite would make the table of the requests anew, and drop their files with the old one.
+    op.drop_column("column_files", "pushed")
+    for name in (*SUMS, "seconds", "quickest", "slowest", "pushed"):
+        op.drop_column("column_requests", name)
     op.drop_table("column_leads")
