@@ -24,7 +24,10 @@ from doma.core.errors import CorruptFile, LimitExceeded
 Ints = npt.NDArray[np.int64]
 Part = bytes | memoryview
 
-PAGELIST = 3
+HEADER, FOOTER, PAGELIST = 1, 2, 3
+_ENVELOPES = {HEADER: "header", FOOTER: "footer", PAGELIST: "page list"}
+_DEEP = 100
+"""Fields within fields; uproot goes through them by recursion."""
 _KINDS = {
     0: "?", 3: "i1", 4: "u1", 5: "<i2", 6: "<u2", 7: "<i4", 8: "<u4", 9: "<i8", 10: "<u8",
     12: "<f4", 13: "<f8", 0x18: "<f4", 0x19: "<f8", 0x12: "<u2", 0x14: "<u4", 0x16: "<u8",
@@ -87,19 +90,18 @@ class PlainNtuple:
     def __init__(self, model: Any, fetcher: Fetcher) -> None:
         self._model, self._fetcher = model, fetcher
         self._columns: dict[int, list[Column | None]] = {}
-        for c in model.column_records:
-            kind = _KINDS.get(c.type) or _INDICES.get(c.type)
-            plain = kind is not None and not c.repr_idx and not c.first_element_index
-            found = Column(c.idx, c.type, np.dtype(kind)) if plain else None
-            self._columns.setdefault(c.field_id, []).append(found)
         self._children: dict[int, list[int]] = {}
-        for i, f in enumerate(model.field_records):
-            if f.parent_field_id != i:
-                self._children.setdefault(f.parent_field_id, []).append(i)
         borders = [0]
         self._lists: list[tuple[bytes, list[int]]] = []
-        for group in model.footer.cluster_group_records:
-            self._group(group, borders)
+        try:
+            self._check_frames()
+            self._schema()
+            for group in model.footer.cluster_group_records:
+                self._group(group.page_list_link, borders)
+        except struct.error as e:
+            raise CorruptFile("its header, footer or page list ends too early") from e
+        if borders[-1] >> 56:
+            raise CorruptFile(f"it says that it has {borders[-1]} entries")
         self.entries: Ints = np.array(borders, np.int64)
         """(clusters + 1,) First entry of each cluster, and the end."""
 
@@ -129,9 +131,14 @@ class PlainNtuple:
             values, length, start = _PAGE.unpack_from(data, at + _FRAME.size + i * _PAGE.size)
             if length < 0:
                 raise Odd
-            if start + length > self._fetcher.data.size:
+            if start + length + 8 * (values < 0) > self._fetcher.data.size:
                 raise CorruptFile(f"a page lies at byte {start}, behind the end of the file")
+            if length > _stored(column, abs(values)):
+                raise CorruptFile("a page is larger than its values")
             found.append(Page(abs(values), start, start + length, values < 0))
+        total = sum(p.count for p in found)
+        if total * column.kind.itemsize > MOST:
+            raise LimitExceeded(f"a column of a cluster has {total} values, too many; rewrite the file")
         (first,) = struct.unpack_from("<q", data, at + _FRAME.size + count * _PAGE.size)
         if first < 0:
             raise Odd
@@ -147,32 +154,69 @@ class PlainNtuple:
             raise Odd
         return found[0]
 
-    def _group(self, group: Any, borders: list[int]) -> None:
-        """The page lists of a group of clusters."""
-        link = group.page_list_link
-        start, size, whole = link.locator.offset, link.locator.num_bytes, link.env_uncomp_size
+    def _check_frames(self) -> None:
+        """See that header and footer are whole: uproot goes through them as long as they say."""
+        for kind, name in ((HEADER, "Header"), (FOOTER, "Footer")):
+            start, size, whole = (self._model.member(f + name) for f in ("fSeek", "fNBytes", "fLen"))
+            data = self._envelope(kind, start, size, whole)
+            at = 16 if kind == HEADER else 32  # the footer has a checksum and a record frame first
+            for _ in range(3 if kind == HEADER else 0):
+                at += 4 + int(struct.unpack_from("<I", data, at)[0])
+            for _ in range(4 if kind == HEADER else 6):
+                if at < len(data) - 8:
+                    _, at = _frames(data, at)
+
+    def _schema(self) -> None:
+        """Columns by field, and fields by parent."""
+        for c in self._model.column_records:
+            kind = np.dtype(_KINDS.get(c.type) or _INDICES.get(c.type) or "V0")
+            if kind.itemsize and c.nbits != (1 if kind == np.bool_ else 8 * kind.itemsize):
+                raise CorruptFile(f"its column {c.idx} of type {c.type:#x} has values of {c.nbits} bits")
+            plain = kind.itemsize and not c.repr_idx and not c.first_element_index
+            self._columns.setdefault(c.field_id, []).append(Column(c.idx, c.type, kind) if plain else None)
+        parents = [f.parent_field_id for f in self._model.field_records]
+        for i, f in enumerate(self._model.field_records):
+            if parents[i] != i:
+                self._children.setdefault(parents[i], []).append(i)
+            above = i
+            for _ in range(_DEEP):
+                if max(parents[above], f.source_field_id or 0) >= len(parents):
+                    raise CorruptFile(f"its field {i} refers to a field that it does not have")
+                if parents[above] == above:
+                    break
+                above = parents[above]
+            else:
+                raise CorruptFile(f"its field {i} lies in itself, or within more than {_DEEP} others")
+
+    def _envelope(self, kind: int, start: int, size: int, whole: int) -> bytes:
+        """A part of the description, unpacked and checked."""
+        name = _ENVELOPES[kind]
         if whole > MOST:
-            raise LimitExceeded(f"a page list has {whole} bytes, at most {MOST} are read")
+            raise LimitExceeded(f"its {name} has {whole} bytes, at most {MOST} are read")
+        if not 0 < size <= whole or start + size > self._fetcher.data.size:
+            raise CorruptFile(f"its {name} of {size} bytes at byte {start} is not in the file")
         (part,) = self._fetcher.read([(start, start + size)])
         data = bytes(part if size == whole else unzipped(part, whole))
-        try:
-            (head,) = struct.unpack_from("<Q", data, 0)
-            if head & 0xFFFF != PAGELIST or head >> 16 != len(data):
-                raise CorruptFile("its page list has another size than it says")
-            if xxhash.xxh3_64_intdigest(data[:-8]) != int.from_bytes(data[-8:], "little"):
-                raise CorruptFile("the checksum of its page list differs")
-            summaries, at = _frames(data, 16)
-            for place in summaries:
-                _, first, count = _SUMMARY.unpack_from(data, place)
-                if first != borders[-1] or count >> 56:
-                    raise Odd
-                borders.append(first + count)
-            clusters, at = _frames(data, at)
-            if len(clusters) != len(summaries):
-                raise CorruptFile("its page list has another number of clusters than it says")
-            self._lists += [(data, _frames(data, place)[0]) for place in clusters]
-        except struct.error as e:
-            raise CorruptFile("its page list ends too early") from e
+        (head,) = struct.unpack_from("<Q", data, 0)
+        if head & 0xFFFF != kind or head >> 16 != len(data):
+            raise CorruptFile(f"its {name} has another size than it says")
+        if xxhash.xxh3_64_intdigest(data[:-8]) != int.from_bytes(data[-8:], "little"):
+            raise CorruptFile(f"the checksum of its {name} differs")
+        return data
+
+    def _group(self, link: Any, borders: list[int]) -> None:
+        """The page lists of a group of clusters."""
+        data = self._envelope(PAGELIST, link.locator.offset, link.locator.num_bytes, link.env_uncomp_size)
+        summaries, at = _frames(data, 16)
+        clusters, _ = _frames(data, at)
+        if len(clusters) != len(summaries):
+            raise CorruptFile("its page list has another number of clusters than it says")
+        self._lists += [(data, _frames(data, place)[0]) for place in clusters]
+        for place in summaries:
+            _, first, count = _SUMMARY.unpack_from(data, place)
+            if first != borders[-1] or count >> 56:
+                raise Odd
+            borders.append(first + count)
 
 
 def _frames(data: bytes, at: int) -> tuple[list[int], int]:
@@ -194,10 +238,7 @@ def _frames(data: bytes, at: int) -> tuple[list[int], int]:
 
 def joined(column: Column, pages: list[Page], parts: Sequence[Part]) -> npt.NDArray[Any]:
     """The values of a column in a cluster. Raises CorruptFile."""
-    total = sum(p.count for p in pages)
-    if total * column.kind.itemsize > MOST:
-        raise LimitExceeded(f"a column of a cluster has {total} values, too many; rewrite the file")
-    out = np.empty(total, column.kind)
+    out = np.empty(sum(p.count for p in pages), column.kind)
     at = 0
     for page, part in zip(pages, parts, strict=True):
         out[at : at + page.count] = _values(column, page, part)
@@ -205,16 +246,18 @@ def joined(column: Column, pages: list[Page], parts: Sequence[Part]) -> npt.NDAr
     return out
 
 
+def _stored(column: Column, count: int) -> int:
+    """Bytes of values before compression."""
+    return (count + 7) // 8 if column.kind == np.bool_ else count * column.kind.itemsize
+
+
 def _values(column: Column, page: Page, part: Part) -> npt.NDArray[Any]:
-    is_bits = column.kind == np.bool_
-    whole = (page.count + 7) // 8 if is_bits else page.count * column.kind.itemsize
+    whole = _stored(column, page.count)
     stored = memoryview(part)[: page.stop - page.start]
     if page.checked and xxhash.xxh3_64_intdigest(stored) != int.from_bytes(part[-8:], "little"):
         raise CorruptFile("the checksum of a page differs")
-    if len(stored) > whole:
-        raise CorruptFile("a page is larger than its values")
     data = stored if len(stored) == whole else unzipped(stored, whole)
-    if is_bits:
+    if column.kind == np.bool_:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), count=page.count, bitorder="little")
         return bits.view(np.bool_)
     found: npt.NDArray[Any] = np.frombuffer(data, column.kind, page.count)

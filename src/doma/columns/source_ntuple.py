@@ -1,6 +1,8 @@
 """RNTuples as columns: plain fields by our own reader, everything else by uproot, opened on demand."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import tee, zip_longest
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from doma.columns.ntuple import Column, Field, Page, PlainNtuple, assembled, joi
 from doma.columns.plain import taken
 from doma.columns.source import Columns, Index, Source, Window, cuts
 from doma.columns.ttree import Odd
-from doma.core.errors import DomaError
+from doma.core.errors import CorruptFile, LimitExceeded
 
 Pages = dict[tuple[int, int], list[Page]]
 """By column and cluster."""
@@ -25,9 +27,11 @@ class NtupleSource:
 
     def __init__(self, place: str, fetcher: Fetcher, model: Any, whole: Callable[[], Source]) -> None:
         self.place, self._fetcher, self._open = place, fetcher, whole
+        with _telling(place):
+            self._ntuple = PlainNtuple(model, fetcher)
+        # Only now: a field that lies in itself keeps uproot busy for ever.
         self._numbers = {f.name: int(f.field_id) for f in model.fields}
         self.names = self.readable = tuple(self._numbers)
-        self._ntuple = PlainNtuple(model, fetcher)
         self._borders = self._ntuple.entries
         self.entries = int(self._borders[-1])
         self._known: dict[str, Field | None] = {}
@@ -47,12 +51,11 @@ class NtupleSource:
                 return joined(c, pages[key], parts[key]) if key in pages else None
 
             try:
-                data = assembled(field, rows, column)
+                with _telling(f"{self.place}, field {name!r} from entry {start}"):
+                    data = assembled(field, rows, column)
             except Odd:
                 self._known[name] = None
                 continue
-            except DomaError as e:
-                raise type(e)(f"{self.place}, field {name!r} from entry {start}: {e.message}") from e
             whole = (start, stop) == (begin, begin + len(data))
             out[name] = taken(data, keep - begin) if keep is not None else (
                 data if whole else data[start - begin : stop - begin]
@@ -65,10 +68,11 @@ class NtupleSource:
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))
         size = self.sizes(names)[1] / max(self.entries, 1)
-        spans = list(cuts(self.entries, int(step / max(size, 1e-9)), self._borders))
-        for i, (start, stop) in enumerate(spans):
-            if i + 1 < len(spans):
-                _, pages = self._pages(first or names, self._overlap(*spans[i + 1]), None)
+        spans, following = tee(cuts(self.entries, int(step / max(size, 1e-9)), self._borders))
+        next(following, None)
+        for (start, stop), after in zip_longest(spans, following):
+            if after:
+                _, pages = self._pages(first or names, self._overlap(*after), None)
                 self._fetcher.ahead(_range(p) for held in pages.values() for p in held)
             yield Window(self, start, stop, groups)
 
@@ -118,16 +122,34 @@ class NtupleSource:
             if field is None:
                 continue
             try:
-                found |= {(c.number, i): self._ntuple.pages(c, i) for c in field.columns for i in wanted}
+                with _telling(f"{self.place}, field {name!r}"):
+                    found |= {(c.number, i): self._ntuple.pages(c, i) for c in field.columns for i in wanted}
+                    self._check_counts(field.columns[0].number, found, wanted)
                 fields[name] = field
             except Odd:
                 self._known[name] = None
         return fields, found
 
+    def _check_counts(self, number: int, pages: Pages, clusters: list[int]) -> None:
+        """See that a field has a value or a list for each entry, before any memory is taken for these."""
+        for i in clusters:
+            count, rows = sum(p.count for p in pages[number, i]), self._borders[i + 1] - self._borders[i]
+            if count != rows:
+                raise CorruptFile(f"a cluster has {count} values or lists for {rows} entries")
+
     def _parts(self, pages: Pages) -> dict[tuple[int, int], list[memoryview]]:
         """The stored pages."""
         blocks = iter(self._fetcher.read([_range(p) for held in pages.values() for p in held]))
         return {key: [next(blocks) for _ in held] for key, held in pages.items()}
+
+
+@contextmanager
+def _telling(place: str) -> Iterator[None]:
+    """Say where it is that something is wrong."""
+    try:
+        yield
+    except (CorruptFile, LimitExceeded) as e:
+        raise type(e)(f"{place}: {e.message}") from e
 
 
 def _range(page: Page) -> Range:
