@@ -224,7 +224,7 @@ def _frames(data: bytes, at: int) -> tuple[list[int], int]:
     size, count = _FRAME.unpack_from(data, at)
     end = at - size
     if size >= 0 or end > len(data) or count > -size:
-        raise CorruptFile("a frame of its page list is damaged")
+        raise CorruptFile("a list in its description is damaged")
     at += _FRAME.size
     found = []
     for _ in range(count):
@@ -232,7 +232,7 @@ def _frames(data: bytes, at: int) -> tuple[list[int], int]:
         (inner,) = struct.unpack_from("<q", data, at)
         at += abs(inner)
         if abs(inner) < 8 or at > end:
-            raise CorruptFile("a frame of its page list is damaged")
+            raise CorruptFile("a list in its description is damaged")
     return found, end
 
 

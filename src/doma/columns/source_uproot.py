@@ -109,7 +109,8 @@ class RootSource:
     def _borders(self) -> Index | None:
         if self._is_tree:
             return None
-        return np.array([int(c.num_first_entry) for c in self._tree.cluster_summaries], np.int64)
+        with translated(self.place):
+            return np.array([int(c.num_first_entry) for c in self._tree.cluster_summaries], np.int64)
 
 
 def _is_readable(branch: Any) -> bool:
