@@ -1,0 +1,225 @@
+"""Crafting ROOT files that lie, with right checksums, and reading them in a child of bounded time and memory."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import awkward as ak
+import numpy as np
+import uproot
+import xxhash
+
+ANCHOR = struct.Struct(">HHHHQQQQQQQ")
+HEADER, FOOTER, PAGELIST = 1, 2, 3
+N = 100
+COUNTS = np.random.default_rng(1).poisson(2, N)
+VALUES = {
+    "x": np.arange(N, dtype="i4"),
+    "y": np.random.default_rng(2).normal(size=N),
+    "z": ak.unflatten(np.arange(COUNTS.sum(), dtype="f4"), COUNTS),
+}
+ORDER = (("r", "a"), ("r", "b"), "x", "y", "z ends", "z")
+"""Columns of the ntuple."""
+PROGRAM = """
+import json, resource, signal, sys
+from pathlib import Path
+import awkward as ak
+import uproot
+from doma.columns.remote import open_bytes
+from doma.columns.source import open_source
+from doma.core.errors import DomaError
+import doma.columns.source_ntuple, doma.columns.source_uproot
+size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def read(file, name):
+    data = open_bytes(file.as_uri(), allow=("file://",))
+    try:
+        source = open_source(data, "T")
+        windows = source.windows((name,), 1 << 20)
+        return str([x for w in windows for x in ak.to_list(w.column(name))])
+    finally:
+        data.close()
+
+
+def reference(file, name):
+    with uproot.open({file: None}, object_cache=None, array_cache=None) as opened:
+        return str(ak.to_list(opened["T"][name].array()))
+
+
+expected = {}
+for file in sorted(Path(sys.argv[1]).glob("*.root")):
+    for name in sys.argv[2:]:
+        signal.alarm(15)
+        word = text = ""
+        try:
+            got = read(file, name)
+            word = "same" if got == expected.setdefault(name, got) else "changed"
+            if word == "changed" and got == reference(file, name):
+                word = "referred"
+        except DomaError as e:
+            word, text = type(e).__name__, e.message
+        except Exception as e:
+            word, text = "wrong", repr(e)
+        print(json.dumps([int(file.stem), name, word, text]), flush=True)
+"""
+
+
+def sealed(payload, kind):
+    """An envelope with its size and checksum."""
+    out = struct.pack("<Q", (len(payload) + 8) << 16 | kind) + payload[8:]
+    return out + struct.pack("<Q", xxhash.xxh3_64_intdigest(out))
+
+
+def as_is(payload, kind=0):
+    return payload
+
+
+def frame(members):
+    """A list frame."""
+    body = b"".join(members)
+    return struct.pack("<qI", -(len(body) + 12), len(members)) + body
+
+
+def swapped(old, new):
+    """An edit that replaces bytes which occur once."""
+
+    def edit(payload):
+        assert payload.count(old) == 1
+        return payload.replace(old, new)
+
+    return edit
+
+
+class Ntuple:
+    """A small ntuple whose description can be replaced.
+
+    Its pages have no checksums: uproot writes none.
+    """
+
+    def __init__(self, path):
+        values = VALUES | {"r": ak.zip({"a": np.arange(N), "b": np.arange(N) / 2})}
+        with uproot.recreate(path) as made:
+            made.mkrntuple("T", values)
+        self.stored = path.read_bytes()
+        with uproot.open(path) as file:
+            model = file["T"]
+            link = model.footer.cluster_group_records[0].page_list_link
+            self.header = bytes(model.header and model._header_chunk.raw_data)[:-8]
+            self.footer = bytes(model._footer_chunk.raw_data)[:-8]
+            self.pagelist = bytes(model.read_locator(link.locator, link.env_uncomp_size)[0].raw_data)[:-8]
+            self.link = struct.pack("<QiQ", link.env_uncomp_size, link.locator.num_bytes, link.locator.offset)
+            self.anchor = dict(model._members)
+            pages = [c.pages[0] for c in model.page_link_list[0]]
+        self.pages = {
+            name: (p.num_elements, p.locator.num_bytes, p.locator.offset)
+            for name, p in zip(ORDER, pages, strict=True)
+        }
+
+    def crafted(
+        self,
+        header=as_is,
+        pagelist=as_is,
+        footer=as_is,
+        lie=as_is,
+        link=None,
+        anchor=None,
+        extra=b"",
+        size=None,
+    ):
+        """The file with edited envelopes, sealed anew; ``lie`` edits what is sealed."""
+        out = bytearray(self.stored) + extra
+
+        def put(data):
+            out.extend(data)
+            return len(out) - len(data), len(data)
+
+        head = lie(sealed(header(self.header), HEADER), HEADER)
+        check = head[-8:]
+        start, stored = put(head)
+        pages = pagelist(self.pagelist)
+        at, long = put(lie(sealed(pages[:8] + check + pages[16:], PAGELIST), PAGELIST))
+        foot = self.footer.replace(self.link, struct.pack("<QiQ", *(link or (long, long, at))))
+        foot = footer(foot[:16] + check + foot[24:])
+        end, length = put(lie(sealed(foot, FOOTER), FOOTER))
+        told = {"fSeekHeader": start, "fNBytesHeader": stored, "fLenHeader": stored}
+        told |= {"fSeekFooter": end, "fNBytesFooter": length, "fLenFooter": length}
+        new = ANCHOR.pack(*(self.anchor | told | (anchor or {})).values())
+        place = out.index(ANCHOR.pack(*self.anchor.values()))
+        out[place : place + len(new) + 8] = new + struct.pack(">Q", xxhash.xxh3_64_intdigest(new))
+        return bytes(out)
+
+    def page(self, name, count=None, size=None, start=None, **more):
+        """The file with another entry for the page of a column."""
+        held = self.pages[name]
+        new = tuple(h if n is None else n for h, n in zip(held, (count, size, start), strict=True))
+        edit = swapped(struct.pack("<iiQ", *held), struct.pack("<iiQ", *new))
+        return self.crafted(pagelist=edit, **more)
+
+    def ends(self, values, kind=None):
+        """The file with other ends of lists, as they are stored."""
+        header = swapped(struct.pack("<HHI", 15, 64, 5), struct.pack("<HHI", kind or 15, 64, 5))
+        extra = np.array(values, "<u8").tobytes()
+        return self.page("z ends", size=8 * N, start=len(self.stored), extra=extra, header=header)
+
+    def parent(self, field, new):
+        """The file with another parent of a field that is its own."""
+        at = [i for i in range(len(self.header)) if self.header[i : i + 8] == struct.pack("<II", 0, field)]
+        place = next(i + 4 for i in at if self.header[i + 8 : i + 10] in (b"\0\0", b"\1\0"))
+
+        def edit(header):
+            return header[:place] + struct.pack("<I", new) + header[place + 4 :]
+
+        return edit
+
+    def nested(self, depth):
+        """A header with fields in fields."""
+        at = described(self.header)
+        size, _ = struct.unpack_from("<qI", self.header, at)
+        record = struct.Struct("<qIIIHH")
+        names = b"\1\0\0\0f" + bytes(12)
+        members = [record.pack(41, 0, 0, max(0, i - 1), 2, 0) + names for i in range(depth)]
+        assert all(len(m) == 41 for m in members)
+        return self.header[:at] + frame(members) + self.header[at - size :]
+
+
+def endless(header):
+    """A header with four thousand million fields, none of which takes a byte."""
+    at = described(header)
+    return header[: at + 8] + b"\xff" * 4 + bytes(8) + header[at + 20 :]
+
+
+def described(header):
+    """Where the fields begin."""
+    at = 16
+    for _ in range(3):
+        at += 4 + struct.unpack_from("<I", header, at)[0]
+    return at
+
+
+def outcomes(folder, files, names):
+    """By number of file and name of column what comes of it, and an error's message.
+
+    ``same`` as the first file gives, ``referred``: other values, and uproot reads the same ones.
+    """
+    for number, data in enumerate(files):
+        (folder / f"{number:04}.root").write_bytes(data)
+    command = [sys.executable, "-W", "error", "-c", PROGRAM, str(folder), *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not done.stderr, done.stderr
+    assert done.returncode == 0, (done.returncode, "after", lines[-1:])
+    assert len(lines) == len(files) * len(names)
+    return {(number, name): (word, text) for number, name, word, text in lines}
+
+
+def check(files, found):
+    """Right values, or one error that names the file and more."""
+    for (number, name), (word, text) in found.items():
+        what = list(files)[number], name, word, text
+        if word not in ("same", "referred"):
+            assert word in ("CorruptFile", "LimitExceeded"), what
+            assert text.count(f"{number:04}.root") == 1, what
+            assert len(text.partition(f"{number:04}.root")[2]) > 10, what
