@@ -1,4 +1,4 @@
-"""Crafting ROOT files that lie, with right checksums, and reading them in a child of bounded time and memory."""
+"""Crafted ROOT files that lie, with right checksums; a child of bounded time and memory reads them."""
 
 import json
 import struct
