@@ -1,6 +1,7 @@
 """Crafted ROOT files that lie, with right checksums; a child of bounded time and memory reads them."""
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -221,5 +222,55 @@ def check(files, found):
         what = list(files)[number], name, word, text
         if word not in ("same", "referred"):
             assert word in ("CorruptFile", "LimitExceeded"), what
-            assert text.count(f"{number:04}.root") == 1, what
-            assert len(text.partition(f"{number:04}.root")[2]) > 10, what
+            assert re.match(rf"file:///\S+/{number:04}\.root(, tree 'T'.*)?: .{{10}}", text), what
+
+
+class Tree:
+    """A small tree of uncompressed baskets, whose headers can be replaced."""
+
+    KEY, BASKET = struct.Struct(">ihiIhh"), struct.Struct(">Hiiii")
+
+    def __init__(self, path):
+        with uproot.recreate(path, compression=None) as made:
+            tree = made.mktree("T", {"x": "i4", "y": "f8", "z": "var * float32"})
+            tree.extend(VALUES)
+        self.stored = path.read_bytes()
+        with uproot.open(path) as file:
+            places = {b.name: int(b.member("fBasketSeek")[0]) for b in file["T"].branches}
+        self.places = places
+        self.headers = {n: self.KEY.unpack_from(self.stored, at)[4] for n, at in places.items()}
+        self.last = {n: self.BASKET.unpack_from(self.stored, at)[4] for n, at in self._tails().items()}
+
+    def _tails(self):
+        return {n: at + self.headers[n] - self.BASKET.size - 1 for n, at in self.places.items()}
+
+    def crafted(self, edits=()):
+        """The file with other numbers: (place, bytes)."""
+        out = bytearray(self.stored)
+        for place, data in edits:
+            out[place : place + len(data)] = data
+        return bytes(out)
+
+    def key(self, name, **told):
+        """Another head of a basket."""
+        fields = dict(zip(("bytes", "version", "size", "date", "header", "cycle"),
+                          self.KEY.unpack_from(self.stored, self.places[name]), strict=True))  # fmt: skip
+        return self.crafted([(self.places[name], self.KEY.pack(*(fields | told).values()))])
+
+    def basket(self, name, **told):
+        """Another tail of a basket's header."""
+        place = self._tails()[name]
+        fields = dict(zip(("version", "buffer", "most", "entries", "last"),
+                          self.BASKET.unpack_from(self.stored, place), strict=True))  # fmt: skip
+        return self.crafted([(place, self.BASKET.pack(*(fields | told).values()))])
+
+    def offsets(self, edit):
+        """Other offsets of the lists."""
+        place = self.places["z"] + self.last["z"] + 4
+        found = np.frombuffer(self.stored, ">i4", N, place).astype("i8")
+        edit(found)
+        return self.crafted([(place, found.astype(">i4").tobytes())])
+
+    def value(self, name, number, data):
+        """Another value of a branch."""
+        return self.crafted([(self.places[name] + self.headers[name] + number * len(data), data)])
