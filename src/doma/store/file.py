@@ -22,10 +22,11 @@ from doma.core.paths import checked
 from doma.store.content import Content
 from doma.store.folder import AT_ONCE, Folder
 from doma.store.oserrors import translate, translated
+from doma.store.pace import Pace
 from doma.store.protocol import Buffer, Space, Stat
 from doma.store.quota import Quota
 from doma.store.session import Blocks, FileSession
-from doma.store.upload import QUICK, SLOW, FileUpload, Temporary
+from doma.store.upload import FileUpload, Temporary
 from doma.store.writing import Tally, check_span
 
 P = ParamSpec("P")
@@ -97,8 +98,7 @@ class FileStore:
         self._sums: dict[tuple[str, str, str], asyncio.Future[str]] = {}
         self._hot: OrderedDict[str, Content] = OrderedDict()
         self._uploads: set[FileUpload] = set()
-        self._quick = True
-        """The disk was quick of late: short calls are made on the event loop, without a thread."""
+        self._pace = Pace()
         self._syncs = fsync
 
     async def stat(self, path: str) -> Stat:
@@ -126,7 +126,7 @@ class FileStore:
         return None
 
     def warm(self, path: str) -> Content | None:
-        if not self._quick:
+        if not self._pace.quick:
             return None
         try:
             # Only names with a leading dot can mean anything but themselves.
@@ -173,7 +173,7 @@ class FileStore:
         tally = Tally(path, size, checksums)
         room = (size or 0) + sum(upload.missing for upload in self._uploads)
         begin = partial(self._folder.begin, path, size or 0, room, if_version, if_absent)
-        if self._quick:
+        if self._pace.quick:
             temporary = self._now(path, begin)
         else:
             begun = self._submit(path, self._timed, begin)
@@ -183,7 +183,7 @@ class FileStore:
                 begun.add_done_callback(_discard)
                 raise
         upload = FileUpload(temporary, tally, self._pool, self._publish, self._done, if_version, if_absent)
-        upload.inline = self._quick and not self._syncs and temporary.replaces <= AT_ONCE
+        upload.inline = self._pace.quick and not self._syncs and temporary.replaces <= AT_ONCE
         self._uploads.add(upload)
         return upload
 
@@ -231,27 +231,27 @@ class FileStore:
         self._gone(path)
 
     def land(self, path: str, data: Buffer) -> Stat | None:
-        if self._read_only or self._syncs or not self._quick:
+        if self._read_only or self._syncs or not self._pace.quick:
             return None
         room = len(data)
         if self._uploads:
             room += sum(upload.missing for upload in self._uploads)
         began = time.perf_counter()
         stat = self._folder.land(path, data, room)
-        self._quick = time.perf_counter() - began < SLOW
+        self._pace.called(time.perf_counter() - began)
         if stat is not None:
             self._told(stat)
         return stat
 
     def remove(self, path: str) -> int | None:
-        if self._read_only or self._syncs or not self._quick:
+        if self._read_only or self._syncs or not self._pace.quick:
             return None
         began = time.perf_counter()
         try:
             size = self._folder.remove(path)
         except OSError as e:
             raise translate(e, path) from e
-        self._quick = time.perf_counter() - began < SLOW
+        self._pace.called(time.perf_counter() - began)
         if size is not None:
             self._gone(path)
         return size
@@ -306,7 +306,7 @@ class FileStore:
 
     async def _soon(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a short call: at once while the disk is quick, else in a thread."""
-        if self._quick:
+        if self._pace.quick:
             return self._now(path, partial(call, *args, **kwargs))
         return await self._run(path, self._timed, partial(call, *args, **kwargs))
 
@@ -317,14 +317,14 @@ class FileStore:
         except OSError as e:
             raise translate(e, path) from e
         finally:
-            self._quick = time.perf_counter() - began < SLOW
+            self._pace.called(time.perf_counter() - began)
 
     def _timed(self, call: Callable[[], T]) -> T:
         began = time.perf_counter()
         try:
             return call()
         finally:
-            self._quick = time.perf_counter() - began < QUICK
+            self._pace.threaded(time.perf_counter() - began)
 
     async def _run(self, path: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.wrap_future(self._submit(path, call, *args, **kwargs))

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 
 from doma.core.checksum import combine_adler32, hasher
 from doma.core.errors import WrongSize
+from doma.store.pace import SLOW
 from doma.store.protocol import PIECE, Buffer
 from doma.store.writing import Tally
 
 if TYPE_CHECKING:
     from doma.store.upload import Temporary
-
-SLOW = 0.020
-"""Seconds that one write may take on the event loop before the rest of its part goes to threads."""
 
 
 class FilePart:

@@ -11,15 +11,11 @@ from contextlib import suppress
 
 from doma.core.errors import Conflict, Unsupported, WrongSize
 from doma.store.oserrors import translated
+from doma.store.pace import QUICK, SLOW
 from doma.store.protocol import PIECE, Buffer, Stat
 from doma.store.quota import Held
 from doma.store.scatter import FilePart, join
 from doma.store.writing import Tally
-
-SLOW = 0.020
-"""Seconds that one write may take on the event loop before the rest goes to threads …"""
-QUICK = 0.004
-"""… until one in a thread took less than this again."""
 
 
 class Temporary:

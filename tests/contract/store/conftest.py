@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from doma.net.tls import ensure
-from doma.store import file
+from doma.store import pace
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -27,8 +27,8 @@ def pytest_asyncio_loop_factories(config, item):
 def quick_disk():
     """What is done at once on a quick disk is done so on a busy machine, too, which is no slow disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file, "SLOW", math.inf)
-        patch.setattr(file, "QUICK", math.inf)
+        patch.setattr(pace, "SLOW", math.inf)
+        patch.setattr(pace, "QUICK", math.inf)
         yield
 
 
