@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import xxhash
 
 from tests.unit.columns_hostile import (
     COUNTS,
@@ -66,6 +67,10 @@ def pages(made):
     # The zeros at the end of a stream may be cut: what comes before them inflates all the same.
     short = b"ZL\x08" + (790).to_bytes(3, "little") + (8 * N).to_bytes(3, "little") + bomb[:790]
     wide = 8 * N
+    _, long, start = made.pages["r", "a"]
+    stored = made.stored[start : start + long]
+    whole = stored + xxhash.xxh3_64(stored).digest()[::-1]
+    wrong = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
     return {
         "page of 2147483647": (made.page("y", 2**31 - 1), "y", "2147483647 values, too many"),
         "page of minus 2147483648": (made.page("y", -(2**31)), "y", "2147483648 values, too many"),
@@ -89,6 +94,16 @@ def pages(made):
             made.page(("r", "a"), size=len(block), start=here, extra=block),
             "r",
             None,
+        ),
+        "page with a checksum, by uproot": (
+            made.page(("r", "a"), -N, start=here, extra=whole),
+            NONE,
+            "",
+        ),
+        "page with a wrong checksum, by uproot": (
+            made.page(("r", "a"), -N, start=here, extra=wrong),
+            "r",
+            f"the checksum of the page at byte {here} differs",
         ),
         "page that inflates, by uproot": (
             made.page(("r", "a"), size=799, start=here, extra=short),

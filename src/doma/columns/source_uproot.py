@@ -3,13 +3,14 @@
 import queue
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import cramjam
 import numpy as np
 import uproot
+import xxhash
 from uproot.source.chunk import Chunk
 from uproot.source.chunk import Source as UprootSource
 from uproot.source.futures import TrivialFuture
@@ -45,6 +46,9 @@ class RootSource:
         self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
         self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
         self.entries = int(tree.num_entries)
+        if not self._is_tree:  # uproot does not look at the checksums of pages
+            pages = (p for cluster in tree.page_link_list for column in cluster for p in column.pages)
+            tree.file.source.checked = frozenset(p.locator.offset for p in pages if p.has_checksum)
 
     def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
         if not names:
@@ -144,6 +148,8 @@ class _RootBytes(UprootSource):  # type: ignore[misc]
     """Our bytes as uproot wants them."""
 
     fetcher: Fetcher
+    checked: Container[int] = ()
+    """Where something begins that its checksum follows."""
 
     def __init__(self, file_path: str, **options: Any) -> None:
         super().__init__()
@@ -153,7 +159,12 @@ class _RootBytes(UprootSource):  # type: ignore[misc]
     def chunk(self, start: int, stop: int) -> Any:
         # uproot asks for a generous first chunk, also of a small file.
         stop = min(stop, self.fetcher.data.size)
-        return Chunk(self, start, stop, TrivialFuture(self.fetcher.data.read(start, stop)))
+        if start not in self.checked:
+            return Chunk(self, start, stop, TrivialFuture(self.fetcher.data.read(start, stop)))
+        data = self.fetcher.data.read(start, min(stop + 8, self.fetcher.data.size))
+        if xxhash.xxh3_64_intdigest(data[:-8]) != int.from_bytes(data[-8:], "little"):
+            raise CorruptFile(f"{self.fetcher.data.url}: the checksum of the page at byte {start} differs")
+        return Chunk(self, start, stop, TrivialFuture(data[:-8]))
 
     def chunks(self, ranges: list[tuple[int, int]], notifications: "queue.Queue[Any]") -> list[Any]:
         made = []
