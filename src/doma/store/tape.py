@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from sqlalchemy import Connection
 
@@ -180,12 +181,12 @@ class TapeStore:
         await self._disk.annotate(path, changes)
 
     async def tickets(self, paths: Sequence[str]) -> Sequence[tuple[Stat, str] | DomaError]:
-        found = await asyncio.gather(*(self._stat(path) for path in paths))
-        there = [stat for stat in found if isinstance(stat, Stat)]
-        pairs = iter(await self._buffer.rows(there))
-        return [
-            stat if isinstance(stat, DomaError) else await self._ticket(stat, next(pairs)) for stat in found
-        ]
+        found = await self._pairs(paths)
+        new = [pair[0].path for pair in found if _is_new(pair)]
+        if new:
+            await self._engine.reconciler.adopt(new)
+            found = await self._pairs(paths)
+        return [pair if isinstance(pair, DomaError) else self._ticket(*pair) for pair in found]
 
     async def close(self) -> None:
         await self._engine.stop()
@@ -201,7 +202,7 @@ class TapeStore:
             replaced = [row.id for row in before]
             if has_content(stat):
                 row = fresh(self._buffer.endpoint, stat, now)
-                await db.run(partial(rows.add, file=row, replaced=replaced, now=now))
+                await db.run(partial(rows.add, new=[row], replaced=replaced, now=now))
             elif replaced:
                 await db.run(partial(rows.doom, idents=replaced, now=now))
         self._engine.wake()
@@ -254,18 +255,19 @@ class TapeStore:
         except DomaError as e:
             return e
 
-    async def _ticket(
-        self, found: Stat, pair: tuple[Stat, TapeFile | None] | None
-    ) -> tuple[Stat, str] | DomaError:
-        try:
-            if pair is not None and pair[1] is None and has_content(found):
-                await self._engine.reconciler.adopt(found.path)
-                pair = await self._look(found.path)
-        except DomaError as e:
-            return e
-        if pair is None:
-            return NotFound(f"{found.path}: no such file or directory")
-        return self._shown(*pair), pair[1].id if pair[1] is not None else ""
+    async def _pairs(self, paths: Sequence[str]) -> Sequence[tuple[Stat, TapeFile | None] | DomaError]:
+        """What lies at each path and its row, or why there is none."""
+        found = await asyncio.gather(*(self._stat(path) for path in paths))
+        pairs = iter(await self._buffer.rows([stat for stat in found if isinstance(stat, Stat)]))
+        return [
+            stat
+            if isinstance(stat, DomaError)
+            else next(pairs) or NotFound(f"{stat.path}: no such file or directory")
+            for stat in found
+        ]
+
+    def _ticket(self, stat: Stat, row: TapeFile | None) -> tuple[Stat, str]:
+        return self._shown(stat, row), row.id if row is not None else ""
 
     async def _delete(self, path: str, version: str | None, recursive: bool) -> None:
         db, endpoint, now = self._buffer.db, self._buffer.endpoint, self._clock()
@@ -300,6 +302,10 @@ class TapeStore:
         self._known.clear()
         self._engine.wake()
         return there
+
+
+def _is_new(pair: tuple[Stat, TapeFile | None] | DomaError) -> TypeGuard[tuple[Stat, None]]:
+    return not isinstance(pair, DomaError) and pair[1] is None and has_content(pair[0])
 
 
 class TapeReader:

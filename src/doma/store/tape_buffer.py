@@ -99,22 +99,32 @@ class Buffer:
         """
         asked = [stat.version for stat in stats if has_content(stat)]
         known = await self.db.look(partial(rows.by_disk, endpoint=self.endpoint, versions=asked))
+        new = [stat.path for stat in stats if has_content(stat) and stat.version not in known]
+        there = await self._at(new) if new else {}
         found: list[tuple[Stat, TapeFile | None] | None] = []
         for stat in stats:
             row = known.get(stat.version)
             pair: tuple[Stat, TapeFile | None] | None = (stat, row)
             if has_content(stat) and row is None:
-                pair = await self._stranger(stat)
+                pair = await self._stranger(stat, there.get(stat.path, []))
             if pair is not None and pair[1] is not None and pair[1].state is Held.DOOMED:
                 pair = None
             found.append(pair)
         return found
 
-    async def _stranger(self, stat: Stat) -> tuple[Stat, TapeFile | None] | None:
-        """A file whose version no row has: new, or one whose row is about to say so."""
+    async def _at(self, paths: Sequence[str]) -> dict[str, list[TapeFile]]:
+        return await self.db.look(partial(rows.at_paths, endpoint=self.endpoint, paths=paths))
+
+    async def _stranger(self, stat: Stat, here: Sequence[TapeFile]) -> tuple[Stat, TapeFile | None] | None:
+        """A file whose version no row has: new, or one whose row is about to say so.
+
+        Args:
+            stat: What was found on disk.
+            here: The rows of its path, read after that.
+        """
         for _ in range(LOOKS):
             row = await self.by_stub(stat)
-            row = row or await self._by_content(stat)
+            row = row or _by_content(stat, here)
             if row is not None:
                 return stat, row
             try:
@@ -131,6 +141,7 @@ class Buffer:
             found = await self.db.look(partial(rows.by_disk, endpoint=self.endpoint, versions=[stat.version]))
             if stat.version in found:
                 return stat, found[stat.version]
+            here = (await self._at([stat.path])).get(stat.path, [])
         raise PreconditionFailed(f"{stat.path}: the file changes faster than it can be looked at; try again")
 
     async def by_stub(self, stat: Stat) -> TapeFile | None:
@@ -155,15 +166,6 @@ class Buffer:
             await reader.close()
         ident = text.split(b"\n")[1].decode("ascii", "replace") if text.startswith(_TEXT[:20]) else ""
         return ident if text == _TEXT % ident.encode() else ""
-
-    async def _by_content(self, stat: Stat) -> TapeFile | None:
-        """A copy that was recalled to its path and whose row does not say so yet."""
-        here = await self.db.look(partial(rows.at, endpoint=self.endpoint, path=stat.path))
-        for row in here:
-            same = row.checksums.get("adler32") == stat.checksums.get("adler32") is not None
-            if row.state in AWAY and row.size == stat.size and same:
-                return row
-        return None
 
     async def put_stub(self, file: TapeFile, *, instead: str | None) -> Stat:
         """Publish the stub of a file in its place; the caller holds the lock of names.
@@ -224,6 +226,15 @@ async def whole(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         await asyncio.wait((task,))
         raise
+
+
+def _by_content(stat: Stat, here: Sequence[TapeFile]) -> TapeFile | None:
+    """A copy that was recalled to its path, and whose row does not say so yet or says so just now."""
+    for row in here:
+        same = row.checksums.get("adler32") == stat.checksums.get("adler32") is not None
+        if row.disk == stat.version or (row.state in AWAY and row.size == stat.size and same):
+            return row
+    return None
 
 
 def has_content(stat: Stat) -> bool:

@@ -136,8 +136,7 @@ class Engine:
         if used:
             await self._buffer.db.run(partial(rows.touch, used=used))
         strays, self._strays = self._strays, set()
-        for path in strays:
-            await self.reconciler.adopt(path)
+        await self.reconciler.adopt(strays)
         did = await self._remove() + await self._evict()
         if self._clock() - self._walked >= WALK:
             self._walked = self._clock()

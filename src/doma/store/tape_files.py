@@ -87,6 +87,15 @@ def by_id(tx: Connection, ident: str) -> TapeFile | None:
     return next(iter(_all(tx, files.c.id == ident)), None)
 
 
+def at_paths(tx: Connection, endpoint: str, paths: Iterable[str]) -> dict[str, list[TapeFile]]:
+    """What was last seen at each of some paths and was not deleted."""
+    c, found = files.c, dict[str, list[TapeFile]]()
+    for some in chunks(paths):
+        for file in _all(tx, and_(c.endpoint == endpoint, c.path.in_(some), c.state != Held.DOOMED)):
+            found.setdefault(file.path, []).append(file)
+    return found
+
+
 def at(tx: Connection, endpoint: str, path: str, *, below: bool = False) -> list[TapeFile]:
     """What was last seen at a path (or anywhere below it) and was not deleted."""
     c = files.c
@@ -109,10 +118,11 @@ def page(tx: Connection, endpoint: str, after: str, limit: int) -> list[TapeFile
     return _all(tx, and_(c.endpoint == endpoint, c.id > after), c.id, limit=limit)
 
 
-def add(tx: Connection, file: TapeFile, replaced: Iterable[str], now: float) -> None:
-    """A new content was published in the place of others."""
-    values = {name: getattr(file, name) for name in TapeFile.__slots__}
-    tx.execute(insert(files), values | {"checksums": dict(file.checksums)})
+def add(tx: Connection, new: Iterable[TapeFile], replaced: Iterable[str], now: float) -> None:
+    """New contents were published, in the place of others."""
+    for some in chunks(new):
+        values = [{name: getattr(file, name) for name in TapeFile.__slots__} for file in some]
+        tx.execute(insert(files), [row | {"checksums": dict(row["checksums"])} for row in values])
     doom(tx, replaced, now)
 
 

@@ -7,22 +7,25 @@ is believed: a file that is on tape and was not deleted through us gets its stub
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 
-from doma.core.errors import DomaError, NotFound
+from doma.core.errors import DomaError, NotFound, PreconditionFailed
 from doma.store import tape_files as rows
 from doma.store.protocol import Stat
 from doma.store.tape_buffer import Buffer, has_content
 from doma.store.tape_files import TapeFile
+from doma.store.tape_stages import chunks
 from doma.store.tape_tables import COPIES, Held
 
 log = logging.getLogger(__name__)
 
 BATCH = 500
+GROUP = 50
+"""Files that are looked at and written about in one turn of the lock: others wait for some milliseconds."""
 
 
 class Reconciler:
@@ -42,10 +45,7 @@ class Reconciler:
         await buffer.db.run(partial(rows.give_back, endpoint=buffer.endpoint))
         for file in await buffer.db.look(lambda tx: rows.in_state(tx, buffer.endpoint, Held.EVICTING)):
             async with buffer.names.held(alone=True):
-                try:
-                    await self._adopt(file.path)
-                except DomaError as e:
-                    log.warning("%s%s: %s", buffer.endpoint, file.path, e.message)
+                await self._adopt([file.path])
                 await buffer.db.run(partial(rows.stop_eviction, file=file, now=self._clock()))
 
     async def walk(self) -> None:
@@ -78,29 +78,61 @@ class Reconciler:
     async def _compare(self, stats: Sequence[Stat]) -> None:
         if not stats:
             return
-        for stat, pair in zip(stats, await self._buffer.rows(stats), strict=True):
-            row = pair[1] if pair is not None else None
-            if pair is not None and (row is None or row.path != stat.path or row.disk != pair[0].version):
-                await self.adopt(stat.path)
+        buffer, asked = self._buffer, [stat for stat in stats if has_content(stat)]
+        versions = [stat.version for stat in asked]
+        known = await buffer.db.look(partial(rows.by_disk, endpoint=buffer.endpoint, versions=versions))
 
-    async def adopt(self, path: str) -> None:
-        """Give a file that has no row one, or bring its row up to date. What is gone is no error."""
-        async with self._buffer.names.held(alone=True):
-            try:
-                await self._adopt(path)
-            except NotFound:
-                return
+        def fits(stat: Stat) -> bool:
+            row = known.get(stat.version)
+            return row is not None and (row.state is Held.DOOMED or row.path == stat.path)
 
-    async def _adopt(self, path: str) -> None:
+        await self.adopt(stat.path for stat in asked if not fits(stat))
+
+    async def adopt(self, paths: Iterable[str]) -> None:
+        """Give files that have no row one, or bring their rows up to date.
+
+        What is gone is no error; what cannot be looked at is left for the next walk.
+        """
+        for some in chunks(paths, GROUP):
+            async with self._buffer.names.held(alone=True):
+                await self._adopt(some)
+
+    async def _adopt(self, paths: Sequence[str]) -> None:
         buffer, now = self._buffer, self._clock()
-        stat, row = await buffer.look(path)
-        if not has_content(stat):
+        stats = list[Stat]()
+        for path in paths:
+            try:
+                stats.append(await buffer.store.stat(path))
+            except NotFound:
+                continue
+            except DomaError as e:
+                log.warning("%s%s: %s", buffer.endpoint, path, e.message)
+        try:
+            found = [pair for pair in await buffer.rows(stats) if pair is not None and has_content(pair[0])]
+        except PreconditionFailed as e:
+            if len(paths) == 1:
+                log.warning("%s%s", buffer.endpoint, e.message)
+                return
+            for path in paths:  # one of them changes all the time: the others need not wait for it
+                await self._adopt([path])
             return
-        if row is None:
-            new = fresh(buffer.endpoint, stat, now)
-            await buffer.db.run(partial(rows.add, file=new, replaced=(), now=now))
-            return
-        values: dict[str, Any] = {"path": path}
+        # Hard links are names of one content, which has one row.
+        once = {stat.version: stat for stat, row in found if row is None}
+        new = [fresh(buffer.endpoint, stat, now) for stat in once.values()]
+        behind = [await self._agree(stat, row, now) for stat, row in found if row is not None]
+
+        def write(tx: Connection) -> None:
+            rows.add(tx, new, (), now)
+            for change in behind:
+                change(tx)
+
+        if new or behind:
+            await buffer.db.run(write)
+
+    async def _agree(self, stat: Stat, row: TapeFile, now: float) -> Callable[[Connection], None]:
+        """What makes a row say what lies on disk."""
+        buffer = self._buffer
+        values: dict[str, Any] = {"path": stat.path}
         is_copy = False
         if row.disk != stat.version:
             is_copy = await buffer.by_stub(stat) is None
@@ -118,7 +150,7 @@ class Reconciler:
             if is_copy:
                 rows.online(tx, row, now)
 
-        await buffer.db.run(write)
+        return write
 
     async def _is_there(self, file: TapeFile) -> bool:
         try:
