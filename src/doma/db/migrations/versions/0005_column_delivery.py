@@ -37,12 +37,11 @@ def downgrade() -> None:
     op.drop_index("ix_column_cache_used", "column_cache")
     op.drop_index("ix_column_files_request_state", "column_files")
     op.drop_index("ix_column_requests_dataset", "column_requests")
-    with op.batch_alter_table("column_cache") as table:
-        table.drop_column("used")
-        table.drop_column("entries")
-    with op.batch_alter_table("column_files") as table:
-        for name in FILES:
-            table.drop_column(name)
-    with op.batch_alter_table("column_requests") as table:
-        table.drop_column("dataset")
-        table.drop_column("served")
+    # Not in a batch: SQLite would make the table of the requests anew, and drop their files with the old one.
+    for table, names in (
+        ("column_cache", ("used", "entries")),
+        ("column_files", FILES),
+        ("column_requests", ("dataset", "served")),
+    ):
+        for name in names:
+            op.drop_column(table, name)
