@@ -2,14 +2,15 @@
 
 The process that is started does the imports, once, and then forks a worker for every socket that it is
 given (:mod:`doma.columns.template`). In a worker a thread watches the socket: when it ends, the service is
-gone and the process leaves at once, whatever it is doing. A second thread says every few seconds that the
-process lives.
+gone and the process leaves at once, whatever it is doing. A second thread says every few seconds, while
+there is a task, that the process lives.
 
 Lines in: ``{"id", "task"}``. Lines out: ``{"ready"}``, ``{"beat": progress}``, ``{"id", "outcome"}`` or
 ``{"id", "problem"}``. JSON, not pickle: what comes from a process that read a hostile file is only data.
 """
 
 import contextlib
+import errno
 import gc
 import importlib
 import json
@@ -54,6 +55,7 @@ def main(beat: float, memory: int) -> None:
     gc.collect()
     gc.freeze()  # or every worker would copy all pages at its first collection
     alive: set[int] = set()
+    me = os.getpid()
     signal.signal(signal.SIGCHLD, lambda *_: _reap(alive))
     while True:
         word, fds, _, _ = socket.recv_fds(link, _WORD.size, 1)
@@ -63,11 +65,12 @@ def main(beat: float, memory: int) -> None:
         # Between a look at the set and what follows from it nobody is reaped, so no process id is used anew.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         if fds:
-            pid = os.fork()
+            pid = _forked()
             if pid == 0:
                 link.close()
-                _born(fds[0], beat, memory)
-            alive.add(pid)
+                _born(me, fds[0], beat, memory)
+            if pid > 0:
+                alive.add(pid)
             os.close(fds[0])
         elif pid in alive:
             os.kill(pid, signal.SIGKILL)
@@ -77,13 +80,21 @@ def main(beat: float, memory: int) -> None:
         link.sendall(_WORD.pack(pid))
 
 
+def _forked() -> int:
+    """As ``fork``; where there is no room for one more process, the negative number of the error."""
+    try:
+        return os.fork()
+    except OSError as e:
+        return -(e.errno or errno.EAGAIN)
+
+
 def _reap(alive: set[int]) -> None:
     with contextlib.suppress(ChildProcessError):
         while alive and (pid := os.waitpid(-1, os.WNOHANG)[0]):
             alive.discard(pid)
 
 
-def _born(fd: int, beat: float, memory: int) -> NoReturn:
+def _born(parent: int, fd: int, beat: float, memory: int) -> None:
     """A new worker: in its own session, and gone when the template is."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -91,6 +102,8 @@ def _born(fd: int, beat: float, memory: int) -> NoReturn:
         os.setsid()
         if sys.platform.startswith("linux"):
             dies_with_parent()
+            if os.getppid() != parent:
+                return  # it ended before that was said
         work(fd, beat, memory)
     finally:
         os._exit(1)
@@ -107,15 +120,18 @@ def work(fd: int, beat: float, memory: int) -> NoReturn:
 
     tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(source, tasks), daemon=True).start()
-    progress, data = [Progress()], list[Bytes]()
+    progress, data = list[Progress](), list[Bytes]()
     threading.Thread(target=_pulse, args=(say, progress, data, beat), daemon=True).start()
     _limit(memory)
     say({"ready": os.getpid()})
     while True:
         order = tasks.get()
-        progress[0] = Progress()
+        progress[:] = [Progress()]
+        answer = _answer(order["task"], progress, data.append)
+        # What a beat said now would be taken for the next task's.
+        progress.clear()
         data.clear()
-        say({"id": order["id"], **_answer(order["task"], progress, data.append)})
+        say({"id": order["id"], **answer})
 
 
 def warm() -> None:
@@ -166,7 +182,9 @@ def _pulse(say: Any, progress: list[Progress], data: list[Bytes], beat: float) -
     pause = threading.Event()
     while not pause.wait(beat):
         try:
-            now = progress[0]
+            now = next(iter(progress), None)
+            if now is None:
+                continue
             # Bytes move in the middle of a step, too.
             taken = max([now.read, *(d.taken for d in list(data))])
             say({"beat": asdict(replace(now, read=taken))})

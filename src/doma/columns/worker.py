@@ -7,9 +7,7 @@ another try.
 """
 
 import asyncio
-import contextlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -128,8 +126,7 @@ class _Worker:
     async def launch(self) -> None:
         """Start the process unless it runs. Raises ServiceUnavailable. Idempotent."""
         if self._streams is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, 0)
+            if not self._streams[0].at_eof():
                 return  # it lives
             self._streams[1].transport.abort()
         try:
