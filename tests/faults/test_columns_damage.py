@@ -60,7 +60,7 @@ def reference(file):
 
 expected = None
 for file in sorted(folder.glob("*.bin")):
-    signal.alarm(20)
+    signal.setitimer(signal.ITIMER_PROF, 20)
     word = text = ""
     try:
         execute(Task(file.as_uri(), query, str(folder / "out"), allow=("file://",)))

@@ -35,28 +35,34 @@ size = int(Path("/proc/self/statm").read_text().split()[0]) * 4096 + (1 << 30)
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def read(file, name):
-    data = open_bytes(file.as_uri(), allow=("file://",))
+def read(source, name):
+    if isinstance(source, DomaError):
+        raise source
+    return str([x for w in source.windows((name,), 1 << 20) for x in ak.to_list(w.column(name))])
+
+
+def opened(data):
     try:
-        source = open_source(data, "T")
-        windows = source.windows((name,), 1 << 20)
-        return str([x for w in windows for x in ak.to_list(w.column(name))])
-    finally:
-        data.close()
+        return open_source(data, "T")
+    except DomaError as e:
+        return e
 
 
 def reference(file, name):
-    with uproot.open({file: None}, object_cache=None, array_cache=None) as opened:
-        return str(ak.to_list(opened["T"][name].array()))
+    with uproot.open({file: None}, object_cache=None, array_cache=None) as whole:
+        return str(ak.to_list(whole["T"][name].array()))
 
 
 expected = {}
 for file in sorted(Path(sys.argv[1]).glob("*.root")):
+    signal.setitimer(signal.ITIMER_PROF, 15)
+    data = open_bytes(file.as_uri(), allow=("file://",))
+    source = opened(data)
     for name in sys.argv[2:]:
-        signal.alarm(15)
+        signal.setitimer(signal.ITIMER_PROF, 15)
         word = text = ""
         try:
-            got = read(file, name)
+            got = read(source, name)
             word = "same" if got == expected.setdefault(name, got) else "changed"
             if word == "changed" and got == reference(file, name):
                 word = "referred"
@@ -65,6 +71,7 @@ for file in sorted(Path(sys.argv[1]).glob("*.root")):
         except Exception as e:
             word, text = "wrong", repr(e)
         print(json.dumps([int(file.stem), name, word, text]), flush=True)
+    data.close()
 """
 
 

@@ -62,7 +62,7 @@ def envelopes(made):
 
 def pages(made):
     size, here = len(made.crafted()), len(made.stored)
-    bomb = zlib.compress(bytes(1 << 29), 9)
+    bomb = zlib.compress(bytes(1 << 24))
     block = b"ZL\x08" + len(bomb).to_bytes(3, "little") + (8 * N).to_bytes(3, "little") + bomb
     # The zeros at the end of a stream may be cut: what comes before them inflates all the same.
     short = b"ZL\x08" + (790).to_bytes(3, "little") + (8 * N).to_bytes(3, "little") + bomb[:790]
