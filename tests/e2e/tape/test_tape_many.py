@@ -45,6 +45,7 @@ def test_a_large_request_is_cancelled_whole_and_forgotten(staging, paths):
     assert (answer.status_code, answer.content) == (200, b"")
     said = staging.poll(ident)
     assert {file["state"] for file in said["files"]} <= {"CANCELLED", "COMPLETED"}
+    assert all(("error" in file) == (file["state"] == "CANCELLED") for file in said["files"])
     assert len(said["files"]) == len(paths)
     assert "completedAt" in said
     assert staging.ask("DELETE", f"/api/v1/stage/{ident}").status_code == 200

@@ -59,8 +59,8 @@ class Told:
 class Door:
     """Our server, on the test's own loop."""
 
-    def __init__(self, folder, **settings):
-        self.store, self.memory = FileStore(folder), MemoryStore()
+    def __init__(self, folder, quota=None, **settings):
+        self.store, self.memory = FileStore(folder, quota=quota), MemoryStore()
         self.folder, self.events = folder, []
         self._keys = KeySet({"ES256": ECKey.generate_key("P-256")})
         verifier = Verifier([Issuer(issuer=ISSUER)], [AUDIENCE], local={ISSUER: self._keys.jwks()})
@@ -145,10 +145,11 @@ class Other:
     """``async act(asked, writer) -> bool``: True if it has answered itself."""
     seen: list[Asked] = field(default_factory=list)
     port: int = 0
+    scheme: str = "http"
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}/a/f.root"
+        return f"{self.scheme}://127.0.0.1:{self.port}/a/f.root"
 
     def head(self, status, length, *more):
         lines = [f"HTTP/1.1 {status} X", f"Content-Length: {length}", *more]
@@ -197,8 +198,9 @@ class Other:
 
 
 @asynccontextmanager
-async def serving(other):
-    server = await asyncio.start_server(other.serve, "127.0.0.1", 0)
+async def serving(other, tls=None):
+    server = await asyncio.start_server(other.serve, "127.0.0.1", 0, ssl=tls)
+    other.scheme = "https" if tls is not None else "http"
     other.port = server.sockets[0].getsockname()[1]
     try:
         yield other

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from doma.net.tls import ensure, server_context
 from doma.store.http_trust import RemoteGuard
 from tests.e2e.tpc.conftest import Other, serving
 
@@ -82,6 +83,29 @@ async def test_credentials_follow_a_redirect_only_where_configured(make_door, ot
         assert told.last == "success: Created"
         assert ("authorization" in far.seen[0].headers) is pair
         assert far.seen[0].body == (b"mine" if push else b"")
+
+
+@pytest.mark.parametrize("push", [False, True])
+async def test_no_redirect_leads_out_of_tls(make_door, other, tmp_path, push):
+    """Also where the pair may have the credentials."""
+    files = ensure(tmp_path / "tls")
+    async with serving(Other(b"there"), server_context(files.certificate, files.key)) as safe:
+        pair = f"https://127.0.0.1:{safe.port}", f"http://127.0.0.1:{other.port}"
+        door = await make_door(ca_file=str(files.ca), forward_credentials=(pair,))
+        (door.folder / "f").write_bytes(b"mine")
+        side = "Destination" if push else "Source"
+        told = await door.copy("/site/f", **{side: safe.url}, TransferHeaderAuthorization="Bearer k")
+        assert told.last == "success: Created"
+
+        async def act(asked, writer):
+            writer.write(f"HTTP/1.1 307 There\r\nLocation: {other.url}\r\nContent-Length: 0\r\n\r\n".encode())
+            return True
+
+        safe.act = act
+        told = await door.copy("/site/f", **{side: safe.url}, TransferHeaderAuthorization="Bearer k")
+        assert told.status == (202 if push else 502)  # the other server took the bytes before it said so
+        assert "redirects from https to http" in told.lines[-1]
+        assert other.seen == []
 
 
 async def test_circles_of_redirects_end(door, other):

@@ -10,6 +10,7 @@ import zlib
 import pytest
 
 from doma.doors import tpc_pull, tpc_source
+from doma.store.quota import Quota
 from tests.e2e.tpc.conftest import Other, serving
 
 COPIES = int(os.environ.get("DOMA_TEST_COPIES", "200"))
@@ -70,7 +71,11 @@ async def test_the_other_stores_take_copies_too(door, other):
         ({"Digest": "adler32=zzz"}, 400, "adler32"),
         *(
             ({f"TransferHeader{name}": "x"}, 400, f"TransferHeader{name}")
-            for name in ["Host", "Content-Length", "Transfer-Encoding", "Connection", "Range", "Expect", "Te"]
+            for name in [
+                "Host", "Content-Length", "Transfer-Encoding", "Connection", "Range", "Expect", "Te",
+                "Upgrade", "Trailer", "If-Match", "If-Range", "Accept-Encoding", "Content-Range",
+                "Proxy-Connection",
+            ]
         ),
     ],
 )  # fmt: skip
@@ -96,6 +101,17 @@ async def test_what_clients_send_along_is_no_error(door, other):
     )  # fmt: skip
     assert told.last == "success: Created"
     assert "scitag" not in door.record("copy.finished")
+
+
+async def test_a_source_that_does_not_fit_is_refused_before_a_byte_of_it_is_kept(make_door, other):
+    door = await make_door(quota=Quota({"/": len(other.data) + 10}))
+    assert (await door.copy("/site/f", Source=other.url)).last == "success: Created"
+    told = await door.copy("/site/g", Source=other.url)
+    assert (told.status, told.headers["x-error-code"]) == (507, "storage-full")
+    assert told.text.startswith("/site/g: ")
+    assert "quota of /" in told.text
+    assert door.files() == ["f"]
+    assert (await door.copy("/site/f", Source=other.url)).last == "success: Created"  # in its own place
 
 
 @pytest.mark.parametrize(("scope", "status"), [("storage.read:/", 403), ("storage.create:/b", 403)])
