@@ -263,8 +263,9 @@ class LocalFile:
         self.version = f"{stat.st_mtime_ns:x}-{stat.st_size:x}-{stat.st_ino:x}"
 
     def read(self, start: int, stop: int) -> bytes:
-        data = os.pread(self._file.fileno(), stop - start, start)
-        if len(data) != stop - start:
+        within = 0 <= start <= stop <= self.size
+        data = os.pread(self._file.fileno(), stop - start, start) if within else b""
+        if not within or len(data) != stop - start:
             raise CorruptFile(f"{self.url}: bytes {start}-{stop} lie beyond its end ({self.size} bytes)")
         self.taken += len(data)
         return data

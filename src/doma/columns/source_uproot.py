@@ -4,7 +4,7 @@ import queue
 import struct
 import zlib
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import cramjam
@@ -22,7 +22,7 @@ from doma.core.errors import BadQuery, CorruptFile, DomaError
 
 BROKEN = (
     ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError,
-    RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error, zlib.error,
+    RuntimeError, StopIteration, ArithmeticError, EOFError, MemoryError, struct.error, zlib.error,
     cramjam.DecompressionError, uproot.deserialization.DeserializationError,
     uproot.interpretation.objects.CannotBeAwkward, uproot.interpretation.identify.UnknownInterpretation,
 )  # fmt: skip
@@ -140,8 +140,10 @@ def translated(place: str) -> Iterator[None]:
             if isinstance(cause, DomaError):
                 raise cause from e
             cause = cause.__cause__
-        text = " ".join(str(e).split())[:300] or type(e).__name__
-        raise CorruptFile(f"{place}: not readable as ROOT: {text}") from e
+        text = ""
+        with suppress(*BROKEN):  # to say what is wrong uproot shows things that are broken
+            text = " ".join(str(e).split())[:300]
+        raise CorruptFile(f"{place}: not readable as ROOT: {text or type(e).__name__}") from e
 
 
 class _RootBytes(UprootSource):  # type: ignore[misc]
