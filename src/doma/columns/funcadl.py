@@ -10,6 +10,7 @@ from doma.columns.model import Progress
 from doma.columns.plan import compile_text
 from doma.columns.query import Tell
 from doma.columns.remote import Bytes
+from doma.columns.sequences import extreme
 from doma.columns.sink import TREE, Sink
 from doma.columns.source import Source, Window, check_names, open_source
 
@@ -87,8 +88,7 @@ def _combined(tables: list[Table]) -> Table:
     merged = ak.concatenate([t.columns[name] for t in tables])
     match kind:
         case "Max" | "Min":
-            extreme = ak.max if kind == "Max" else ak.min
-            return Table({name: extreme(merged, keepdims=True, mask_identity=True)}, kind)
+            return Table({name: extreme(kind, merged, axis=None, keepdims=True)}, kind)
         case "Any" | "Contains":
             return Table({name: ak.any(merged, keepdims=True, mask_identity=False)}, kind)
         case "All":

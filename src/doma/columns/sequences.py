@@ -32,7 +32,6 @@ COMBINATION = "combination"
 """Marks the lists that ``Choose`` makes: of a fixed length inside, plain in the output."""
 MAX_COMBINATIONS = 20_000_000
 """Members that ``Choose`` may make of one step."""
-REDUCERS = {"Sum": ak.sum, "Max": ak.max, "Min": ak.min}
 
 
 def plain(name: str, source: Value, arg: Value | None) -> Value:
@@ -123,7 +122,21 @@ def reduced(name: str, source: Value) -> Value:
         raise BadQuery(f"query: {name} needs numbers, this is a sequence of {element(data)}")
     if getattr(innermost(data), "dtype", None) == np.float16:
         data = ak.values_astype(data, "float32")
-    return Value(took.outer, REDUCERS[name](ak.from_regular(data, axis=None), axis=-1))
+    data = ak.from_regular(data, axis=None)
+    return Value(took.outer, ak.sum(data, axis=-1) if name == "Sum" else extreme(name, data, axis=-1))
+
+
+def extreme(name: str, data: ak.Array, axis: int | None, keepdims: bool = False) -> ak.Array:
+    """``Max`` or ``Min``: missing of nothing, NaN where there is nothing else; awkward has infinity there."""
+    found = (ak.max if name == "Max" else ak.min)(data, axis=axis, keepdims=keepdims, mask_identity=True)
+    dtype = getattr(innermost(data), "dtype", np.dtype(bool))
+    if dtype.kind != "f":
+        return found
+    nothing = found == (-np.inf if name == "Max" else np.inf)
+    if not ak.any(nothing):
+        return found
+    real = ak.any(~np.isnan(data), axis=axis, keepdims=keepdims, mask_identity=False)
+    return ak.where(nothing & ~real, dtype.type(np.nan), found)
 
 
 def picked(source: Value, index: Value, what: str) -> Value:
