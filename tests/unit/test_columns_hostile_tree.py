@@ -90,7 +90,7 @@ def read(tmp_path_factory):
 
 def test_a_crafted_tree_gives_right_values_or_one_error_that_names_it(read):
     files, found = read
-    check(files, found)
+    check(list(files), found)
     words = [word for word, _ in found.values()]
     assert {"same", "CorruptFile", "LimitExceeded"} <= set(words)
     assert words.count("same") > words.count("CorruptFile") > 150

@@ -3,8 +3,9 @@
 import queue
 import struct
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import MappingProxyType
 from typing import Any
 
 import cramjam
@@ -46,9 +47,13 @@ class RootSource:
         self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
         self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
         self.entries = int(tree.num_entries)
-        if not self._is_tree:  # uproot does not look at the checksums of pages
-            pages = (p for cluster in tree.page_link_list for column in cluster for p in column.pages)
-            tree.file.source.checked = frozenset(p.locator.offset for p in pages if p.has_checksum)
+        if not self._is_tree:  # uproot looks neither at the checksums of pages nor whether they are too large
+            tree.file.source.pages = {
+                p.locator.offset: (p.has_checksum, (p.num_elements * record.nbits + 7) // 8)
+                for cluster in tree.page_link_list
+                for column, record in zip(cluster, tree.column_records, strict=False)
+                for p in column.pages
+            }
 
     def read(self, names: tuple[str, ...], start: int, stop: int, keep: Index | None = None) -> Columns:
         if not names:
@@ -150,8 +155,8 @@ class _RootBytes(UprootSource):  # type: ignore[misc]
     """Our bytes as uproot wants them."""
 
     fetcher: Fetcher
-    checked: Container[int] = ()
-    """Where something begins that its checksum follows."""
+    pages: Mapping[int, tuple[bool, int]] = MappingProxyType({})
+    """By their first byte whether a checksum follows, and the size of their values."""
 
     def __init__(self, file_path: str, **options: Any) -> None:
         super().__init__()
@@ -161,7 +166,10 @@ class _RootBytes(UprootSource):  # type: ignore[misc]
     def chunk(self, start: int, stop: int) -> Any:
         # uproot asks for a generous first chunk, also of a small file.
         stop = min(stop, self.fetcher.data.size)
-        if start not in self.checked:
+        checked, most = self.pages.get(start, (False, stop - start))
+        if stop - start > most:
+            raise CorruptFile(f"{self.fetcher.data.url}: the page at byte {start} is larger than its values")
+        if not checked:
             return Chunk(self, start, stop, TrivialFuture(self.fetcher.data.read(start, stop)))
         data = self.fetcher.data.read(start, min(stop + 8, self.fetcher.data.size))
         if xxhash.xxh3_64_intdigest(data[:-8]) != int.from_bytes(data[-8:], "little"):
