@@ -77,6 +77,9 @@ def meant(tree: Tree, env: dict[str, Any]) -> Any:
             return np.negative(meant(args[0], env))
         case "field":
             return meant(args[0], env)[args[1]]
+        case "default":
+            found, sample = meant(args[0], env), meant(args[0][1], env).sample
+            return np.result_type(sample, args[1]).type(args[1] if found is None else found)
         case _ if kind in SIGNS or kind in CALLS:
             values = [meant(a, env) for a in args]
             return None if any(v is None for v in values) else {**SIGNS, **CALLS}[kind](*values)
@@ -103,9 +106,6 @@ def sequence(kind: str, args: list[Any], env: dict[str, Any]) -> Any:
         case "Max" | "Min":
             extreme = np.fmax if kind == "Max" else np.fmin  # as awkward's, NaN is passed over
             return extreme.reduce(np.array(list(items))) if items else None
-        case "default":
-            found, sample = items
-            return found, sample
         case "Select":
             return Members(map(each, items), each(items.sample))
         case "Where":
@@ -162,6 +162,10 @@ def spelled(tree: Tree) -> str:
             return f"(-{spelled(args[0])})"
         case "field":
             return f"{spelled(args[0])}[{args[1]!r}]"
+        case "default":
+            text = spelled(args[0])
+            comma = "" if text.endswith("()") else ", "
+            return f"{text[:-1]}{comma}{args[1]!r})"
         case "len":
             return f"len({spelled(args[0])})"
         case "slice":
@@ -201,7 +205,9 @@ class Writer:
         leaves += [("field", ("var", n), i) for n in zips for i in "pq"] * 2
         if depth <= 0:
             return self.one(leaves)
-        match self.one(["leaf", "sign", "sign", "constant", "call", "if", "neg", "Count", "len", "Sum"]):
+        match self.one(
+            ["leaf", "sign", "sign", "constant", "call", "if", "neg", "Count", "len", "Sum", "default"]
+        ):
             case "sign":
                 sign = self.one(["+", "-", "*", "/", "%", "//"])
                 return sign, self.number(depth - 1, scope), self.number(depth - 1, scope)
@@ -220,6 +226,8 @@ class Writer:
                 return name, self.numbers(depth - 1, scope)
             case "Sum":
                 return "Sum", self.plain(depth - 1, scope)
+            case "default":
+                return "default", self.found(self.numbers(depth - 1, scope)), self.one([0, 1, 0.5])
         return self.one(leaves)
 
     def truth(self, depth: int, scope: dict[str, str]) -> Tree:
@@ -294,11 +302,15 @@ class Writer:
                 return "Concat", column, column
         return self.plain(depth - 1, scope)
 
+    def found(self, source: Tree) -> Tree:
+        names = [("First",), ("Last",), ("Max",), ("Min",), ("ElementAt", 1), ("ElementAt", -2)]
+        name, *at = self.one(names)
+        return name, source, *at
+
     def missing(self, depth: int) -> Tree:
         """What may be missing, and what is computed of it."""
         source = self.numbers(depth, {})
-        found = self.one([("First", source), ("Last", source), ("Max", source), ("Min", source),
-                          ("ElementAt", source, 1), ("ElementAt", source, -2)])  # fmt: skip
+        found = self.found(source)
         match self.one(["bare", "sign", "if"]):
             case "sign":
                 return self.one(["+", "*", "<", "=="]), found, self.number(1, {})
