@@ -300,8 +300,8 @@ class RootConnection(asyncio.BufferedProtocol):
             self.door.told(call, error, perf_counter() - began)
 
     def write(self, buffers: Sequence[Buffer]) -> None:
-        """Hand buffers, which stay unchanged, to the transport."""
-        if self.closing:
+        """Hand buffers, which stay unchanged, to the transport; after the last answer nothing."""
+        if self.closing or self._deaf:
             return
         if self.tls and len(buffers) > FEW:
             buffers = [b"".join(buffers)]

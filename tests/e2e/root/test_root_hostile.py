@@ -102,6 +102,19 @@ async def test_a_stream_that_stops_in_a_frame_costs_nothing(wire, server, cut):
     await still_serves(server)
 
 
+async def test_answers_that_come_after_the_last_one_are_dropped(server, caplog):
+    """Requests are under way when one comes after which nothing can be understood."""
+    wire = await server.dial()
+    many = b"".join(frames.request(100 + i, Code.STAT, bytes(16), b"/pub/none") for i in range(40))
+    wire.writer.write(many + frames.REQUEST.pack(7, Code.STAT, bytes(16), -1))
+    while (await asyncio.wait_for(wire.one(), 20))[0] != 7:
+        pass
+    assert await wire.ended()
+    await wire.close()
+    await still_serves(server)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_requests_may_come_in_any_pieces(server):
     wire = await Wire.dial(server.address)
     said = HELLO + frames.request(0, Code.PROTOCOL, frames.P_PROTOCOL.pack(0x520, 0, 3)) + LOGIN
@@ -137,17 +150,22 @@ async def test_who_stops_reading_holds_little_and_delays_nobody(server):
     raw.setblocking(False)
     await asyncio.get_running_loop().sock_connect(raw, server.address)
     greedy = Wire(*await asyncio.open_connection(sock=raw, limit=8192))
-    await greedy.login()
-    handle = await greedy.open("/pub/f")
-    for code in (Code.PGREAD, Code.READ):
-        for _ in range(200):
-            greedy.send(code, frames.P_READ.pack(handle, 0, 3_000_000))
-    for _ in range(20):
-        await still_serves(server)
-    connection = server.door.sessions[greedy.id].streams[0]
-    assert len(connection._calls) <= 66
-    assert 0 < max(unsent(server)) < 4 << 20
-    greedy.writer.transport.abort()
+    try:
+        await greedy.login()
+        handle = await greedy.open("/pub/f")
+        for code in (Code.PGREAD, Code.READ):
+            for _ in range(200):
+                greedy.send(code, frames.P_READ.pack(handle, 0, 3_000_000))
+        async with asyncio.timeout(20):
+            while not max(unsent(server)):
+                await asyncio.sleep(0.01)
+        for _ in range(20):
+            await still_serves(server)
+        connection = server.door.sessions[greedy.id].streams[0]
+        assert len(connection._calls) <= 66
+        assert 0 < max(unsent(server)) < 4 << 20
+    finally:
+        greedy.writer.transport.abort()
     while server.door.sessions:
         await asyncio.sleep(0.01)
     await still_serves(server)
