@@ -13,12 +13,14 @@ from typing import Any
 
 import awkward as ak
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from doma.columns.evaluate import run
 from doma.columns.plan import compile_text
 from doma.columns.sequences import extreme
+from doma.core.errors import BadQuery
 
 SCALARS = {"i": "int32", "l": "int64", "u": "uint8", "f": "float32", "d": "float64", "b": "bool"}
 LISTS = {"p": "float32", "q": "int32", "r": "float64"}
@@ -412,3 +414,11 @@ def test_the_greatest_of_nothing_but_nan_is_nan_and_not_infinite():
     assert found.type == ak.max(data, axis=-1).type
     nothing = extreme("Min", ak.Array(np.array([math.nan])), axis=None, keepdims=True)
     assert repr(nothing.to_list()) == "[nan]"
+
+
+def test_a_constant_that_does_not_fit_its_branch_is_refused_with_what_to_do():
+    rows = Events({"i": ak.Array([0]), "u": ak.Array(np.array([200], dtype=np.uint8))})
+    plan = "(call Select (call EventDataset) 'lambda e: {} + 300')"
+    with pytest.raises(BadQuery, match=r"does not fit the type; convert the other side, as in np.int64"):
+        run(compile_text(plan.format("e.u")), rows)
+    assert run(compile_text(plan.format("np.int64(e.u)")), rows).columns[""].to_list() == [500]

@@ -48,6 +48,8 @@ def _why(error: Exception) -> str:
     text = str(error)
     if "cannot broadcast nested list" in text or "cannot broadcast RegularArray" in text:
         return ": the sequences have different lengths within an event; use a lambda over one of them"
+    if isinstance(error, OverflowError):
+        return ": the constant does not fit the type; convert the other side, as in np.int64(…)"
     if "negative integer powers" in text:
         return ": negative powers of integers; write the base as 2.0, or np.float64(…) of it"
     return ""
