@@ -363,6 +363,13 @@ class Tree:
         edit(found)
         return self.crafted([(place, found.astype(">i4").tobytes())])
 
+    def entries(self, number):
+        """Another number of entries of the tree."""
+        told = (
+            struct.pack(">d", 1.0) + struct.pack(">i", 0) + struct.pack(">i", 25)
+        )  # fWeight and what follows
+        return self.crafted([(self.stored.index(told) - 40, struct.pack(">q", number))])
+
     def value(self, name, number, data):
         """Another value of a branch."""
         return self.crafted([(self.places[name] + self.headers[name] + number * len(data), data)])

@@ -85,6 +85,7 @@ def read(tmp_path_factory):
     files = {"as it was": made.crafted()}
     for group in (baskets, offsets, blocks):
         files |= dict(group(made))
+    files["entries below zero"] = made.entries(-1)
     return files, outcomes(folder, files.values(), NAMES)
 
 
@@ -100,5 +101,8 @@ def test_a_crafted_tree_gives_right_values_or_one_error_that_names_it(read):
 def test_a_lie_of_one_branch_spares_the_others(read):
     files, found = read
     for number, what in enumerate(files):
+        if what == "entries below zero":
+            assert {found[number, name][0] for name in NAMES} == {"CorruptFile"}
+            continue
         damaged = next((n for n in ("nz", "x") if what.startswith(n) or (n == "nz" and "count" in what)), "z")
         assert all(found[number, name][0] == "same" for name in NAMES if name != damaged), what

@@ -47,6 +47,8 @@ class RootSource:
         self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
         self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
         self.entries = int(tree.num_entries)
+        if self.entries < 0:
+            raise CorruptFile(f"{place}: it says that it has {self.entries} entries")
         if not self._is_tree:  # uproot looks neither at the checksums of pages nor whether they are too large
             tree.file.source.pages = {
                 p.locator.offset: (p.has_checksum, (p.num_elements * record.nbits + 7) // 8)
