@@ -44,8 +44,10 @@ def postgres_server() -> Iterator[str]:
         pytest.skip("PostgreSQL is not installed; the Debian package is: postgresql")
     pytest.importorskip("psycopg")
     # Not below pytest's own directory: its parents are closed to the user that runs the server, and the
-    # name of a unix socket is limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="doma-pg-", ignore_cleanup_errors=True) as name:
+    # name of a unix socket is limited to 107 bytes. In memory where that can be: some
+    # disks take a minute to remove it.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="doma-pg-", dir=memory, ignore_cleanup_errors=True) as name:
         place = Path(name)
         data = place / "data"
         if os.geteuid() == 0:
@@ -99,12 +101,16 @@ def postgres_template(postgres_server: str) -> str:
     return db.url.database
 
 
-def _created(socket: str, template: str = "template0") -> str:
+def _asked(socket: str, words: str) -> None:
     import psycopg
 
-    name = f"test_{next(_number)}"
     with psycopg.connect(f"host={socket} user=doma dbname=postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy".encode())
+        connection.execute(words.encode())
+
+
+def _created(socket: str, template: str = "template0") -> str:
+    name = f"test_{next(_number)}"
+    _asked(socket, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     return name
 
 
@@ -132,11 +138,15 @@ def database(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> Ite
     """A database of each engine with every table."""
     if engine == "sqlite":
         db = migrated(tmp_path / "doma.db")
-    else:
-        socket = request.getfixturevalue("postgres_server")
-        db = Database(_postgres_url(socket, _created(socket, request.getfixturevalue("postgres_template"))))
+        yield db
+        db.close()
+        return
+    socket = request.getfixturevalue("postgres_server")
+    name = _created(socket, request.getfixturevalue("postgres_template"))
+    db = Database(_postgres_url(socket, name))
     yield db
     db.close()
+    _asked(socket, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @dataclass
