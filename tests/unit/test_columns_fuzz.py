@@ -422,3 +422,11 @@ def test_a_constant_that_does_not_fit_its_branch_is_refused_with_what_to_do():
     with pytest.raises(BadQuery, match=r"does not fit the type; convert the other side, as in np.int64"):
         run(compile_text(plan.format("e.u")), rows)
     assert run(compile_text(plan.format("np.int64(e.u)")), rows).columns[""].to_list() == [500]
+
+
+@pytest.mark.parametrize("query", ["e.p.First(0)", "e.q.First(0.5)", "e.p.Last(1)", "e.q.Max(0.5)"])
+def test_the_type_of_a_default_does_not_depend_on_whether_it_is_needed(query):
+    plan = compile_text(f"(call Select (call EventDataset) 'lambda e: {query}')")
+    row = dict.fromkeys(SCALARS, 0) | {"p": [0.0], "q": [0], "r": []}
+    steps = [row], [], [{**row, "p": [], "q": []}]
+    assert len({str(run(plan, stored(rows)).columns[""].type.content) for rows in steps}) == 1

@@ -346,6 +346,9 @@ def filled(source: Value, default: Value) -> Value:
     other = array(default, scope)
     if levels(data) != levels(other) or element(data) != element(other) or element(data) == "records":
         raise BadQuery("query: the default and what it stands in for must have the same type")
+    if isinstance(data.layout, ak.contents.UnmaskedArray):
+        # The type must not depend on whether something is missing in this step.
+        data = ak.Array(data.layout.to_IndexedOptionArray64(), behavior=data.behavior)
     if default.scope is None:
         return Value(scope, ak.drop_none(ak.fill_none(data, default.data, axis=0), axis=0))
     try:
