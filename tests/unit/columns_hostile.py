@@ -279,7 +279,7 @@ def changed(data, edits):
                 out[at : at + len(new)] = new[: len(out) - at]
             case "insert":
                 out[at:at] = new
-            case "cut":
+            case _:
                 del out[at : at + len(new)]
     return bytes(out)
 
