@@ -724,3 +724,16 @@ def test_what_the_client_writes_is_understood() -> None:
     assert not trees.must_exist
     assert histograms.histograms is not None
     assert histograms.histograms("h1")
+
+
+def test_sub_queries_of_one_tree_open_it_once() -> None:
+    """Each reads its columns, none the tree again."""
+
+    def read(*columns: str) -> int:
+        data = open_bytes(ZMUMU.as_uri(), allow=("file://",))
+        with contextlib.closing(data):
+            parts = [{"treename": "events", "expressions": [name]} for name in columns]
+            UprootRaw(json.dumps(parts)).run(data, Kept(True), 64 << 20, lambda progress: None)
+            return data.taken
+
+    assert read("E1", "E1") < 2 * read("E1")

@@ -30,6 +30,9 @@ from doma.core.errors import BadQuery, UnknownColumn
 LABEL = "treename"
 """The column that says from which tree a row is, where a format knows no trees."""
 
+Trees = dict[str, Source]
+"""The trees of a file that were opened, by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -75,8 +78,9 @@ class UprootRaw:
 
     def check(self, data: Bytes) -> tuple[str, ...]:
         found: dict[str, None] = {}
+        trees: Trees = {}
         for part in self.parts:
-            for job in self._jobs(part, data):
+            for job in _jobs(part, data, trees):
                 found |= dict.fromkeys(job.empty().columns)
             if part.histograms is not None:
                 RootFile(data)
@@ -84,9 +88,10 @@ class UprootRaw:
 
     def run(self, data: Bytes, sink: Sink, step: int, tell: Tell) -> tuple[str, ...]:
         found: dict[str, None] = {}
+        trees: Trees = {}
         done = total = 0
         for part in self.parts:
-            for job in self._jobs(part, data):
+            for job in _jobs(part, data, trees):
                 total += job.source.entries
                 empty = _labelled(job.empty(), job, sink)
                 found |= dict.fromkeys(empty.columns)
@@ -106,7 +111,8 @@ class UprootRaw:
         base = explained(self.parts, self.digest)
         if data is None:
             return base
-        jobs = [job for part in self.parts for job in self._jobs(part, data)]
+        trees: Trees = {}
+        jobs = [job for part in self.parts for job in _jobs(part, data, trees)]
         first = dict.fromkeys(name for job in jobs for name in job.first)
         rest = dict.fromkeys(name for job in jobs for name in job.rest)
         columns = {c.name: c for job in jobs for c in columns_of(job.empty())}
@@ -115,12 +121,15 @@ class UprootRaw:
             file=facts(data, [(j.source, j.first + j.rest, j.first) for j in jobs], step),
         )  # fmt: skip
 
-    def _jobs(self, part: Part, data: Bytes) -> Iterator[Job]:
-        for tree, output in part.trees:
-            with naming(part.number):
-                source = _source(part, data, tree)
-                if source is not None:
-                    yield _job(part, data, source, tree, output)
+
+def _jobs(part: Part, data: Bytes, trees: Trees) -> Iterator[Job]:
+    """What a sub-query does on each of its trees; a tree that was opened before is read through again."""
+    for tree, output in part.trees:
+        with naming(part.number):
+            source = trees.get(tree) or _source(part, data, tree)
+            if source is not None:
+                trees[tree] = source
+                yield _job(part, data, source, tree, output)
 
 
 def _source(part: Part, data: Bytes, tree: str) -> Source | None:
