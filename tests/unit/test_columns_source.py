@@ -281,3 +281,24 @@ def test_a_filter_on_words_of_a_dictionary_compares_the_words(tmp_path):
     )
     execute(Task(path.as_uri(), query, str(out), allow=("file://",)))
     assert pq.read_table(out).column(0).to_pylist() == [1.5, 3.5]
+
+
+def test_columns_of_parquet_have_their_own_sizes_and_types_whatever_their_names(tmp_path):
+    """A dot in a name is no member of a record; lists, records and maps take several columns of the file."""
+    path = tmp_path / "n.parquet"
+    columns = {
+        "El.pt": pa.array([1.5, None]), "El": pa.array([{"eta": 1, "of": [1, 2]}, None]),
+        "m": pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int64())), "n": pa.array([1, 2]),
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), path, row_group_size=1)
+    groups = [pq.ParquetFile(path).metadata.row_group(i) for i in (0, 1)]
+    leaves = {"El.pt": [0], "El": [1, 2], "m": [3, 4], "n": [5]}
+    data = open_bytes(path.as_uri(), allow=("file://",))
+    source = open_source(data, None)
+    for name, places in leaves.items():
+        packed = sum(group.column(j).total_compressed_size for group in groups for j in places)
+        assert source.sizes((name,))[0] == packed, name
+    parts = [source.read(("El.pt",), i, i + 1)["El.pt"] for i in (0, 1)]
+    assert parts[0].type.content == parts[1].type.content
+    assert [part.to_list() for part in parts] == [[1.5], [None]]
+    data.close()

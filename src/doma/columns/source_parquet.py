@@ -27,12 +27,17 @@ class ParquetSource:
     def _begin(self, data: Bytes) -> None:
         self._file = pq.ParquetFile(pa.PythonFile(FileLike(data), mode="r"), pre_buffer=True)
         self._meta = self._file.metadata
-        self.names = self.readable = tuple(self._file.schema_arrow.names)
+        self._schema = self._file.schema_arrow  # made anew each time it is asked for: slow with many columns
+        self.names = self.readable = tuple(self._schema.names)
         rows = [self._meta.row_group(i).num_rows for i in range(self._meta.num_row_groups)]
         if min(rows, default=0) < 0:
             raise CorruptFile(f"{self.place}: a row group has a negative number of rows")
-        paths = [self._meta.schema.column(j).path for j in range(self._meta.num_columns)]
-        self._leaves = [path.split(".")[0] for path in paths]
+        self._leaves: dict[str, range] = {}
+        stop = 0
+        for field in self._schema:
+            self._leaves[field.name] = range(stop, stop := stop + _leaves(field.type))
+        if stop != self._meta.num_columns:
+            raise CorruptFile(f"{self.place}: it has {self._meta.num_columns} columns of values, not {stop}")
         self._starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         self.entries = int(self._starts[-1])
         self._missing: dict[str, bool] = {}
@@ -41,9 +46,8 @@ class ParquetSource:
         if not names:
             return {}
         if start >= stop:
-            schema = self._file.schema_arrow
             # Not empty_table(): pyarrow imports pandas for it, 0.3 s and 40 MB.
-            empty = pa.Table.from_batches([], pa.schema([schema.field(n) for n in names]))
+            empty = pa.Table.from_batches([], pa.schema([self._schema.field(n) for n in names]))
             return self._columns(empty, names)
         low = int(np.searchsorted(self._starts, start, side="right")) - 1
         high = int(np.searchsorted(self._starts, stop, side="left"))
@@ -96,7 +100,7 @@ class ParquetSource:
 
     def _chunks(self, group: int, names: set[str]) -> list[Any]:
         meta = self._meta.row_group(group)
-        return [meta.column(j) for j, name in enumerate(self._leaves) if name in names]
+        return [meta.column(j) for name in names for j in self._leaves.get(name, ())]
 
     def _bytes(self, group: int, names: set[str]) -> int:
         """About the bytes of some columns in memory: what is encoded as a dictionary is larger there."""
@@ -123,7 +127,7 @@ class ParquetSource:
 
     def _may_miss(self, name: str) -> bool:
         """Whether a value may be missing; before it is read a missing list looks like an empty one."""
-        if not self._file.schema_arrow.field(name).nullable:
+        if not self._schema.field(name).nullable:
             return False
         chunks = (c for i in range(self._meta.num_row_groups) for c in self._chunks(i, {name}))
         told = (
@@ -149,6 +153,15 @@ class ParquetSource:
 def joined(column: Any) -> Any:
     """A column of a table as one array."""
     return column.combine_chunks() if column.num_chunks else _none_of(_spelled(column.type))
+
+
+def _leaves(kind: Any) -> int:
+    """The columns of values that a type is stored as, one after the other."""
+    if pa.types.is_map(kind):
+        return _leaves(kind.key_type) + _leaves(kind.item_type)
+    if pa.types.is_dictionary(kind):
+        return 1
+    return sum(_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
 
 
 def _spelled(kind: Any) -> Any:
