@@ -89,7 +89,8 @@ def test_a_copy_is_the_file(site, run, tmp_path, scheme, how):
     assert said.code == 0, said.why
     assert (tmp_path / "copy").read_bytes() == DATA
     if "adler32:source" in how:
-        assert f"{zlib.adler32(DATA):08x}" in said.all
+        # xrdcp writes the number without zeros before it
+        assert f"{zlib.adler32(DATA):x}" in said.all
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -67,6 +67,12 @@ class Tab:
         await self.do("Page.navigate", url=url)
         await asyncio.wait_for(self._loaded.wait(), 40)
 
+    async def follow(self, selector: str) -> None:
+        """Press a link, and wait for the page that it leads to."""
+        self._loaded.clear()
+        await self.value(f"document.querySelector({selector!r}).click()")
+        await asyncio.wait_for(self._loaded.wait(), 40)
+
     async def value(self, expression: str) -> Any:
         said = await self.do("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in said, said

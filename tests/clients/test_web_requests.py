@@ -51,7 +51,7 @@ async def test_a_request_is_followed_to_its_end_and_found_in_the_list(start):
         await tab.until(LIVE)
         id_ = await asyncio.to_thread(submit, system, "z", "gone")
         await tab.until(f"document.querySelector('a[href$=\"{id_}\"]')")
-        await tab.value(f"document.querySelector('a[href$=\"{id_}\"]').click()")
+        await tab.follow(f'a[href$="{id_}"]')
         await tab.until("document.getElementById('state').textContent === 'ended'")
         text = await tab.value("document.body.textContent")
         for part in (EVIL, "Complete", "1 failed", "gone.root", "404", "2,304"):
