@@ -540,3 +540,16 @@ def test_any_type_comes_back_or_is_refused_by_name(
     else:
         for branch, values in flat("c", kind, array.to_list()).items():
             assert without_none(back[branch].to_list()) == without_none(values)
+
+
+@each
+def test_nothing_but_missing_pairs_of_what_may_be_missing_is_stored(tmp_path: Path, format_: str) -> None:
+    """Options in options without one value between them."""
+    kind = ak.types.OptionType(ak.types.RegularType(ak.types.OptionType(TEXT), 2))
+    array = ak.Array(built(kind, [None, None]))
+    if format_ == "root-file":
+        with pytest.raises(BadQuery, match="the column 'c'"):
+            store(tmp_path / "r", format_, {"c": array})
+        return
+    store(tmp_path / "r", format_, {"c": array[:0]}, {"c": array})
+    assert load(tmp_path / "r", format_).c.to_list() == [None, None]

@@ -124,6 +124,6 @@ def _solid(layout: contents.Content, **_: Any) -> contents.Content | None:
     if isinstance(layout, contents.IndexedOptionArray) and len(layout) and not len(layout.content):
         if layout.content.is_unknown:
             return contents.IndexedOptionArray(layout.index, contents.NumpyArray(np.zeros(1)))
-        one = layout.content.form.length_one_array(highlevel=False)
+        one = ak.transform(_solid, layout.content.form.length_one_array(highlevel=False), highlevel=False)
         return contents.IndexedOptionArray(layout.index, one, parameters=layout.parameters)
     return None
