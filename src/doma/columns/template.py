@@ -121,7 +121,7 @@ class Template:
         with theirs:
             try:
                 pid = await self._child(theirs.fileno())
-            except BaseException:
+            except BaseException:  # whatever it is: its socket is closed, and it goes on
                 ours.close()
                 raise
         return pid, *await asyncio.open_unix_connection(sock=ours, limit=LINE)
