@@ -7,6 +7,7 @@ scanned     filter and projection go to the scan service; Arrow comes back
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -158,8 +159,7 @@ def travel(
         ) as cluster,
         Client(cluster) as client,
     ):
-        # a facility's workers are warm: their imports are no part of the road
-        client.run(import_module, "doma.facility.processor")
+        client.run(_prepare)
         roads = [direct(access, path, client, chunk=100_000)]
     cache = {}
     for name in ("cached", "warm"):
@@ -171,6 +171,13 @@ def travel(
     step("scanned: filter and projection at the storage")
     roads.append(scanned(access, path))
     return roads, cache
+
+
+def _prepare() -> None:
+    """Runs in each worker: imports are no part of the road, and heartbeats cut at the end no fault of it."""
+    import_module("doma.facility.processor")
+    # what a task raises reaches the client; a worker's own log tells only of a scheduler that stopped first
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
 
 
 def cache_stats(access: Access) -> dict[str, int]:
