@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import random
+import select
 import ssl
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from doma.auth.gate import Gate
 from doma.auth.verifier import Verifier
 from doma.cache.origins import Origins
+from doma.cache.record import key_of
 from doma.cache.store import CacheStore
 from doma.core.config import Cache, Issuer, Listen
 from doma.doors.endpoint import Endpoint, Site
@@ -66,14 +68,17 @@ class Thing:
 class Origin:
     """What the server below serves: ``/<size>/<any name>``, and what a test puts at other paths.
 
-    ``stall``: the offset in a file from which nothing comes any more, until the client goes away.
+    ``stall``: the offset in a file from which nothing comes any more, until the client goes away or it is
+    None again. ``cut``: the offset at which the connection breaks.
     """
 
     def __init__(self):
         self.things: dict[str, Thing] = {}
         self.asked, self.sent = Counter(), Counter()
         self.tokens = []
-        self.up, self.stall = True, None
+        self.up, self.stall, self.cut = True, None, None
+        self.tried = 0
+        """Requests, those too that it leaves without an answer."""
         self.stuck, self.left = threading.Event(), threading.Event()
         """Somebody waits for what does not come; somebody who waited has gone away."""
 
@@ -97,6 +102,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self):
         origin = self.server.origin
+        origin.tried += 1
         if not origin.up:
             self.close_connection = True
             return
@@ -139,17 +145,31 @@ class Answers(BaseHTTPRequestHandler):
 
     def body(self, thing, start, stop):
         origin = self.server.origin
-        end = stop if origin.stall is None else max(start, min(stop, origin.stall))
-        for at in range(start, end, 1 << 20):
-            data = content(at, min(end, at + (1 << 20)), thing.version)
-            origin.sent[self.path] += len(data)  # before anybody can have them
-            self.wfile.write(data)
-        if end < stop:
-            origin.stuck.set()
-            with suppress(ConnectionError):
-                self.connection.recv(1)
+        ends = [stop, *(max(start, at) for at in (origin.stall, origin.cut) if at is not None)]
+        self.send(thing, start, min(ends))
+        if min(ends) == stop:
+            return
+        if origin.stall is not None and not self.released():
             origin.left.set()
             self.close_connection = True
+        elif origin.cut is not None:
+            self.close_connection = True
+        else:
+            self.send(thing, min(ends), stop)
+
+    def send(self, thing, start, stop):
+        for at in range(start, stop, 1 << 20):
+            data = content(at, min(stop, at + (1 << 20)), thing.version)
+            self.server.origin.sent[self.path] += len(data)  # before anybody can have them
+            self.wfile.write(data)
+
+    def released(self):
+        """Wait until the stall is over; False: the client went away."""
+        self.server.origin.stuck.set()
+        while self.server.origin.stall is not None:
+            if select.select([self.connection], [], [], 0.02)[0]:
+                return False
+        return True
 
     def handle(self):
         with suppress(ConnectionError):
@@ -179,17 +199,27 @@ class Caching(OnThread):
     """A thread with a port for http, https and root://: ``/cache`` before the origin, for everybody.
 
     ``/closed`` is the same for those alone who have a token.
+
+    Args:
+        home: Its folder.
+        origin: What a test looks at.
+        url: Of the origin.
+        others: URLs of replicas.
+        config: Of section ``cache``.
     """
 
-    def __init__(self, home, origin, url):
+    def __init__(self, home, origin, url, others=(), **config):
         super().__init__()
         self.origin, self.clock = origin, Clock()
-        self._url, self._home, self.folder = url, home, home / "cache"
+        self._url, self._others, self._config = url, others, config
+        self._home, self.folder = home, home / "cache"
 
     async def _main(self):
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        origins = Origins(await self.behind(), name="origin")
-        self.store = CacheStore(self.folder, origins, Cache(lifetime=3600), clock=self.clock, rng=AtOnce())
+        others = {other: HttpStore(other) for other in self._others}
+        origins = Origins(await self.behind(), name="origin", others=others)
+        config = Cache(**{"lifetime": 3600} | self._config)
+        self.store = CacheStore(self.folder, origins, config, clock=self.clock, rng=AtOnce())
         gates = {"cache": Gate({ISSUER: ["/"]}, public=True), "closed": Gate({ISSUER: ["/"]})}
         verifier = Verifier([Issuer(issuer=ISSUER)], ["https://se.example"], local={ISSUER: {"keys": []}})
         site = Site(verifier, {name: Endpoint(name, self.store, gate, False) for name, gate in gates.items()})
@@ -199,14 +229,28 @@ class Caching(OnThread):
             Listen(address="127.0.0.1:0", drain=2),
         )
         door = RootDoor(site, tls=context, plain=limits.plain_http)
-        listener = Listener(app(site), fast=FastDoor(site), listen=limits, tls=context, root=door.take)
-        self.address = await listener.start()
+        self.listener = Listener(app(site), fast=FastDoor(site), listen=limits, tls=context, root=door.take)
+        self.address = await self.listener.start()
         self.trust = ssl.create_default_context(cafile=made.ca)
         self._ready.set()
         await self._end.wait()
-        await listener.stop()
+        await self.listener.stop()
         await self.store.close()
         await self.over()
+
+    def run(self, act):
+        """What a coroutine gives, run where the cache runs."""
+        return asyncio.run_coroutine_threadsafe(act, self._loop).result(30)
+
+    def pages(self, path):
+        """The file with the pages of an object that is here."""
+        key = key_of("origin", path)
+        return next((self.folder / "objects" / key[:2]).glob(f"{key}.*"))
+
+    def record(self, path):
+        """The file that describes an object."""
+        key = key_of("origin", path)
+        return self.folder / "objects" / key[:2] / key
 
     async def behind(self):
         """The origin's store."""
