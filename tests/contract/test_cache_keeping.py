@@ -6,19 +6,23 @@ import os
 import random
 import threading
 
+import numpy as np
 import pytest
 
 from doma.auth.model import bearer
 from doma.cache.extents import PAGE
+from doma.cache.index import Row
+from doma.cache.layout import compose
 from doma.cache.origins import Origins
 from doma.cache.store import CacheStore
 from doma.core.config import Cache
 from doma.core.errors import BadRequest, DomaError, NotFound, StorageFull, StorageUnavailable
 from doma.store.memory import MemoryStore
 
-SIZE = 100_000
-USED = 25 * PAGE + 2 * PAGE
-"""Disk bytes of an object of this size: pages, checksums and marks, record."""
+SIZE = 2_000_000
+USED = 489 * PAGE + 2 * PAGE
+"""Disk bytes of an object of this size: pages, checksums and marks, record; the folders and the index of a
+dozen objects take less than half of it."""
 
 
 class Clock:
@@ -37,9 +41,9 @@ def clock():
 async def make(tmp_path, clock):
     origin, made = MemoryStore(), []
 
-    async def make(*paths, size=SIZE, **config):
+    async def make(*paths, size=SIZE, cache_size=10 * USED, **config):
         """A cache in which these files were read, a second apart."""
-        settings = Cache(**{"size": 10 * USED, "high": 1.0, "low": 0.5} | config)
+        settings = Cache(**{"size": cache_size, "high": 1.0, "low": 0.55} | config)
         cache = CacheStore(
             tmp_path / "cache",
             Origins(origin),
@@ -93,7 +97,7 @@ async def test_the_least_recently_read_goes_first_and_only_as_much_as_is_needed(
     gone = await cache.purge()
     assert [v.path for v in gone] == ["/f1", "/f2", "/f3", "/f4"]
     assert all(v.used == USED for v in gone)
-    assert cache.stats().used == 5 * USED
+    assert cache.stats().used - cache.stats().beside == 5 * USED
     assert cache.stats().evicted == {"room": 4 * USED}
     assert await plan(cache) == []
 
@@ -120,14 +124,14 @@ async def test_given_up_then_expired_then_over_quota_then_least_recent(make, clo
 
 async def test_a_quota_costs_just_what_is_above_it_and_others_nothing(make):
     paths = ["/a/1", "/user/1", "/user/2", "/user/3", "/a/2"]
-    cache = await make(*paths, low=0.3, quotas={"/user": 2 * USED, "/userx": 0})
+    cache = await make(*paths, low=0.35, quotas={"/user": 2 * USED, "/userx": 0})
     assert (await plan(cache))[0] == ("/user/1", "over the quota of /user")
     assert [path for path, _ in await plan(cache)] == ["/user/1", "/a/1"]
 
 
 async def test_a_vo_above_its_quota_pays_first(make):
     token = bearer.set("cms")
-    cache = await make("/c1", "/c2", low=0.2, vo_quotas={"cms": USED, "atlas": 10 * USED})
+    cache = await make("/c1", "/c2", low=0.25, vo_quotas={"cms": USED, "atlas": 10 * USED})
     bearer.set("atlas")
     for path in ("/a1", "/a2"):
         upload = await make.origin.create(path, size=SIZE)
@@ -205,7 +209,7 @@ async def test_pins_keep_to_the_quota_of_each_and_of_all(make, clock):
     )
     await cache.pin("/1", "me")
     await cache.pin("/2", "me", 100)
-    with pytest.raises(StorageFull, match="me would pin 300000 bytes"):
+    with pytest.raises(StorageFull, match="me would pin 6000000 bytes"):
         await cache.pin("/3", "me")
     await cache.pin("/2", "me", 200)  # again: it is counted once
     await cache.pin("/2", "you")  # and so is what two have pinned, for all together
@@ -235,12 +239,90 @@ async def test_usage_agrees_with_du_through_any_history(make, tmp_path):
                 await upload.commit()
             case _:
                 await cache.purge()
-    assert abs(cache.stats().used - du(tmp_path / "cache")) <= 0.01 * du(tmp_path / "cache")
-    used = cache.stats().used
+    assert objects(cache) == du(tmp_path / "cache")
+    used = objects(cache)
     await cache.close()
     again = await make()
     await asyncio.to_thread(again.catalogue.keeper.total)
-    assert again.stats().used == used
+    assert objects(again) == used
+
+
+def whole(folder):
+    """What ``du`` counts of a folder with all that is in it."""
+    return sum(os.lstat(p).st_blocks * 512 for p in [folder, *folder.rglob("*")])
+
+
+def objects(cache):
+    """Usage of objects alone."""
+    return cache.stats().used - cache.stats().beside
+
+
+def version(cache, path):
+    record = cache.catalogue.get(cache.place(path).key).record
+    return f"{record.key}-{record.generation}"
+
+
+async def agrees(cache, folder):
+    """Whether usage is what ``du`` says once everything is written down."""
+    await asyncio.to_thread(cache.catalogue.keeper.total)
+    return abs(cache.stats().used - whole(folder)) <= 0.01 * whole(folder)
+
+
+async def test_usage_counts_the_whole_folder_with_index_and_layouts(make, tmp_path):
+    folder = tmp_path / "cache"
+    cache = await make(*(f"/d/f{n}" for n in range(9)))
+    assert await agrees(cache, folder)
+    before = cache.stats()
+    names = [("", f"{n * n}") for n in range(9000)]
+    await cache.layouts.keep(version(cache, "/d/f3"), compose(SIZE, names, np.empty((0, 4), np.int64)))
+    layout = whole(folder / "layouts")
+    assert layout > PAGE
+    assert await agrees(cache, folder)
+    await cache.close()
+    again = await make()
+    assert await agrees(again, folder)
+    (folder / "index.db").write_bytes(b"not a table any more" * 1000)
+    await again.close()
+    lost = await make()
+    await asyncio.to_thread(lost.catalogue.keeper.looked.wait)
+    assert await agrees(lost, folder)
+    await lost.evict("/d/", immediate=True)
+    assert not [path for path in (folder / "layouts").rglob("*") if path.is_file()]
+    assert await agrees(lost, folder)
+    assert lost.stats().used == lost.stats().beside < before.used
+
+
+async def test_a_layout_that_comes_too_late_is_not_kept(make, tmp_path):
+    cache = await make("/f")
+    name = version(cache, "/f")
+    await cache.evict("/f", immediate=True)
+    await cache.layouts.keep(name, compose(SIZE, [("", "a")], np.empty((0, 4), np.int64)))
+    assert not [path for path in (tmp_path / "cache/layouts").rglob("*") if path.is_file()]
+
+
+async def test_the_marks_hold_for_the_whole_folder(make, tmp_path):
+    size = 4 << 20
+    files = [f"/f{n}" for n in range(350)]
+    cache = await make(*files, size=100, high=0.95, low=0.9, cache_size=size)
+    await asyncio.to_thread(cache.catalogue.keeper.total)
+    await read(cache, "/f0")
+    await cache.purge()
+    await asyncio.to_thread(cache.catalogue.keeper.total)
+    assert whole(tmp_path / "cache") <= 0.95 * size
+
+
+async def test_the_index_becomes_small_again(make, tmp_path):
+    cache = await make("/kept")
+    index, file = cache.catalogue.keeper.index, tmp_path / "cache/index.db"
+    row = Row("", "/p" * 200, "", 1, 1, 1, 1.0, 1.0, "v")
+    index.put([row._replace(key=f"{n:064d}") for n in range(5000)])
+    index.put([], [f"{n:064d}" for n in range(5000)])
+    await asyncio.to_thread(cache.catalogue.keeper.total)
+    assert cache.stats().beside > 4_000_000
+    while cache.stats().beside > 1_500_000:
+        cache.catalogue.keeper.note(cache.catalogue.get(cache.place("/kept").key))
+        await asyncio.to_thread(cache.catalogue.keeper.total)
+    assert file.stat().st_size < 1_500_000
 
 
 async def test_the_scrub_finds_what_nobody_reads(make, tmp_path):

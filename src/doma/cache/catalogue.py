@@ -23,6 +23,7 @@ from doma.cache.purge import Rules, Victim, plan
 from doma.cache.record import Record
 from doma.cache.replicas import Answer
 from doma.cache.shelf import Shelf
+from doma.cache.usage import Usage
 from doma.core.config import Cache
 from doma.core.events import Emit, Event
 from doma.store.protocol import Stat
@@ -57,10 +58,11 @@ class Catalogue:
         shown: Callable[[str, str], str],
     ) -> None:  # fmt: skip
         self.shelf = shelf
-        self.keeper = Keeper(shelf, shown, self._found, self._loaded, self._recount)
+        self._usage = Usage(shelf)
+        self.keeper = Keeper(shelf, self._usage, shown, self._loaded)
         self.vo: Callable[[str], str] = lambda token: ""
         """The VO of a verified token; empty: not known."""
-        self._change = self._counted = self._reserved = 0
+        self._reserved = 0
         self._config = config
         self._clock = clock
         self._emit = emit
@@ -74,24 +76,16 @@ class Catalogue:
 
     @property
     def used(self) -> int:
-        """Allocated bytes of all objects: what the index knew at the start, and the changes since."""
-        return max(0, self._counted + self._change)
+        """Allocated bytes of the whole folder."""
+        return self._usage.total
 
-    def _found(self, more: int) -> None:
-        self._counted += more
+    @property
+    def beside(self) -> int:
+        """Those of the index and of folders."""
+        return self._usage.beside
 
     def _loaded(self, key: str) -> bool:
         return key in self._entries or key in self._adopting
-
-    def _recount(self) -> int:
-        """Have usage agree with the index; the total. Blocks. Raises StorageUnavailable: it is damaged."""
-        for _ in range(_ROUNDS):
-            before = self._change
-            total = self.keeper.total()
-            if self._change == before:  # else some of it was written down before it changed, some after
-                self._counted = total - before
-                break
-        return total
 
     @property
     def open_objects(self) -> int:
@@ -142,7 +136,7 @@ class Catalogue:
         finally:
             self._adopting.discard(record.key)
         if old is None:
-            self._change += PAGE
+            self._usage.add(PAGE)
         else:
             self._retire(old)
             self.context.counters.replaced += 1
@@ -181,7 +175,7 @@ class Catalogue:
         self.shelf.forget(entry.record.key)
         self._retire(entry)
         self.keeper.gone(entry.record.key)
-        self._change -= PAGE
+        self._usage.add(-PAGE)
         return entry.used + PAGE
 
     def acquire(self, entry: Entry) -> Callable[[], None]:
@@ -246,6 +240,14 @@ class Catalogue:
         if entry is not None and entry.fetcher is fetcher:
             self._weigh(entry)
 
+    def described(self, key: str, generation: str) -> None:
+        """Count the layout of a version that was just written; one whose version is gone goes, too."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.record.generation == generation:
+            self._weigh(entry)
+        else:
+            self.shelf.drop_layout(key, generation)
+
     async def purge(self, *, dry_run: bool = False, old_only: bool = False) -> list[Victim]:
         """Free disk down to the low mark; gives the objects that went, in order, with the reason.
 
@@ -302,7 +304,7 @@ class Catalogue:
         now, low = self._clock(), int(self._config.size * self._config.low)
 
         def decide() -> tuple[list[Victim], int]:
-            total = self._recount()
+            total = self.keeper.total()
             excess = 0 if old_only else total - low
             return plan(self.keeper.index, self._rules, excess, now, busy), excess
 
@@ -333,7 +335,7 @@ class Catalogue:
             self._retire(entry)
         self.shelf.forget(record.key)
         self.keeper.gone(record.key)
-        self._change -= used if entry is None else PAGE
+        self._usage.add(-(used if entry is None else PAGE))
         self.context.counters.evict(reason, used)
         self._emit(Event("object.evicted", record.path, {"origin": record.origin, "bytes": used}))
 
@@ -367,10 +369,10 @@ class Catalogue:
             log.warning("cache pages %s cannot be opened: %s", record.key, e)
             return None
         entry = Entry(record, Fetcher(place, record, pages, self.context), accessed)
-        entry.used = pages.used
+        entry.used = self._disk(entry)
         former = self._entries.pop(record.key, None)
         if former is not None:  # its files were deleted by another hand
-            self._change -= former.used
+            self._usage.add(-former.used)
         self._entries[record.key] = entry
         self.keeper.note(entry)
         self._trim(entry)
@@ -384,11 +386,14 @@ class Catalogue:
             self.keeper.gone(key)
         self.context.connections.drop(key, entry.record.generation)
         self.shelf.drop(key, entry.record.generation)
-        self._change -= entry.used
+        self._usage.add(-entry.used)
+
+    def _disk(self, entry: Entry) -> int:
+        return entry.fetcher.pages.used + self.shelf.layout(entry.record.key, entry.record.generation)
 
     def _weigh(self, entry: Entry) -> None:
-        used = entry.fetcher.pages.used
-        self._change += used - entry.used
+        used = self._disk(entry)
+        self._usage.add(used - entry.used)
         entry.used = used
         self.keeper.note(entry)
 

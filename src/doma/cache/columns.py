@@ -13,7 +13,7 @@ import logging
 import os
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,7 +45,6 @@ _WAITS = 16
 """Byte ranges that are waited for at once."""
 _HEAD = (0, 512)
 """What a client reads first of either format."""
-_SETTLED = 60.0
 
 
 class Layouts:
@@ -55,15 +54,21 @@ class Layouts:
         root: The cache's folder.
         helper: Works them out; closed with this.
         least: Bytes; smaller files are not looked at.
+        kept: Told of every version whose layout was written to disk.
     """
 
-    def __init__(self, root: Path, helper: Helper | None = None, least: int = LEAST) -> None:
-        self._root = root
+    def __init__(
+        self,
+        root: Path,
+        helper: Helper | None = None,
+        least: int = LEAST,
+        kept: Callable[[str, str], None] = lambda key, generation: None,
+    ) -> None:
         self._folder = root / "layouts"
+        self._kept = kept
         self.least = least
         self._known: deque[weakref.ref[Watch]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._swept = False
         self.helper = helper or Helper()
 
     def foresee(self, fetcher: Fetcher) -> "Watch | None":
@@ -108,7 +113,7 @@ class Layouts:
                 if failed:
                     raise failed[0] from e
                 raise BadQuery(f"{shown}: its columns cannot be told ({e}); prestage it whole") from e
-            await asyncio.to_thread(self.save, name, layout)
+            await self.keep(name, layout)
         if not layout.names:
             raise BadQuery(f"{shown}: its columns cannot be told; prestage it whole", path=shown)
         found = chosen(layout.names, columns, tree, shown)
@@ -144,15 +149,19 @@ class Layouts:
 
     def load(self, name: str, size: int) -> Layout | None:
         """A layout from disk; None if it is not there or not to be trusted. Blocks."""
-        self._sweep()
         try:
             with self._path(name).open("rb") as file:
                 return decode(file.read(LARGEST + 1), size)
         except (OSError, CorruptFile):
             return None
 
-    def save(self, name: str, layout: Layout) -> None:
-        """Keep a layout; if the disk refuses, it is worked out again after a restart. Blocks."""
+    async def keep(self, name: str, layout: Layout) -> None:
+        """Keep a layout; if the disk refuses, it is worked out again after a restart."""
+        await asyncio.to_thread(self._save, name, layout)
+        key, _, generation = name.partition("-")
+        self._kept(key, generation)
+
+    def _save(self, name: str, layout: Layout) -> None:
         path = self._path(name)
         new = path.with_name(f"{name}.{os.getpid()}.new")
         try:
@@ -164,19 +173,6 @@ class Layouts:
 
     def _path(self, name: str) -> Path:
         return self._folder / name[:2] / name
-
-    def _sweep(self) -> None:
-        """Once: clear away the layouts of versions that are gone."""
-        if self._swept:
-            return
-        self._swept = True
-        for path in self._folder.glob("*/*"):
-            key, _, generation = path.name.partition("-")
-            pages = self._root / "objects" / key[:2] / f"{key}.{generation}"
-            with suppress(OSError):
-                newest = (self._folder.parent / "lock").stat().st_mtime - _SETTLED
-                if not pages.exists() and path.stat().st_mtime < newest:
-                    path.unlink()
 
 
 class Watch:
@@ -233,7 +229,7 @@ class Watch:
             else:
                 layout = self._nothing()
                 self._waits = []
-            await asyncio.to_thread(self._layouts.save, self._name, layout)
+            await self._layouts.keep(self._name, layout)
         except Lacking as e:
             self._waits = e.spans[:_WAITS]
         except ServiceUnavailable:
@@ -241,7 +237,7 @@ class Watch:
         except CorruptFile as e:
             log.info("cache: %s", e.message)
             self._waits = []
-            await asyncio.to_thread(self._layouts.save, self._name, self._nothing())
+            await self._layouts.keep(self._name, self._nothing())
         finally:
             self._learning = False
             if self._tries >= _TRIES:

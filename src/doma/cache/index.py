@@ -38,6 +38,12 @@ CREATE INDEX IF NOT EXISTS pins_by_key ON pins (key, until);
 _FIELDS = "key, path, vo, size, held, used, accessed, expires, version"
 _BATCH = 500
 """Rows that are read under the lock at one time."""
+_SPARE = 256
+"""Pages (of 4 KiB) without use that the file may have."""
+_SHRINK = 2048
+"""Pages that are given back at one time, in some 10 ms."""
+_JOURNAL = 512 << 10
+"""Bytes of the journal after which it is written back, and to which it is cut when it was longer."""
 
 
 class Row(NamedTuple):
@@ -129,6 +135,14 @@ class Index:
         with self._lock, self._db:
             self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?,?,?,?,?)", rows)
             self._db.executemany("DELETE FROM objects WHERE key = ?", ((key,) for key in gone))
+
+    def shrink(self) -> None:
+        """Give some of what rows left behind back to the disk, if it is much."""
+        with self._lock:
+            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+            if free > max(_SPARE, pages // 4):
+                self._db.executescript(f"PRAGMA incremental_vacuum({_SHRINK}); PRAGMA wal_checkpoint(TRUNCATE)")
 
     def first(self, keys: Iterable[str]) -> None:
         """Put objects first in line for the purge."""
@@ -280,7 +294,10 @@ class Index:
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, check_same_thread=False, timeout=10)
         try:
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA journal_size_limit = {_JOURNAL}")
+            db.execute(f"PRAGMA wal_autocheckpoint = {_JOURNAL // 4096}")
             db.execute("PRAGMA synchronous = NORMAL")
             db.executescript(_SCHEMA)
         except sqlite3.DatabaseError:

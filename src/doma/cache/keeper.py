@@ -17,6 +17,7 @@ from doma.cache.freshness import fresh_until, parse
 from doma.cache.index import Index, Row
 from doma.cache.record import Record
 from doma.cache.shelf import Item, Shelf
+from doma.cache.usage import Usage
 from doma.core.errors import StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -32,26 +33,23 @@ class Keeper:
 
     Args:
         shelf: The folder.
+        usage: Told what objects take by the index, and on disk.
         shown: Origin and path there to the path in the cache.
-        found: Told by how many bytes disk use differs from what was thought; called from the thread.
         loaded: Whether an object is in memory: then only who wrote it knows what it takes.
-        looked: Called from the thread after all folders were looked through.
     """
 
     def __init__(
         self,
         shelf: Shelf,
+        usage: Usage,
         shown: Callable[[str, str], str],
-        found: Callable[[int], None],
         loaded: Callable[[str], bool],
-        looked: Callable[[], object],
     ) -> None:
         self.index = Index(shelf.root / "index.db")
         self._shelf = shelf
         self._shown = shown
-        self._found = found
+        self._usage = usage
         self._loaded = loaded
-        self._looked = looked
         self._pending: dict[str, Entry | None] = {}
         self._writing = threading.Lock()
         self._stop = threading.Event()
@@ -101,21 +99,30 @@ class Keeper:
             try:
                 gone = [key for key, entry in pending.items() if entry is None]
                 self.index.put([_row(entry) for entry in pending.values() if entry is not None], gone)
+                self.index.shrink()
             except sqlite3.Error:
                 self._pending = pending | self._pending
                 raise
+            self._usage.measure()
 
-    def total(self) -> int:
-        """Allocated bytes of all objects by what is known now; blocks.
-
-        Raises:
-            StorageUnavailable: the index cannot be read; it is being made anew.
-        """
+    def settle(self) -> None:
+        """Write down what is known now, once everything was counted; blocks."""
         self._counted.wait()
         try:
             self.flush()
         except sqlite3.OperationalError as e:
             log.warning("%s: cannot be written: %s", self._shelf.root / "index.db", e)
+
+    def total(self) -> int:
+        """Allocated bytes of the whole folder by what is known now; blocks.
+
+        Raises:
+            StorageUnavailable: the index cannot be read; it is being made anew.
+        """
+        return self._usage.agree(self._sum)
+
+    def _sum(self) -> int:
+        self.settle()
         try:
             return self.index.total()
         except sqlite3.DatabaseError as e:
@@ -134,13 +141,15 @@ class Keeper:
                     self.index.remake()
                     look, self._damaged = True, False
                 if not self._counted.is_set():
-                    self._found(self.index.total())
+                    self._usage.found(self.index.total())
+                    self._usage.measure()
                     self._counted.set()
+                    self._sweep()
                 if look:
                     self._walk(self._shelf.folders())
                     look = False
                     with suppress(StorageUnavailable):  # damaged meanwhile: made and counted anew
-                        self._looked()
+                        self.total()
                 if not self._stop.is_set():
                     self.looked.set()
                 self._walk(self._shelf.take_suspects())
@@ -167,8 +176,15 @@ class Keeper:
             # What is not there any more; what just came may have been missed by the listing.
             lost = [key for key in known if key not in self._pending and not self._shelf.has(key)]
             self.index.put(rows, lost)
-            self._found(change - sum(known[key] for key in lost))
+            self._usage.found(change - sum(known[key] for key in lost))
             time.sleep(_REST)
+
+    def _sweep(self) -> None:
+        """Clear away layouts of versions that are gone."""
+        for folder in self._shelf.folders():
+            if self._stop.is_set():
+                return
+            self._shelf.sweep(folder)
 
     def _row_of(self, item: Item, record: Record) -> Row:
         said = parse(record.cache_control)

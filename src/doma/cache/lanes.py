@@ -11,7 +11,7 @@ Source: cache contract §6: O2, O3, O4, O9; "circuit opens per origin after 5 in
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from doma.core.errors import DomaError, OriginFailed, Replaced, StorageUnavailable, TimedOut, TooManyRequests
 
@@ -19,6 +19,8 @@ FAILURES = 5
 """In a row, after which an origin is left alone."""
 REST = 15.0
 """Seconds for which it is."""
+TRIAL = 2.0
+"""Seconds that others wait, if they like, for the request that tries it after that."""
 AHEAD = 0.5
 """The part of an origin's slots that fetches ahead may hold."""
 
@@ -56,7 +58,8 @@ class _Lane:
         self.failures = 0
         self.since = 0.0
         """When it was last found failing."""
-        self.trying = False
+        self.trial: asyncio.Event | None = None
+        """Set when the request that tries the origin has ended."""
 
     @property
     def idle(self) -> bool:
@@ -67,6 +70,12 @@ class _Lane:
         if who is not None:
             return len(self.waiting.get(who, ()))
         return sum(map(len, self.waiting.values()))
+
+    def tried(self) -> None:
+        """The trial, if there was one, is over."""
+        if self.trial is not None:
+            self.trial.set()
+            self.trial = None
 
     def add(self, turn: Turn) -> None:
         if turn.urgent:
@@ -147,7 +156,14 @@ class Lanes:
         if lane is None or lane.failures < FAILURES:
             return 0.0
         left = lane.since + REST - self._clock()
-        return left if 0 < left <= REST else 1.0 if lane.trying else 0.0
+        return left if 0 < left <= REST else 1.0 if lane.trial is not None else 0.0
+
+    async def tried(self, origin: str) -> None:
+        """Wait, not for long, while a request finds out how an origin does that was left alone."""
+        lane = self._lanes.get(origin)
+        if lane is not None and lane.trial is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(lane.trial.wait(), TRIAL)
 
     def blame(self, origin: str) -> None:
         """Count a failure that shows only later: bytes that turned out to be wrong (C11)."""
@@ -174,7 +190,7 @@ class Lanes:
         else:
             lane.failures = 0
         finally:
-            lane.trying = False
+            lane.tried()
             self._leave(origin, lane, turn)
 
     def hurry(self, turn: Turn) -> None:
@@ -201,7 +217,8 @@ class Lanes:
                 f"{origin}: {lane.number()} requests wait for this origin already; try again soon",
                 retry_after=max(1.0, lane.number() / 100),
             )
-        lane.trying, turn.lane = lane.failures >= FAILURES, lane
+        turn.lane = lane
+        lane.trial = asyncio.Event() if lane.failures >= FAILURES else None
         turn.granted = asyncio.get_running_loop().create_future()
         lane.add(turn)
         self._deal()
@@ -211,7 +228,7 @@ class Lanes:
             if turn.granted.done() and not turn.granted.cancelled() and turn.granted.exception() is None:
                 self._leave(origin, lane, turn)
             lane.remove(turn)
-            lane.trying = False
+            lane.tried()
             raise
 
     def _leave(self, origin: str, lane: _Lane, turn: Turn) -> None:

@@ -1,7 +1,8 @@
 """The cache's folder: one record and one page file an object, under names made of hashes.
 
 ``objects/ab/<key>`` is the record (replaced by rename), ``objects/ab/<key>.<generation>`` the pages of the
-version that the record names. The record's modification time is the object's last access. Opening an object
+version that the record names, ``layouts/ab/<key>-<generation>`` what is known of its columns (most have
+none). The record's modification time is the object's last access. Opening an object
 costs the same whether ten or ten million lie beside it; what has to know all of them asks the index.
 """
 
@@ -33,7 +34,7 @@ class Item:
 
     key: str
     used: int
-    """Allocated bytes of record and pages."""
+    """Allocated bytes of record, pages and layout."""
     accessed: float
     """Unix seconds."""
 
@@ -49,6 +50,7 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._objects = root / "objects"
+        self._layouts = root / "layouts"
         self._suspects: set[str] = set()
         try:
             self._objects.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -151,10 +153,14 @@ class Shelf:
 
         Idempotent.
         """
-        name = f"{key}-{generation}"
-        for path in (self._pages(key, generation), self.root / "layouts" / name[:2] / name):
-            with suppress(OSError):
-                path.unlink()
+        with suppress(OSError):
+            self._pages(key, generation).unlink()
+        self.drop_layout(key, generation)
+
+    def drop_layout(self, key: str, generation: str) -> None:
+        """Take away what is known of a version's columns. Idempotent."""
+        with suppress(OSError):
+            self._layout(key, generation).unlink()
 
     def drop_all(self, files: Iterable[tuple[str, str]]) -> None:
         """:meth:`drop` of many, by key and generation. Blocks."""
@@ -162,11 +168,20 @@ class Shelf:
             self.drop(key, generation)
 
     def used(self, record: Record) -> int:
-        """Allocated bytes of an object's record and pages."""
-        total = 0
-        for name in (self._name(record.key), self._pages(record.key, record.generation)):
-            with suppress(OSError):
-                total += os.lstat(name).st_blocks * 512
+        """Allocated bytes of an object's record, pages and layout."""
+        pages = self._pages(record.key, record.generation)
+        return _blocks(self._name(record.key)) + _blocks(pages) + self.layout(record.key, record.generation)
+
+    def layout(self, key: str, generation: str) -> int:
+        """Allocated bytes of what is known of a version's columns."""
+        return _blocks(self._layout(key, generation))
+
+    def beside(self) -> int:
+        """Allocated bytes of what is no object's: the index, and the folders themselves. Blocks."""
+        total = _blocks(self.root)
+        for top in (self.root, self._objects, self._layouts):
+            with suppress(OSError), os.scandir(top) as found:
+                total += sum(_blocks(item.path) for item in found)
         return total
 
     def forget(self, key: str) -> None:
@@ -194,6 +209,7 @@ class Shelf:
         """
         place = self._objects / folder
         old = max(self._began, time.time_ns() - _SETTLED)
+        layouts = set(self._entries(self._layouts / folder))
         parts: dict[str, list[str]] = {}
         for name in self._entries(place):
             parts.setdefault(name.partition(".")[0], []).append(name)
@@ -212,7 +228,18 @@ class Shelf:
                 elif max(found.st_mtime_ns, found.st_ctime_ns) < old:
                     remove(place / name)  # of a killed process, or of a record that was damaged
             if record:
+                if f"{key}-{record.generation}" in layouts:
+                    used += self.layout(key, record.generation)
                 yield Item(key, used, accessed), record
+
+    def sweep(self, folder: str) -> None:
+        """Clear away the layouts that a former process left of versions that are gone. Blocks."""
+        for name in self._entries(self._layouts / folder):
+            key, _, generation = name.partition("-")
+            path = self._layouts / folder / name
+            with suppress(OSError):
+                if path.stat().st_mtime_ns < self._began and not self._pages(key, generation).exists():
+                    path.unlink()
 
     def _entries(self, folder: Path) -> list[str]:
         try:
@@ -225,6 +252,17 @@ class Shelf:
 
     def _pages(self, key: str, generation: str) -> Path:
         return self._objects / key[:2] / f"{key}.{generation}"
+
+    def _layout(self, key: str, generation: str) -> Path:
+        return self._layouts / key[:2] / f"{key}-{generation}"
+
+
+def _blocks(path: Path | str) -> int:
+    """Allocated bytes of a file or folder; 0 if it is not there."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except OSError:
+        return 0
 
 
 def remove(path: Path) -> None:

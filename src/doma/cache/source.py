@@ -84,6 +84,8 @@ class Source:
             left = [r for r in ordered(replicas, self._lanes, self._best) if r.name not in problems]
             if not left:
                 left = [r for r in replicas if _passing(problems[r.name])]
+                for replica in left:  # somebody, maybe this very reader, may be trying it now
+                    await self._lanes.tried(replica.name)
                 if not left or attempt > TRIES or all(self._lanes.resting(r.name) for r in left):
                     break
                 await asyncio.sleep(0.1 * 4 ** (attempt - 1) * (0.5 + self._jitter()))

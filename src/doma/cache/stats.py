@@ -76,7 +76,9 @@ class Stats:
     hit_ratio: float | None
     """hit / (hit + prefetched + miss + bypass); None before the first byte."""
     used: int
-    """Disk bytes in allocated blocks."""
+    """Disk bytes of the whole folder in allocated blocks, as ``du`` counts them."""
+    beside: int
+    """Those of ``used`` that are no object's: the index and the folders themselves."""
     size: int
     """Disk bytes the cache may use."""
     fetching: int
@@ -107,6 +109,7 @@ def snapshot(
     counted: Counters,
     *,
     used: int,
+    beside: int,
     size: int,
     fetching: int,
     memory: int,
@@ -121,6 +124,7 @@ def snapshot(
         counts={name: n for name, n in everything.items() if name not in {*BYTES, "evicted"}},
         hit_ratio=counted.hit / delivered if delivered else None,
         used=used,
+        beside=beside,
         size=size,
         fetching=fetching,
         memory=memory,

@@ -89,9 +89,9 @@ class CacheStore(ReadOnly):
         self._emit = emit
         self._shelf = Shelf(root)
         self._counters = Counters()
-        self.layouts = Layouts(root) if config.foresight else None
-        """What is known of the columns of the files here; None: nothing is fetched ahead by columns."""
         self.catalogue = Catalogue(self._shelf, config, clock, emit, origins.shown)
+        self.layouts = Layouts(root, kept=self.catalogue.described) if config.foresight else None
+        """What is known of the columns of the files here; None: nothing is fetched ahead by columns."""
         self._disk = Disk(root, self._counters, clock)
         self.connections = Connections(label=origins.label)
         self.lanes = Lanes(
@@ -201,6 +201,7 @@ class CacheStore(ReadOnly):
         return snapshot(
             self._counters,
             used=self.catalogue.used,
+            beside=self.catalogue.beside,
             size=self._config.size,
             fetching=self._context.budget.used,
             memory=self._context.budget.limit,

@@ -213,7 +213,7 @@ class Upkeep:
 
     def _rows(self, top: str, after: str = "", limit: int = -1) -> list[Row]:
         """Objects at and below a path by what is known now. Blocks."""
-        self._catalogue.keeper.total()
+        self._catalogue.keeper.settle()
         return self._catalogue.keeper.index.below(top, after, limit)
 
 

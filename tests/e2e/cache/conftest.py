@@ -26,6 +26,21 @@ from doma.doors.root import RootDoor
 from doma.doors.webdav import app
 from doma.net import tls
 from doma.net.listener import Listener
+from doma.net.xroot_frames import (
+    NOTHING,
+    P_HANDLE,
+    P_OPEN,
+    P_QUERY,
+    P_READ,
+    P_STAT,
+    SEGMENT,
+    Code,
+    Open,
+    Status,
+    number_and_text,
+)
+from doma.net.xroot_pages import page_head, separated
+from doma.net.xroot_text import stat_line
 from doma.store.http import HttpStore
 from tests.e2e.root.conftest import Wire
 from tests.e2e.served import OnThread
@@ -55,6 +70,9 @@ class Thing:
     """The ETag, whatever the content; then a condition is not answered 304."""
     silent: bool = False
     """HEAD and GET tell no version, as XRootD's; PROPFIND tells the time of the last change."""
+    lie: str = ""
+    """What is wrong with the answer to a range: ``fewer`` bytes than it promises; a ``shorter``, ``longer``
+    or ``shifted`` range."""
 
     @property
     def modified(self):
@@ -121,10 +139,13 @@ class Answers(BaseHTTPRequestHandler):
         if span := self.headers.get("Range"):
             first, _, last = span.removeprefix("bytes=").partition("-")
             start, stop, status = int(first), min(int(last or thing.size) + 1, thing.size), 206
+            start, stop = start + (thing.lie == "shifted"), stop + (thing.lie in {"longer", "shifted"})
+            stop -= thing.lie == "shorter"
             said["Content-Range"] = f"bytes {start}-{stop - 1}/{thing.size}"
         self.say(status, said | {"Content-Length": str(stop - start), "Accept-Ranges": "bytes"})
         if self.command == "GET":
-            self.body(thing, start, stop)
+            self.body(thing, start, stop - (thing.lie == "fewer"))
+            self.close_connection |= thing.lie == "fewer"
 
     def do_PROPFIND(self):
         thing = self.server.origin.thing(self.path)
@@ -192,7 +213,7 @@ class AtOnce(random.Random):
     """Luck by which what failed is tried again without a pause."""
 
     def random(self):
-        return 0.0
+        return -0.5
 
 
 class Caching(OnThread):
@@ -288,6 +309,109 @@ class Client:
         self._to.close()
 
 
+class Visitor:
+    """A client of one door, whatever it is: ``http``, ``https``, or one of the ways to read over root://.
+
+    Args:
+        caching: What it visits.
+        how: ``http``, ``https``, ``read``, ``readv``, ``pgread``; ``root`` is the latter.
+    """
+
+    def __init__(self, caching, how):
+        self.caching, self.how = caching, "pgread" if how == "root" else how
+        self._client = Client(caching, how if how == "https" else "http")
+        self._wire = None
+
+    async def wire(self):
+        if self._wire is None:
+            self._wire = await self.caching.dial()
+        return self._wire
+
+    async def close(self):
+        self._client.close()
+        if self._wire is not None:
+            await self._wire.close()
+
+    @property
+    def web(self):
+        return self.how.startswith("http")
+
+    async def read(self, path, start, stop):
+        """The bytes, or the number of the error: of HTTP, of root://, or 0 for an answer that breaks off."""
+        if self.web:
+            try:
+                status, _, body = self._client.ask(f"/cache{path}", f"bytes={start}-{stop - 1}")
+            except http.client.IncompleteRead:
+                self._client.close()
+                return 0
+            return body if status == 206 else status
+        handle = await self.open(path)
+        if isinstance(handle, int):
+            return handle
+        try:
+            return await self.take(handle, start, stop)
+        finally:
+            await self._wire.ask(Code.CLOSE, P_HANDLE.pack(handle))
+
+    async def open(self, path, options=Open.READ):
+        """A handle of root://, or the number of the error."""
+        wire = await self.wire()
+        status, said = await wire.ask(Code.OPEN, P_OPEN.pack(0, options, 0), f"/cache{path}".encode())
+        return said[:4] if status == Status.OK else number_and_text(said)[0]
+
+    async def take(self, handle, start, stop):
+        """The bytes of an open file, or the number of the error."""
+        code, body, data = Code.READ, P_READ.pack(handle, start, stop - start), bytes(8)
+        if self.how == "pgread":
+            code, data = Code.PGREAD, b"\0\0"
+        elif self.how == "readv":
+            code, body, data = Code.READV, bytes(16), SEGMENT.pack(handle, stop - start, start)
+        mine, whole = self._wire.send(code, body, data), b""
+        while True:
+            stream, status, said = await asyncio.wait_for(self._wire.one(), 20)
+            assert stream == mine
+            if status == Status.ERROR:
+                return number_and_text(said)[0]
+            if status == Status.STATUS:
+                head = page_head(said)
+                part, damaged = separated(head.offset, said[24:])
+                assert not damaged
+                whole += part
+                if not head.kind:
+                    return whole
+            else:
+                whole += said
+                if status == Status.OK:
+                    return whole[16:] if self.how == "readv" else whole
+
+    async def size(self, path):
+        """What a stat says, or the number of the error."""
+        if self.web:
+            status, headers, _ = self._client.ask(f"/cache{path}", method="HEAD")
+            return int(headers["content-length"]) if status == 200 else -status
+        status, said = await (await self.wire()).ask(
+            Code.STAT, P_STAT.pack(0, bytes(4)), f"/cache{path}".encode()
+        )
+        return stat_line(said[:-1].decode()).size if status == Status.OK else -number_and_text(said)[0]
+
+    async def adler32(self, path):
+        if self.web:
+            headers = self._client.ask(f"/cache{path}", method="HEAD", Want_Digest="adler32")[1]
+            return headers["digest"].removeprefix("adler32=")
+        query = f"/cache{path}?cks.type=adler32".encode()
+        status, said = await (await self.wire()).ask(Code.QUERY, P_QUERY.pack(3, bytes(4)), query)
+        assert status == Status.OK, said
+        return said.rstrip(b"\0").decode().removeprefix("adler32 ")
+
+    async def held(self, path):
+        """Whether the whole could be read now without the origin."""
+        if self.web:
+            return self._client.ask(f"/cache{path}", Cache_Control="only-if-cached")[0] == 200
+        status, said = await (await self.wire()).ask(Code.SET, NOTHING, f"cache cached /cache{path}".encode())
+        assert status == Status.OK or number_and_text(said)[0] == 3035
+        return status == Status.OK
+
+
 @contextmanager
 def serving():
     """A new origin behind a port of its own; its url is ``origin.url``."""
@@ -310,7 +434,7 @@ def origin():
 
 @pytest.fixture(scope="module")
 def caching(origin, tmp_path_factory):
-    with Caching(tmp_path_factory.mktemp("caching"), origin, origin.url) as one:
+    with Caching(tmp_path_factory.mktemp("caching"), origin, origin.url, scrub=1 << 30) as one:
         yield one
 
 
@@ -321,3 +445,13 @@ def clients(caching):
     yield made
     for one in made.values():
         one.close()
+
+
+@pytest.fixture(params=["http", "root"])
+async def visitor(request, caching):
+    """Somebody at each door; the origin is well again afterwards."""
+    made = Visitor(caching, request.param)
+    yield made
+    caching.origin.up, caching.origin.stall, caching.origin.cut = True, None, None
+    caching.clock.ahead += 60  # what failed is tried again
+    await made.close()
