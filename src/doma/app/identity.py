@@ -29,7 +29,9 @@ def make_issuer(home: Home, base: str, auth: Auth, tables: Tables) -> Issuer:
         clients=clients_of(home),
         lifetime=auth.lifetime,
         default_audience=base,
-        ledger=Ledger(tables, home.secret("keys/refresh.key"), grace=auth.rotation_grace),
+        ledger=Ledger(
+            tables, home.secret("keys/refresh.key"), grace=auth.rotation_grace, longer=auth.macaroon_lifetime
+        ),
         users=users_of(home),
         refresh_lifetime=auth.refresh_lifetime,
     )

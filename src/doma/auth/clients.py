@@ -38,6 +38,27 @@ TRIES = 10
 """Wrong secrets that one client may send in a minute."""
 
 
+class Tries:
+    """Counts what was wrong, by name: after :data:`TRIES` within a minute that name has to wait.
+
+    Args:
+        clock: Seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failed: dict[str, deque[float]] = {}
+
+    def failed(self, name: str) -> None:
+        """One more was wrong."""
+        self._failed.setdefault(name, deque(maxlen=TRIES)).append(self._clock())
+
+    def must_wait(self, name: str) -> bool:
+        """Whether there were too many in the last minute."""
+        failures = self._failed.get(name)
+        return bool(failures and len(failures) == TRIES and 0 <= self._clock() - failures[0] < 60)
+
+
 class Client(BaseModel):
     """A registered client, or a user; its secret is not in here."""
 
@@ -91,13 +112,12 @@ class Clients:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
-        self._clock = clock
         self._lock = threading.RLock()
         self._mark: tuple[int, ...] | None = None
         self._known: dict[str, Client] = {}
         self._pepper = secrets.token_bytes(32)
         self._proved: dict[str, bytes] = {}
-        self._failed: dict[str, deque[float]] = {}
+        self._tries = Tries(clock)
         self._load()
 
     def add(
@@ -187,22 +207,18 @@ class Clients:
         ).digest()
         if hmac.compare_digest(self._proved.get(client_id, b""), proof):
             return client
-        self._throttle(client_id)
-        if not hmac.compare_digest(
-            client.secret, _hashed(secret, bytes.fromhex(client.secret.split("$")[1]))
-        ):
-            self._failed.setdefault(client_id, deque(maxlen=TRIES)).append(self._clock())
-            return None
-        self._proved[client_id] = proof
-        return client
-
-    def _throttle(self, client_id: str) -> None:
-        failures = self._failed.get(client_id)
-        if failures and len(failures) == TRIES and 0 <= self._clock() - failures[0] < 60:
+        if self._tries.must_wait(client_id):
             raise TooManyRequests(
                 f"client {client_id}: {TRIES} wrong secrets within a minute; wait and use the right one",
                 retry_after=60,
             )
+        if not hmac.compare_digest(
+            client.secret, _hashed(secret, bytes.fromhex(client.secret.split("$")[1]))
+        ):
+            self._tries.failed(client_id)
+            return None
+        self._proved[client_id] = proof
+        return client
 
     def _load(self) -> None:
         """Read the file if it is not the one that was read last."""

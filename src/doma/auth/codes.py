@@ -16,7 +16,8 @@ from doma.auth.ledger import Ledger
 from doma.auth.oauth import OAuthError
 from doma.auth.tables import codes
 
-PENDING, APPROVED, DENIED, USED = "PENDING", "APPROVED", "DENIED", "USED"
+PENDING, APPROVED, DENIED, USED, AGAIN = "PENDING", "APPROVED", "DENIED", "USED", "AGAIN"
+"""Where a code stands; ``AGAIN``: somebody came with it once more after it was used."""
 
 PAUSE = 5
 """Seconds between two questions of a device; asking sooner adds as many."""
@@ -96,7 +97,8 @@ class Codes:
             row = tx.execute(select(codes).where(mine).with_for_update()).first()
             if row is None or row.client != client or row.details.get("kind") != kind:
                 return None, "invalid_grant"
-            if row.state == USED:
+            if row.state in {USED, AGAIN}:
+                tx.execute(update(codes).where(mine).values(state=AGAIN))
                 return row, "invalid_grant"
             if now >= row.expires:
                 return None, "expired_token" if kind == "device" else "invalid_grant"
@@ -111,16 +113,36 @@ class Codes:
             return row, ""
 
         row, error = self._db.run_sync(work)
-        if row is not None and error and row.family:
-            self._ledger.end_family(row.family, now)
+        if row is not None and error:
+            self._end(row.family, row.details.get("gave"), now)
         if row is None or error:
             raise OAuthError(error, _WHY[error])
         return row
 
-    def gave(self, code: str, family: str) -> None:
-        """Remember the refresh tokens that a code gave, to end them if it comes again."""
-        mine = codes.c.id == hashed(code)
-        self._db.run_sync(lambda tx: tx.execute(update(codes).where(mine).values(family=family)))
+    def gave(self, row: Row[Any], family: str, jti: str, expires: float, now: float) -> None:
+        """Remember what a code gave, to end it if the code comes again.
+
+        Args:
+            row: From :meth:`take`.
+            family: Its refresh tokens; empty: none.
+            jti: Its access token.
+            expires: When that ends.
+            now: Unix seconds.
+
+        Raises:
+            OAuthError: the code has come again already; nothing that it gave is good.
+        """
+        mine = (codes.c.id == row.id) & (codes.c.state == USED)
+        given = {"family": family or None, "details": {**row.details, "gave": [jti, expires]}}
+        if not self._db.run_sync(lambda tx: tx.execute(update(codes).where(mine).values(**given)).rowcount):
+            self._end(family, (jti, expires), now)
+            raise OAuthError("invalid_grant", _WHY["invalid_grant"])
+
+    def _end(self, family: str | None, access: Sequence[Any] | None, now: float) -> None:
+        if family:
+            self._ledger.end_family(family, now)
+        if access:
+            self._ledger.revoke(access[0], access[1], now)
 
 
 _WHY = {

@@ -106,7 +106,7 @@ class Flows:
         token = form.must("token")
         ledger = self._ledger()
         ledger.end(token, client.id, now)
-        claims = self.verified(token, now)
+        claims = self.verified(token, now, late=ledger.longer)
         if claims and (claims.get("client_id") == client.id or ADMIN in client.scopes):
             ledger.revoke(str(claims["jti"]), float(claims["exp"]), now)
 
@@ -130,8 +130,14 @@ class Flows:
         claims = self.verified(token, now)
         return {**claims, "active": True, "token_type": "Bearer"} if claims else {"active": False}
 
-    def verified(self, token: str, now: float) -> dict[str, Any] | None:
-        """The claims of an access token of this issuer that is good at this moment."""
+    def verified(self, token: str, now: float, *, late: float = 0.0) -> dict[str, Any] | None:
+        """The claims of an access token of this issuer that is good at this moment.
+
+        Args:
+            token: As it came.
+            now: Unix seconds.
+            late: Seconds for which one that has expired will do.
+        """
         try:
             parts = parse(token)
             key = self._keys().get((parts.kid or "", parts.alg))
@@ -141,7 +147,8 @@ class Flows:
         except InvalidToken:
             return None
         claims = parts.claims
-        good = {"exp", "nbf", "jti", "scope", "sub"} <= claims.keys() and claims["nbf"] <= now < claims["exp"]
+        whole = {"exp", "nbf", "jti", "scope", "sub"} <= claims.keys()
+        good = whole and claims["nbf"] <= now < claims["exp"] + late
         if not good or (self.issuer.ledger and self.issuer.ledger.is_revoked(str(claims["jti"]))):
             return None
         return claims

@@ -66,12 +66,14 @@ class Ledger:
         db: Where the tables are.
         key: Makes refresh tokens unforgeable; shared by all processes of the issuer.
         grace: Seconds for which a rotated refresh token stays good.
+        longer: Seconds for which what an access token gave (a macaroon) may outlive it.
     """
 
-    def __init__(self, db: Tables, key: bytes, *, grace: float = 86400.0) -> None:
+    def __init__(self, db: Tables, key: bytes, *, grace: float = 86400.0, longer: float = 0.0) -> None:
         self.db = db
         self._key = key
         self._grace = grace
+        self.longer = longer
 
     def mac(self, text: str) -> str:
         """A seal of this issuer over a text, as base64url."""
@@ -161,11 +163,11 @@ class Ledger:
         self.db.run_sync(lambda tx: tx.execute(update(families).where(mine).values(revoked=now)))
 
     def revoke(self, jti: str, expires: float, now: float) -> None:
-        """Void an access token until it expires by itself. Idempotent."""
+        """Void an access token, and what it gave, until both expire by themselves. Idempotent."""
 
         def work(tx: Connection) -> None:
             if tx.execute(select(revoked.c.jti).where(revoked.c.jti == jti)).first() is None:
-                tx.execute(insert(revoked).values(jti=jti, at=now, expires=expires))
+                tx.execute(insert(revoked).values(jti=jti, at=now, expires=expires + self.longer))
 
         try:
             self.db.run_sync(work)

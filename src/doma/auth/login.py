@@ -18,8 +18,9 @@ from urllib.parse import urlencode, urlsplit
 from starlette.responses import RedirectResponse, Response
 
 from doma.auth import pages
-from doma.auth.clients import Client, Clients
+from doma.auth.clients import Client, Clients, Tries
 from doma.auth.codes import Codes, hashed
+from doma.auth.compact import parse
 from doma.auth.flows import Flows, Right
 from doma.auth.issuer import Issuer, groups_for
 from doma.auth.ledger import Ledger
@@ -65,6 +66,8 @@ class UserFlows(Flows):
         self.codes = Codes(ledger)
         self._users, self._seal = users, ledger.mac
         self._once = ledger.once
+        self._guesses = Tries(issuer.clock)
+        """Codes of devices that are none, by user: with one of another's device he would be let in there."""
 
     def offered(self) -> tuple[str, ...]:
         return (*super().offered(), "device_code", "authorization_code")
@@ -111,10 +114,13 @@ class UserFlows(Flows):
         user, why = self._logged_in(form)
         if user is None:
             return pages.login(self.issuer.vo, "device", user_code=typed, why=why, status=401)
+        if self._guesses.must_wait(user.id):
+            return pages.told("Too many wrong codes", "Wait a minute; then look at it again.", status=429)
         letters = "".join(c for c in typed.upper() if c in _LETTERS)
         row = self.codes.waiting(letters, now) if len(letters) == 8 else None
         client = self.issuer.clients.get(row.client) if row is not None else None
         if row is None or client is None:
+            self._guesses.failed(user.id)
             why = "No device waits under this code; look at it again."
             return pages.login(self.issuer.vo, "device", user_code=typed, why=why, status=400)
         try:
@@ -193,11 +199,12 @@ class UserFlows(Flows):
             client, user.id, scopes, tuple(row.audience) or client.audience,
             groups_for(scopes, user.groups), {"auth_time": int(row.auth_time)}, user=True,
         )  # fmt: skip
-        refresh = ""
+        family = refresh = ""
         if "offline_access" in scopes and "refresh_token" in client.grants:
             family, refresh = self.begin(right, now)
-            self.codes.gave(code, family)
         found = self.answer(right, now, refresh=refresh)
+        claims = parse(found["access_token"]).claims
+        self.codes.gave(row, family, claims["jti"], claims["exp"], now)
         if "openid" in scopes:
             found["id_token"] = self._id_token(
                 right, found["access_token"], row.details.get("nonce", ""), now

@@ -9,6 +9,7 @@ Source: WLCG Common JWT Profile 1.3, RFC 7519, RFC 8725; rules T1-T11 and §1-§
 
 import time
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -77,10 +78,11 @@ class Verifier:
             name = issuer.issuer.removesuffix("/")
             if name in self._trusted:
                 raise ConfigError(f"issuer {issuer.issuer}: is listed twice; remove one")
+            dropped = partial(self.forget, name)
             keys: KeySource = (
-                LocalKeys(issuer, held[name], self.forget)
+                LocalKeys(issuer, held[name], dropped)
                 if name in held
-                else RemoteKeys(issuer, clock, cache_dir, self.forget)
+                else RemoteKeys(issuer, clock, cache_dir, dropped)
             )
             self._trusted[name] = (issuer, keys)
         for name in held.keys() - self._trusted.keys():
@@ -138,17 +140,15 @@ class Verifier:
         Args:
             revoked: Their ``jti``.
         """
-        void = [digest for digest, (identity, _, _) in self._known.items() if identity.jti in revoked]
-        for digest in void:
-            self._drop(digest)
-        if void:
-            self.epoch += 1
+        self._drop_all(lambda identity: identity.jti in revoked)
 
-    def forget(self) -> None:
-        """Drop every remembered verdict: keys have changed."""
-        self._known.clear()
-        self._known_bytes = 0
-        self.epoch += 1
+    def forget(self, issuer: str) -> None:
+        """Drop the verdicts on an issuer's tokens: its keys have changed.
+
+        Args:
+            issuer: Without a slash at its end. Others' verdicts stay: no issuer can make them cost anew.
+        """
+        self._drop_all(lambda identity: identity.issuer.removesuffix("/") == issuer)
 
     async def close(self) -> None:
         """End fetches under way. Idempotent."""
@@ -161,6 +161,13 @@ class Verifier:
         self._known_bytes += len(token)
         while len(self._known) > MAX_KNOWN or self._known_bytes > MAX_KNOWN_BYTES:
             self._drop(next(iter(self._known)))
+
+    def _drop_all(self, void: Callable[[Identity], bool]) -> None:
+        found = [digest for digest, (identity, _, _) in self._known.items() if void(identity)]
+        for digest in found:
+            self._drop(digest)
+        if found:
+            self.epoch += 1
 
     def _drop(self, digest: bytes) -> None:
         _, _, size = self._known.pop(digest, (None, 0.0, 0))
