@@ -16,6 +16,7 @@ from doma.auth.clients import INTERACTIVE, Clients
 from doma.auth.issuer import Issuer
 from doma.auth.keys import KeySet
 from doma.auth.ledger import Ledger
+from doma.auth.macaroon import Macaroons
 from doma.auth.oauth import ASSERTION
 from doma.auth.revoked import Revocations
 from doma.auth.routes import issuer_app, metadata_route
@@ -75,7 +76,7 @@ def shared(tmp_path_factory):
 class World:
     def __init__(self, db, keys, clients):
         self.clock = Clock()
-        self.ledger = Ledger(db, b"k" * 32, grace=DAY)
+        self.ledger = Ledger(db, b"k" * 32, grace=DAY, longer=DAY)
         self.keys, self.clients = keys, clients
         self.issuer = Issuer(
             URL, "cms", keys, clients=clients, clock=self.clock, default_audience=SE, ledger=self.ledger
@@ -436,6 +437,33 @@ async def test_a_revoked_access_token_is_refused_by_our_verifier_at_once(world):
         await check.verify(token)
     assert await check.verify(other)
     assert (await world.post("introspect", {"token": token}, "fts")).json() == {"active": False}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while it is good", "after its end"])
+async def test_a_macaroon_of_a_revoked_token_stays_void_though_it_outlives_that(world, late):
+    made = Macaroons("se", lambda: [b"s" * 32], DAY)
+
+    def verifier(revocations):
+        issuers, local = [config.Issuer(issuer=URL, vo="cms")], {URL: world.keys.jwks}
+        return Verifier(issuers, [SE], local=local, clock=world.clock, revoked=revocations, macaroons=made)
+
+    form = {"grant_type": "client_credentials", "scope": "storage.read:/", "audience": SE}
+    token = (await world.got(form))["access_token"]
+    check = verifier(world.revocations)
+    world.revocations.on_new.append(check.drop)
+    stolen = made.issue(await check.verify(token), "/site/a", ["DOWNLOAD"], world.clock.now + DAY)
+    assert await check.verify(stolen, macaroons=True)
+    if late:
+        world.clock.now += DAY / 2
+    assert (await world.post("revoke", {"token": token})).status_code == 200
+    with pytest.raises(InvalidToken, match="revoked"):
+        await check.verify(stolen, macaroons=True)
+    world.clock.now += DAY / 4  # long after the token itself, and a restart
+    world.ledger.prune(world.clock.now)
+    again = Revocations(world.ledger, world.clock)
+    await again.look()
+    with pytest.raises(InvalidToken, match="revoked"):
+        await verifier(again).verify(stolen, macaroons=True)
 
 
 async def test_who_administers_may_revoke_any_token_of_the_issuer(world):

@@ -50,6 +50,7 @@ def shared(tmp_path_factory):
     clients.add("batch", scopes, secret="s", alg="ES256")
     users.add("alice", ["storage.read:/", "storage.modify:/"], secret="right", groups=["/cms", "/cms/prod"])
     users.add("bob", ["compute.read"], secret="right")
+    users.add("dora", ["storage.read:/"], secret="right")
     yield db, KeySet({"ES256": ECKey.generate_key("P-256")}), clients, users
     db.close()
 
@@ -235,6 +236,17 @@ async def test_a_form_that_another_site_sends_is_refused(world, headers):
     ).status_code == 200
 
 
+async def test_guessing_the_codes_of_others_devices_is_slowed_down(world):
+    asked, form = await world.device(), {"username": "alice", "password": "right"}
+    for _ in range(10):
+        assert (await world.post("device", user_code="BBBB-BBBB", **form)).status_code == 400
+    for typed in ("BBBB-BBBB", asked["user_code"]):
+        assert (await world.post("device", user_code=typed, **form)).status_code == 429
+    assert (await world.agree(asked["user_code"], user="dora")).status_code == 200
+    world.now += 60
+    assert (await world.agree((await world.device())["user_code"])).status_code == 200
+
+
 async def test_guessing_passwords_is_slowed_down(world):
     world.users.add("dave", ["storage.read:/"], secret="right")
     code = (await world.device())["user_code"]
@@ -330,6 +342,16 @@ async def test_a_code_is_good_once_and_a_minute(world):
     assert (await world.redeem(late)).json()["error"] == "invalid_grant"
 
 
+async def test_a_code_that_comes_again_ends_the_access_token_that_it_gave(world):
+    code = await world.code(scope="openid storage.read:/a")
+    got = (await world.redeem(code)).json()
+    assert "refresh_token" not in got
+    look = {"token": got["access_token"], "client_id": "batch", "client_secret": "s"}
+    assert (await world.post("introspect", **look)).json()["active"] is True
+    assert (await world.redeem(code)).json()["error"] == "invalid_grant"
+    assert (await world.post("introspect", **look)).json() == {"active": False}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -393,3 +415,18 @@ def test_a_code_is_used_once_on_every_database(database):
     with pytest.raises(OAuthError):
         codes.take("c", "cli", "device", 2)
     assert codes.take("r", "cli", "redirect", 2).audience == []
+
+
+def test_what_a_code_gives_is_void_if_the_code_comes_again_meanwhile(database):
+    ledger = Ledger(database, b"k" * 32)
+    codes = Codes(ledger)
+    codes.keep("r", "cli", "s", [], {"kind": "redirect"}, now=0, life=60, subject="a", auth_time=1.0)
+    row = codes.take("r", "cli", "redirect", 1)
+    with pytest.raises(OAuthError):  # a thief, before the first answer is made
+        codes.take("r", "cli", "redirect", 1)
+    about = {"client": "cli", "subject": "a", "scope": "s", "audience": [], "details": {}}
+    family, token = ledger.begin(**about, now=1, expires=60)
+    with pytest.raises(OAuthError):
+        codes.gave(row, family, "j", 60, 1)
+    assert ledger.find(token, "cli", 1) is None
+    assert ledger.is_revoked("j")

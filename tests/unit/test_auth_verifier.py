@@ -527,6 +527,29 @@ async def test_when_a_key_goes_its_verdicts_go_too():
     assert check.epoch == 1
 
 
+async def test_an_issuer_whose_keys_change_all_the_time_costs_no_other_its_verdicts():
+    restless, other = dict(JWKS), "https://other.example.org/"
+    check = Verifier(
+        [Issuer(issuer=other, vo="x"), Issuer(issuer=ISSUER)], [HERE],
+        local={other: JWKS, ISSUER: lambda: restless}, clock=Clock(),
+    )  # fmt: skip
+    mine, its = token(iss=other), token()
+    await check.verify(mine)
+    await check.verify(its)
+    restless = {"keys": [JWKS["keys"][1], jwk(OTHER, "r2")]}
+    await check.verify(token({"kid": "r2"}, OTHER))
+    assert check.known(its) is None
+    assert check.known(mine)
+
+
+async def test_who_kept_an_identity_looks_again_though_its_verdict_had_to_make_room():
+    check = verifier()
+    await check.verify(token())
+    before = check.epoch
+    check.drop({"a token whose verdict is not remembered any more"})
+    assert check.epoch > before
+
+
 async def test_weak_foreign_and_private_entries_of_a_key_set_are_left_out():
     weak = rsa.generate_private_key(65537, 1024)
     p384 = ec.generate_private_key(ec.SECP384R1())

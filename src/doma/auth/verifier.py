@@ -142,13 +142,14 @@ class Verifier:
         """
         self._drop_all(lambda identity: identity.jti in revoked)
 
-    def forget(self, issuer: str) -> None:
+    def forget(self, issuer: str = "") -> None:
         """Drop the verdicts on an issuer's tokens: its keys have changed.
 
         Args:
-            issuer: Without a slash at its end. Others' verdicts stay: no issuer can make them cost anew.
+            issuer: Without a slash at its end; others' verdicts stay, so that none makes them cost anew.
+                Empty: all are dropped.
         """
-        self._drop_all(lambda identity: identity.issuer.removesuffix("/") == issuer)
+        self._drop_all(lambda identity: issuer in {"", identity.issuer.removesuffix("/")})
 
     async def close(self) -> None:
         """End fetches under way. Idempotent."""
@@ -163,11 +164,10 @@ class Verifier:
             self._drop(next(iter(self._known)))
 
     def _drop_all(self, void: Callable[[Identity], bool]) -> None:
-        found = [digest for digest, (identity, _, _) in self._known.items() if void(identity)]
-        for digest in found:
+        for digest in [digest for digest, (identity, _, _) in self._known.items() if void(identity)]:
             self._drop(digest)
-        if found:
-            self.epoch += 1
+        # also where none was found: a session may hold one whose verdict had to make room
+        self.epoch += 1
 
     def _drop(self, digest: bytes) -> None:
         _, _, size = self._known.pop(digest, (None, 0.0, 0))
