@@ -183,19 +183,16 @@ class Validator:
             if entry is not None:
                 self._catalogue.remove(entry)
             return Unkept(place.here(stat), answer)
-        if usable is not None and stat.version == usable.record.version:
-            if stat.size == usable.record.size:
-                self._counters.renewed += 1
-                await self._catalogue.renew(usable, answer)
-                usable.grant(caller(), self._clock() + GRANT)
-                return usable
+        same = entry if entry is not None and entry.record.version == stat.version else None
+        if same is not None and same.record.size != stat.size:
             self._counters.discarded += 1
-            log.warning(
-                "%s: the origin says %d bytes, before %d, for the same version; fetched again",
-                place.shown,
-                stat.size,
-                usable.record.size,
-            )
+            text = "%s: the origin says %d bytes, before %d, for the same version; fetched again"
+            log.warning(text, place.shown, stat.size, same.record.size)
+        elif same is not None and usable is not None:
+            self._counters.renewed += 1
+            await self._catalogue.renew(usable, answer)
+            usable.grant(caller(), self._clock() + GRANT)
+            return usable
         lifetime = self._lifetime(place)
         try:
             fresh = await self._catalogue.adopt(place, stat, answer, lifetime)

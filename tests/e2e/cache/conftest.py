@@ -165,9 +165,9 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
 
     def body(self, thing, start, stop):
-        origin = self.server.origin
+        origin, version = self.server.origin, thing.version
         ends = [stop, *(max(start, at) for at in (origin.stall, origin.cut) if at is not None)]
-        self.send(thing, start, min(ends))
+        self.send(version, start, min(ends))
         if min(ends) == stop:
             return
         if origin.stall is not None and not self.released():
@@ -176,11 +176,11 @@ class Answers(BaseHTTPRequestHandler):
         elif origin.cut is not None:
             self.close_connection = True
         else:
-            self.send(thing, min(ends), stop)
+            self.send(version, min(ends), stop)
 
-    def send(self, thing, start, stop):
+    def send(self, version, start, stop):
         for at in range(start, stop, 1 << 20):
-            data = content(at, min(stop, at + (1 << 20)), thing.version)
+            data = content(at, min(stop, at + (1 << 20)), version)
             self.server.origin.sent[self.path] += len(data)  # before anybody can have them
             self.wfile.write(data)
 

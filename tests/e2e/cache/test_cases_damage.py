@@ -43,6 +43,7 @@ def grow(path):
 HARMS = {
     "C5-truncated": lambda record, pages: os.truncate(record, 40),
     "C5-flipped": lambda record, pages: flip(record, 60),
+    "C5-size": lambda record, pages: flip(record, record.read_bytes().index(b'"size": ') + 8),
     "C5-missing": lambda record, pages: record.unlink(),
     "C5-empty": lambda record, pages: os.truncate(record, 0),
     "C5-directory": lambda record, pages: directory(record),

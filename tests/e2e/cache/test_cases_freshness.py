@@ -1,6 +1,7 @@
 """Freshness F1-F18 at the doors: the same word of an origin over http and over root://."""
 
 import asyncio
+import http.client
 import itertools
 import zlib
 
@@ -8,7 +9,6 @@ import crc32c
 import pytest
 
 from doma.net.xroot_frames import (
-    NOTHING,
     P_HANDLE,
     P_OPEN,
     P_QUERY,
@@ -20,7 +20,7 @@ from doma.net.xroot_frames import (
     number_and_text,
 )
 from doma.net.xroot_text import stat_line
-from tests.e2e.cache.conftest import Thing, content
+from tests.e2e.cache.conftest import Client, Thing, Visitor, content
 
 S = 40 * 4096 + 7
 DAY = 86400
@@ -32,6 +32,7 @@ class Case:
 
     def __init__(self, caching, origin, client, wire):
         self.caching, self.origin, self.client, self.wire = caching, origin, client, wire
+        self.visitors = {door: Visitor(caching, door) for door in DOORS}
         self.path = f"/fresh/{next(_names)}"
         self.thing = origin.things[self.path] = Thing(S)
 
@@ -84,11 +85,18 @@ class Case:
         digest = self.client.ask(f"/cache{self.path}", method="HEAD", Want_Digest="adler32")[1]["digest"]
         return [digest, *found]
 
+    def files(self):
+        """Its files on disk."""
+        record = self.caching.record(self.path)
+        return [*record.parent.glob(f"{record.name}*")]
+
+    async def some(self, door, start, stop):
+        """A range by a door, or its error."""
+        return await self.visitors[door].read(self.path, start, stop)
+
     async def held(self):
         """Whether ``set cache cached`` says yes."""
-        status, said = await self.wire.ask(Code.SET, NOTHING, f"cache cached /cache{self.path}".encode())
-        assert status == Status.OK or number_and_text(said)[0] == 3035
-        return status == Status.OK
+        return await self.visitors["root"].held(self.path)
 
 
 @pytest.fixture
@@ -98,6 +106,8 @@ async def case(caching, origin, clients):
     yield made
     origin.up = True
     made.later(60)  # what failed is tried again
+    for visitor in made.visitors.values():
+        await visitor.close()
     await wire.close()
 
 
@@ -155,7 +165,20 @@ async def test_f3_what_must_not_be_kept_is_passed_through(case, door, said):
         assert await case.get(door) == case.want()
     assert case.origin.sent[case.path] == 2 * S
     assert not await case.held()
+    assert not case.files()
     assert case.http(Cache_Control="only-if-cached")[0] == 504
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("part", [S, 9000], ids=["whole", "half"])
+async def test_f3_what_may_not_be_kept_any_longer_leaves_the_disk(case, door, part):
+    case.thing.headers = {"Cache-Control": "max-age=100"}
+    assert await case.some(door, 0, part) == case.want()[:part]
+    assert len(case.files()) == 2
+    case.thing.headers = {"Cache-Control": "no-store"}
+    case.later(120)
+    assert await case.get(door) == case.want()
+    assert not case.files()
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -226,6 +249,59 @@ async def test_f8_a_half_cached_file_that_was_replaced_is_answered_new_from_the_
         assert await case.root() == case.want(1)
 
 
+LONG = 24 << 20
+"""More than the sockets of both sides and what is read ahead of an answer."""
+
+
+def asked_for(case):
+    """An answer of the whole that has begun to come, and its connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", case.caching.address[1], timeout=20)
+    connection.request("GET", f"/cache{case.path}")
+    answer = connection.getresponse()
+    assert answer.read(100_000) == content(0, 100_000)
+    return connection, answer
+
+
+@pytest.mark.parametrize("state", ["cold", "half"])
+async def test_f8_an_answer_whose_file_is_replaced_breaks_off_and_never_mixes(case, state):
+    case.thing.size = LONG
+    if state == "half":
+        assert case.http(Range="bytes=0-2999999")[2] == content(0, 3_000_000)
+    connection, answer = asked_for(case)
+    case.replace()
+    with pytest.raises(http.client.IncompleteRead) as caught:
+        answer.read()
+    connection.close()
+    came = 100_000 + len(caught.value.partial)
+    assert caught.value.partial == content(100_000, came)
+    assert case.http(Range="bytes=9000-9999999")[2] == content(9000, 10_000_000, 1)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_f9_an_answer_that_is_all_here_ends_on_its_version_while_others_see_the_new_one(case, door):
+    case.thing.size = LONG
+    assert case.http()[2] == content(0, LONG)
+    connection, answer = asked_for(case)
+    case.replace()
+    case.later(2 * DAY)
+    assert await case.some(door, 0, 9000) == content(0, 9000, 1)
+    assert answer.read() == content(100_000, LONG)
+    connection.close()
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_f10_what_is_here_of_a_half_cached_file_is_served_stale_and_the_rest_is_an_error(case, door):
+    assert await case.some(door, 0, 8192) == case.want()[:8192]
+    case.origin.up = False
+    case.later(2 * 3600)
+    for other in DOORS:
+        assert await case.some(other, 0, 8192) == case.want()[:8192]
+        assert isinstance(await case.some(other, 8192, 9000), int)
+        case.later(60)
+    case.origin.up = True
+    assert await case.get(door) == case.want()
+
+
 @pytest.mark.parametrize("door", DOORS)
 async def test_f10_a_dead_origin_is_covered_for_a_day_and_then_said(case, door):
     assert await case.get(door) == case.want()
@@ -255,18 +331,20 @@ async def test_f10_must_revalidate_forbids_it(case, door):
 
 
 @pytest.mark.parametrize("door", DOORS)
-async def test_f11_gone_is_gone_and_forbidden_harms_nobody_else(case, door):
+@pytest.mark.parametrize(("refusal", "gone"), [(403, 404), (401, 410)])
+async def test_f11_gone_is_gone_and_forbidden_harms_nobody_else(case, door, refusal, gone):
     assert await case.get(door) == case.want()
     case.later(2 * 3600)
-    case.thing.status = 403
-    assert await case.get(door) in {403, 3010}
+    case.thing.status = refusal
+    assert await case.get(door) in ({403, 3010} if refusal == 403 else {401, 3030})
     case.thing.status = 200
     assert await case.get(door) == case.want()
     assert case.origin.sent[case.path] == S
     case.later(2 * 3600)
-    case.thing.status = 404
+    case.thing.status = gone
     assert [await case.get(other) for other in DOORS] == [404, 3011]
     assert not await case.held()
+    assert not case.files()
     case.later(60)
     case.thing.status = 200
     assert await case.get(door) == case.want()
@@ -320,17 +398,28 @@ async def test_f13_only_if_cached_never_touches_the_origin(case):
     assert case.asked == before
 
 
-async def test_f17_many_clients_at_expiry_are_one_validation(case):
-    assert await case.get("root") == case.want()
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("part", [S, 9000], ids=["whole", "half"])
+async def test_f17_many_clients_at_expiry_are_one_validation(case, door, part):
+    assert await case.some("root", 0, part) == case.want()[:part]
     case.later(2 * 3600)
     before = case.asked
-    wires = [await case.caching.dial() for _ in range(12)]
-    body, path = P_OPEN.pack(0, Open.READ, 0), f"/cache{case.path}".encode()
-    said = await asyncio.gather(*(wire.ask(Code.OPEN, body, path) for wire in wires))
-    assert {status for status, _ in said} == {Status.OK}
+    if door == "root":
+        wires = [await case.caching.dial() for _ in range(12)]
+        body, path = P_OPEN.pack(0, Open.READ, 0), f"/cache{case.path}".encode()
+        said = await asyncio.gather(*(wire.ask(Code.OPEN, body, path) for wire in wires))
+        assert {status for status, _ in said} == {Status.OK}
+        for wire in wires:
+            await wire.close()
+    else:
+        clients = [Client(case.caching) for _ in range(12)]
+        asks = (asyncio.to_thread(c.ask, f"/cache{case.path}", "bytes=0-8999") for c in clients)
+        said = await asyncio.gather(*asks)
+        assert {status for status, _, _ in said} == {206}
+        assert {body for _, _, body in said} == {case.want()[:9000]}
+        for client in clients:
+            client.close()
     assert case.asked == before + 1
-    for wire in wires:
-        await wire.close()
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -365,3 +454,33 @@ async def test_f16_a_size_that_disagrees_for_one_version_discards_it_and_is_coun
     for other in (door, *DOORS):
         assert await case.get(other) == content(0, min(S, S + more) if other == "root" else S + more)
     assert case.caching.store.stats().counts["discarded"] == before + 1
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("more", [4096, -4096], ids=["grown", "shrunk"])
+async def test_f16_a_size_that_disagrees_in_mid_file_mixes_nothing_and_the_next_open_has_the_new_one(
+    case, door, more
+):
+    case.thing.fixed = '"same"'
+    handle = await case.open()
+    assert await case.wire.read(handle, 0, 8192) == case.want()[:8192]
+    case.replace()
+    case.thing.size = S + more
+    if door == "root":
+        await case.wire.refused(Code.PGREAD, handle + bytes(8) + S.to_bytes(4), bytes(2))
+    assert await case.wire.read(handle, 0, 8192) == case.want(0)[:8192]
+    before = case.caching.store.stats().counts["discarded"]
+    assert await case.get("http") == content(0, S + more, 1)
+    assert case.caching.store.stats().counts["discarded"] == before + 1
+    assert await case.some(door, 0, 8192) == content(0, 8192, 1)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_f15_blocks_under_one_weak_etag_are_not_joined_where_the_date_is_another(case, door):
+    case.thing.fixed, case.thing.headers = 'W/"same"', {"Cache-Control": "max-age=1000"}
+    assert await case.some(door, 0, 8192) == case.want()[:8192]
+    case.replace()  # the same weak ETag, another time
+    got = await case.some(door, 0, S)
+    assert got == case.want(1) or isinstance(got, int)
+    for other in (door, *DOORS):
+        assert await case.get(other) == case.want(1)
