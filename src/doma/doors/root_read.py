@@ -115,7 +115,7 @@ def _readv_now(
             return False
         spans.append((start, start + length))
         total += length
-    views = file.views(spans) if total <= GROUP else None
+    views = file.views(spans) if total <= MOST_SEGMENT else None
     if views is None:
         return False
     parts: list[Buffer] = [ANSWER.pack(stream, 0, total + len(vector))]
