@@ -162,6 +162,24 @@ def test_r17_ranges_that_ask_for_more_than_there_is_cost_the_origin_nothing_extr
 
 
 @pytest.mark.parametrize("state", STATES)
+async def test_r16_r17_the_root_door_serves_1024_elements_and_refuses_more(caching, clients, origin, state):
+    path = prepared(caching, clients["http"], state, BIG)
+    wire = await caching.dial()
+    handle = await wire.open(f"/cache{path}")
+    spans = [(at, at + 10) for at in range(0, 1024 * 2000, 2000)]
+    assert await vector(wire, handle, spans) == [content(a, b) for a, b in spans]
+    longest = 2_097_136
+    again = [(0, longest), (BIG - longest, BIG), (0, longest), (7, 8)]  # more than there is, out of order
+    assert await vector(wire, handle, again) == [content(a, b) for a, b in again]
+    assert origin.sent[path] <= BIG
+    for wrong, number in (([(0, 10)] * 1025, 3002), ([(0, longest + 1)], 3008)):
+        asked = b"".join(frames.SEGMENT.pack(handle, b - a, a) for a, b in wrong)
+        assert (await wire.refused(Code.READV, bytes(16), asked))[0] == number
+    assert await wire.read(handle, 0, 4) == content(0, 4)
+    await wire.close()
+
+
+@pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_r19_r20_r21_r22_r24_conditions_are_kept(caching, clients, origin, scheme, state):
     client = clients[scheme]
@@ -215,6 +233,9 @@ def test_r25_ranges_beyond_4_gib_are_exact(clients, origin):
     _, headers, body = client.ask(f"/cache{path}", "bytes=" + ",".join(f"{a}-{b}" for a, b in spans))
     assert parts(headers, body) == [(f"bytes {a}-{b}/{HUGE}", content(a, b + 1)) for a, b in spans]
     assert client.ask(f"/cache{path}", "bytes=-3")[2] == content(HUGE - 3, HUGE)
+    for edge in EDGES[:2]:  # half of it is here
+        a, b = edge - 20_000, edge + 20_000
+        assert client.ask(f"/cache{path}", f"bytes={a}-{b - 1}")[2] == content(a, b)
     assert origin.sent[path] < 1 << 20
 
 
@@ -228,6 +249,9 @@ async def test_r25_the_root_door_reads_beyond_4_gib_exactly(caching):
             assert await wire.pages(handle, a, b - a) == content(a, b)
         spans = [(edge - 3, edge + 3) for edge in EDGES]
         assert await vector(wire, handle, spans) == [content(a, b) for a, b in spans]
+    for edge in EDGES[:2]:  # half of it is here
+        a, b = edge - 20_000, edge + 20_000
+        assert await wire.pages(handle, a, b - a) == content(a, b)
     await wire.close()
 
 
@@ -264,16 +288,48 @@ def test_r26_a_client_that_goes_away_stops_the_fetch_and_what_came_is_kept(
     assert (kept[0], kept[2] == content(0, 200_000)) == (206, True)
 
 
-async def test_r26_the_same_for_a_root_client(caching, clients, stalling):
-    path = f"/{64 << 20}/left-root"
+@pytest.mark.parametrize("how", ["read", "pgread", "readv"])
+async def test_r26_the_same_for_a_root_client(caching, clients, stalling, how):
+    path = f"/{64 << 20}/left-{how}"
     wire = await caching.dial()
     handle = await wire.open(f"/cache{path}")
-    wire.send(Code.PGREAD, P_READ.pack(handle, 0, 8 << 20), b"\0\0")
+    code, body, data = Code.READ, P_READ.pack(handle, 0, 8 << 20), bytes(8)
+    if how == "pgread":
+        code, data = Code.PGREAD, b"\0\0"
+    elif how == "readv":
+        code, body = Code.READV, bytes(16)
+        data = b"".join(frames.SEGMENT.pack(handle, 1 << 20, at << 20) for at in range(8))
+    wire.send(code, body, data)
     assert await asyncio.to_thread(stalling.stuck.wait, 10)
     vanish(wire.writer.get_extra_info("socket"))
     await wire.close()
     assert await asyncio.to_thread(stalling.left.wait, 10)
     assert stalling.sent[path] < 4 << 20
+    kept = clients["http"].ask(f"/cache{path}", "bytes=0-199999", Cache_Control="only-if-cached")
+    assert (kept[0], kept[2] == content(0, 200_000)) == (206, True)
+
+
+async def test_r26_a_fetch_goes_on_for_those_who_stay(caching, stalling):
+    path, at = f"/{8 << 20}/stayed", 4 << 20
+    wires = [await caching.dial() for _ in range(2)]
+    handles = [await wire.open(f"/cache{path}") for wire in wires]
+    for wire, handle in zip(wires, handles, strict=True):
+        wire.send(Code.READ, P_READ.pack(handle, at, 100), bytes(8))
+        assert await asyncio.to_thread(stalling.stuck.wait, 10)
+    asked, there = stalling.asked[path], len(caching.listener._hub.connections)
+    await wires[1].ask(Code.STAT, P_STAT.pack(0, handles[1]))  # the read before it is under way, too
+    vanish(wires[0].writer.get_extra_info("socket"))
+    await wires[0].close()
+    while len(caching.listener._hub.connections) == there:
+        await asyncio.sleep(0.01)
+    stalling.stall = None
+    assert await asyncio.wait_for(wires[1].one(), 10) == (
+        wires[1].stream - 1,
+        Status.OK,
+        content(at, at + 100),
+    )
+    assert stalling.asked[path] == asked
+    await wires[1].close()
 
 
 NAMES = ["a%20b", "a+b", "a%2Bb", "a%23b", "a%25b", "%C3%A9", "%2520", "a%3Fb", "%5B%5D%7C"]
@@ -287,11 +343,12 @@ async def test_r27_a_name_is_decoded_once_and_is_the_same_at_every_door(caching,
     asked = {path: count for path, count in origin.asked.items() if "/names/" in path and count}
     assert unquote(sent) in {unquote(path) for path in asked}
     total = sum(origin.asked.values())
-    assert clients["https"].ask(f"/cache/{S}//names/{name}")[1]["x-cache"] == "HIT"
+    for other in (f"/cache/{S}//names/{name}", f"/cache/{S}/names/./{name}", f"/cache/{S}/names/{name}/"):
+        assert clients["https"].ask(other)[1]["x-cache"] == "HIT"
     if "?" not in plain:
         wire = await caching.dial()
-        handle = await wire.open(f"/cache//{S}/names/{plain}")
-        assert await wire.read(handle, 0, S) == content(0, S)
+        for other in (f"/cache//{S}/names/{plain}", f"//cache/{S}/names/{plain}/"):
+            assert await wire.read(await wire.open(other), 0, S) == content(0, S)
         await wire.close()
     assert sum(origin.asked.values()) == total
 
@@ -377,6 +434,7 @@ async def vector(wire, handle, spans):
 @pytest.mark.parametrize("how", ["read", "pgread", "readv"])
 @pytest.mark.parametrize("size", SIZES)
 async def test_the_root_door_gives_the_same_bytes(caching, clients, origin, how, state, size):
+    """R1-R7, R9, R11, R14, R15, R23 as root:// can ask: the end clips a read and refuses a readv."""
     path = prepared(caching, clients["http"], state, size)
     sent = origin.sent[path]
     wire = await caching.dial()
