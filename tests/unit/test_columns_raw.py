@@ -28,6 +28,7 @@ REPO = Path(__file__).parents[2]
 DATA = REPO / "tests/data"
 CMS = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
 SHAPES = DATA / "shapes.root"
+SPLIT = DATA / "split.root"
 ZMUMU = DATA / "uproot-Zmumu.root"
 NTUPLE = DATA / "Run2012BC_DoubleMuParked_Muons_1000evts_rntuple_v1-0-0-0.root"
 PARQUET = DATA / "Run2012B_SingleMu-1000.parquet"
@@ -737,3 +738,51 @@ def test_sub_queries_of_one_tree_open_it_once() -> None:
             return data.taken
 
     assert read("E1", "E1") < 2 * read("E1")
+
+
+def test_branches_of_branches_are_named_by_their_paths_as_in_uproot() -> None:
+    with uproot.open(SPLIT) as file:
+        for name in ["x", "y", "a/x", "b/x", "/b/x", "/x", "b/v", "in.k", "in/in.z", "b/in/in.k", "a/in.k"]:
+            wanted = file["tree"][name].array()
+            assert ask(SPLIT, treename="tree", expressions=name)[name].to_list() == wanted.to_list(), name
+            (got,) = ask(SPLIT, treename="tree", expressions="w", aliases={"w": f"get({name!r})"}).values()
+            assert got.to_list() == wanted.to_list(), name
+        cut = ask(SPLIT, treename="tree", expressions=["a/x", "b/v"], cut="get('b/x') > 10", step=1)
+        assert cut["a/x"].to_list() == [2, 3, 4]
+        assert cut["b/v"].to_list() == file["tree/b/v"].array()[2:].to_list()
+    with pytest.raises(UnknownColumn, match="no branch 'b/w'"):
+        ask(SPLIT, treename="tree", expressions="get('b/w')")
+    with pytest.raises(BadQuery, match="a / y"):  # not a path: there is no branch a/k
+        ask(SPLIT, treename="tree", expressions="a / y")
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        ("b/x", ["b/x"]), (r"/a\/[xy]/", ["a/x", "y"]), ("x", ["a/x", "b/x", "x"]),
+        ("*x", ["a/x", "b/x", "x"]),
+        ("/b/*", ["b/x", "b/y", "b/v", "b/in/in.k", "b/in/in.z"]),
+        ("in.?", ["in.k", "in.z", "b/in/in.k", "b/in/in.z"]),
+    ],
+)  # fmt: skip
+def test_filters_take_branches_of_branches_by_name_and_by_path_and_give_their_own_values(
+    asked: str, names: list[str]
+) -> None:
+    got = ask(SPLIT, treename="tree", filter_name=asked)
+    with uproot.open(SPLIT) as file:
+        # uproot finds the same branches, but gives those of one name the values of the first one.
+        assert file["tree"].keys(filter_name=asked, filter_branch=lambda b: not b.branches) == [
+            n if "/" in n or n == "x" else f"a/{'in/' if '.' in n else ''}{n}" for n in names
+        ]
+        assert list(got) == names
+        assert {n: a.to_list() for n, a in got.items()} == {
+            n: file["tree"][n].array().to_list() for n in names
+        }
+
+
+def test_a_branch_that_is_only_its_branches_is_a_record_of_them() -> None:
+    got = ask(SPLIT, treename="tree", expressions=["a", "n"], aliases={"n": "b.x + a['in']['in.k']"})
+    with uproot.open(SPLIT) as file:
+        for name in ("x", "y", "v"):
+            assert got["a"][name].to_list() == file["tree/a"][name].array().to_list()
+        assert got["n"].to_list() == (file["tree/b/x"].array() + file["tree/a/in.k"].array()).to_list()

@@ -19,12 +19,13 @@ from doma.columns.explain import Explained, columns_of, facts
 from doma.columns.model import Progress
 from doma.columns.query import Tell
 from doma.columns.raw_evaluate import Evaluator, Names, across_events
+from doma.columns.raw_filter import Filter
 from doma.columns.raw_histograms import RootFile
 from doma.columns.raw_language import Formula
 from doma.columns.raw_request import Part, naming, parse_request
 from doma.columns.remote import Bytes
 from doma.columns.sink import Sink
-from doma.columns.source import Source, Window, open_source
+from doma.columns.source import HasPaths, Source, Window, open_source
 from doma.core.errors import BadQuery, UnknownColumn
 
 LABEL = "treename"
@@ -143,13 +144,15 @@ def _source(part: Part, data: Bytes, tree: str) -> Source | None:
 
 
 def _job(part: Part, data: Bytes, source: Source, tree: str, output: str) -> Job:
-    names = Names(
-        source.place, frozenset(source.names), {f.name: f for f in part.aliases}, part.standard_axis
-    )
     columns = part.expressions
     if columns is None:
         columns = tuple(Formula(n, n, None, n) for n in _filtered(part, data, source, tree))
     cut = [] if part.cut is None else [part.cut]
+    known = set(source.names)
+    if isinstance(source, HasPaths):
+        texts = set[str]().union(*(f.paths for f in (*cut, *columns, *part.aliases)))
+        known |= {t for t in texts if source.path(t) is not None}
+    names = Names(source.place, frozenset(known), {f.name: f for f in part.aliases}, part.standard_axis)
     late = bool(cut) and (part.standard_axis or any(map(across_events, (*columns, *part.aliases))))
     read = {
         n: sorted(set().union(*map(names.needs, fs))) for n, fs in (("cut", cut), ("all", (*cut, *columns)))
@@ -164,7 +167,7 @@ def _filtered(part: Part, data: Bytes, source: Source, tree: str) -> tuple[str, 
     """The branches that pass the filters."""
     names = source.readable
     if part.names is not None:
-        names = tuple(n for n in names if part.names(n))
+        names = tuple(n for n in names if _passes(part.names, n, source))
     if part.types is not None and names:
         types = _types(data, source, tree, names)
         names = tuple(n for n in names if part.types(types.get(n, "")))
@@ -176,6 +179,12 @@ def _filtered(part: Part, data: Bytes, source: Source, tree: str) -> tuple[str, 
             f"{source.place}: no branch passes {asked}" if asked else f"{source.place}: no branches"
         )
     return names
+
+
+def _passes(names: Filter, name: str, source: Source) -> bool:
+    """Whether a filter takes a branch by its own name, or by its place with or without a leading slash."""
+    path = (source.path(name) if isinstance(source, HasPaths) else None) or name
+    return any(map(names, (path.rpartition("/")[2], path, f"/{path}", name)))
 
 
 def _types(data: Bytes, source: Source, tree: str, names: tuple[str, ...]) -> dict[str, str]:

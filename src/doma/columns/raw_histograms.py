@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import uproot
 
+from doma.columns.branches import Branches
 from doma.columns.fetch import FileLike
 from doma.columns.raw_filter import Filter
 from doma.columns.remote import Bytes
@@ -43,7 +44,8 @@ class RootFile:
         with self._guarded():
             found = self.directory[tree]
             if hasattr(found, "branches"):
-                return {b.name: b.typename for b in reversed(list(found.itervalues(recursive=True)))}
+                branches = Branches(tree, found)
+                return {n: branches.find(n).typename for n in branches.names}
             return {f.name: f.typename for f in found.fields}
 
     @contextmanager

@@ -41,6 +41,13 @@ class Formula:
     shape: str
     """The same for spellings that mean the same."""
 
+    @property
+    def paths(self) -> set[str]:
+        """What in it may be a branch's place, as in ``parent/child``."""
+        calls = [] if self.node is None else [n for n in ast.walk(self.node) if isinstance(n, ast.Call)]
+        got = {a.value for c in calls for a in c.args if isinstance(a, ast.Constant)}
+        return {t for t in {self.text, *got} if isinstance(t, str) and "/" in t}
+
     @classmethod
     def parse(cls, name: str, text: str) -> "Formula":
         """Check a text as far as that goes without a file.

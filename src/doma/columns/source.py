@@ -58,6 +58,14 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class HasPaths(Protocol):
+    """A table whose columns have columns, which ``parent/child`` names, too."""
+
+    def path(self, name: str) -> str | None:
+        """Where a column is, whatever it is called; None: there is none."""
+
+
+@runtime_checkable
 class CanPush(Protocol):
     """An input beside which a part of a query can be run."""
 
@@ -165,7 +173,7 @@ def check_names(source: Source, names: tuple[str, ...]) -> None:
     """Raises UnknownColumn with the nearest names for the first one that the table lacks."""
     known = set(source.names)
     for name in names:
-        if name not in known:
+        if name not in known and (not isinstance(source, HasPaths) or source.path(name) is None):
             raise UnknownColumn(
                 f"{source.place}: there is no branch {name!r}; {did_you_mean(name, source.names)}",
                 name=name,

@@ -16,6 +16,7 @@ from uproot.source.chunk import Chunk
 from uproot.source.chunk import Source as UprootSource
 from uproot.source.futures import TrivialFuture
 
+from doma.columns.branches import Branches
 from doma.columns.fetch import Fetcher
 from doma.columns.source import Columns, Index, Window, cuts
 from doma.columns.ttree import Odd
@@ -41,15 +42,15 @@ class RootSource:
 
     def __init__(self, place: str, tree: Any) -> None:
         self.place, self._tree = place, tree
-        self._is_tree = hasattr(tree, "branches")
+        self._branches = Branches(place, tree) if hasattr(tree, "branches") else None
         # Listing the keys of an ntuple of 2,000 fields, and reading by name, takes uproot seconds; its top
         # fields are at hand, and each can be read by itself.
-        self._fields: dict[str, Any] = {} if self._is_tree else {f.name: f for f in tree.fields}
-        self.names = tuple(dict.fromkeys(tree.keys(full_paths=False) if self._is_tree else self._fields))
+        self._fields: dict[str, Any] = {} if self._branches else {f.name: f for f in tree.fields}
+        self.names = self._branches.names if self._branches else tuple(self._fields)
         self.entries = int(tree.num_entries)
         if self.entries < 0:
             raise CorruptFile(f"{place}: it says that it has {self.entries} entries")
-        if not self._is_tree:  # uproot looks neither at the checksums of pages nor whether they are too large
+        if not self._branches:  # uproot checks no checksums of pages, nor whether they are too large
             tree.file.source.pages = {
                 p.locator.offset: (p.has_checksum, (p.num_elements * record.nbits + 7) // 8)
                 for cluster in tree.page_link_list
@@ -61,8 +62,8 @@ class RootSource:
         if not names:
             return {}
         with translated(f"{self.place}, entries {start}-{stop}"):
-            if self._is_tree:
-                found = self._tree_arrays(set(names), start, stop)
+            if self._branches:
+                found = self._branches.arrays(names, start, stop)
             else:
                 found = {
                     n: self._fields[n].array(entry_start=start, entry_stop=stop)
@@ -78,22 +79,11 @@ class RootSource:
             raise CorruptFile(f"{self.place}: a branch has another number of entries than the tree")
         return {n: found[n] if keep is None else found[n][keep - start] for n in names}
 
-    def _tree_arrays(self, wanted: set[str], start: int, stop: int) -> Columns:
-        taken: set[str] = set()
-
-        def pick(branch: Any) -> bool:
-            first = branch.name in wanted and branch.name not in taken
-            if first:
-                taken.add(branch.name)
-            return first
-
-        picked = {k: b for k, b in self._tree.iteritems(recursive=True) if pick(b)}
-        chosen = {b.cache_key for b in picked.values()}
-        arrays = self._tree.arrays(
-            filter_branch=lambda b: b.cache_key in chosen, entry_start=start, entry_stop=stop, how=dict
-        )
-        # Of split branches uproot's keys differ between the two calls, but not in their last part.
-        return {(picked[k].name if k in picked else str(k).rpartition("/")[2]): a for k, a in arrays.items()}
+    def path(self, name: str) -> str | None:
+        """Where a branch is, whatever it is called; None: there is none."""
+        if self._branches:
+            return self._branches.path(name)
+        return name if name in self._fields else None
 
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))
@@ -104,21 +94,18 @@ class RootSource:
     @property
     def readable(self) -> tuple[str, ...]:
         """The columns that can be read; of split branches the parts."""
-        if not self._is_tree:
+        if not self._branches:
             return self.names
-        branches = {b.name: b for b in reversed(list(self._tree.itervalues(recursive=True)))}
-        return tuple(n for n in self.names if _is_readable(branches[n]))
+        return tuple(n for n in self.names if _is_readable(self._branches.find(n)))
 
     def sizes(self, names: tuple[str, ...]) -> tuple[int, int]:
-        wanted = set(names)
-        if self._is_tree:
-            chosen = [b for b in self._tree.itervalues(recursive=True) if b.name in wanted]
-            return sum(b.compressed_bytes for b in chosen), sum(b.uncompressed_bytes for b in chosen)
+        if self._branches:
+            return self._branches.sizes(names)
         # An ntuple's page sizes are not summed by uproot: four values of four bytes are what a field has.
         return 0, 20 * self.entries * len(names)
 
     def _borders(self) -> Index | None:
-        if self._is_tree:
+        if self._branches:
             return None
         with translated(self.place):
             return np.array([int(c.num_first_entry) for c in self._tree.cluster_summaries], np.int64)
