@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -101,8 +101,11 @@ class Origin:
         """Somebody waits for what does not come; somebody who waited has gone away."""
 
     def thing(self, path):
+        """As it is now; what happens to it later does not change a running answer."""
         head = path.split("/")[1]
-        return self.things.get(path) or (Thing(int(head)) if head.isdigit() else None)
+        if found := self.things.get(path):
+            return replace(found)
+        return Thing(int(head)) if head.isdigit() else None
 
 
 class Server(ThreadingHTTPServer):
@@ -165,9 +168,9 @@ class Answers(BaseHTTPRequestHandler):
         self.end_headers()
 
     def body(self, thing, start, stop):
-        origin, version = self.server.origin, thing.version
+        origin = self.server.origin
         ends = [stop, *(max(start, at) for at in (origin.stall, origin.cut) if at is not None)]
-        self.send(version, start, min(ends))
+        self.send(thing, start, min(ends))
         if min(ends) == stop:
             return
         if origin.stall is not None and not self.released():
@@ -176,11 +179,11 @@ class Answers(BaseHTTPRequestHandler):
         elif origin.cut is not None:
             self.close_connection = True
         else:
-            self.send(version, min(ends), stop)
+            self.send(thing, min(ends), stop)
 
-    def send(self, version, start, stop):
+    def send(self, thing, start, stop):
         for at in range(start, stop, 1 << 20):
-            data = content(at, min(stop, at + (1 << 20)), version)
+            data = content(at, min(stop, at + (1 << 20)), thing.version)
             self.server.origin.sent[self.path] += len(data)  # before anybody can have them
             self.wfile.write(data)
 

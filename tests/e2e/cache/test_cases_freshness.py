@@ -267,8 +267,12 @@ async def test_f8_an_answer_whose_file_is_replaced_breaks_off_and_never_mixes(ca
     case.thing.size = LONG
     if state == "half":
         assert case.http(Range="bytes=0-2999999")[2] == content(0, 3_000_000)
+    case.origin.stall = 4 << 20
+    case.origin.stuck.clear()
     connection, answer = asked_for(case)
+    assert case.origin.stuck.wait(10)
     case.replace()
+    case.origin.stall = None
     with pytest.raises(http.client.IncompleteRead) as caught:
         answer.read()
     connection.close()
