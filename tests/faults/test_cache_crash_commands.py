@@ -64,7 +64,8 @@ async def _look(root: Path, origin: Path, pinned: set[str]) -> None:
     keeper = cache.catalogue.keeper
     assert {pin.path for pin in await cache.pins.pins("me")} == pinned
     await asyncio.to_thread(keeper.looked.wait)
-    used = sum(os.lstat(p).st_blocks * 512 for p in (root / "objects").rglob("*") if p.is_file())
+    await asyncio.to_thread(keeper.total)
+    used = sum(os.lstat(p).st_blocks * 512 for p in [root, *root.rglob("*")])
     assert abs(cache.stats().used - used) <= 0.01 * used
     rows = {row.path: row for row in await cache.holdings_below("/")}
     assert [holding.path for holding in await cache.holdings(sorted(rows)) if holding.size is None] == []

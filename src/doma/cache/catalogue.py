@@ -58,8 +58,9 @@ class Catalogue:
         shown: Callable[[str, str], str],
     ) -> None:  # fmt: skip
         self.shelf = shelf
-        self._usage = Usage(shelf)
-        self.keeper = Keeper(shelf, self._usage, shown, self._loaded)
+        self.usage = Usage(shelf)
+        """Disk bytes of the whole folder."""
+        self.keeper = Keeper(shelf, self.usage, shown, self._loaded)
         self.vo: Callable[[str], str] = lambda token: ""
         """The VO of a verified token; empty: not known."""
         self._reserved = 0
@@ -73,16 +74,6 @@ class Catalogue:
         self._hopeless = float("-inf")
         self._rules = Rules(config.quotas, config.vo_quotas, config.age)
         self.context: Context
-
-    @property
-    def used(self) -> int:
-        """Allocated bytes of the whole folder."""
-        return self._usage.total
-
-    @property
-    def beside(self) -> int:
-        """Those of the index and of folders."""
-        return self._usage.beside
 
     def _loaded(self, key: str) -> bool:
         return key in self._entries or key in self._adopting
@@ -136,7 +127,7 @@ class Catalogue:
         finally:
             self._adopting.discard(record.key)
         if old is None:
-            self._usage.add(PAGE)
+            self.usage.add(PAGE)
         else:
             self._retire(old)
             self.context.counters.replaced += 1
@@ -175,7 +166,7 @@ class Catalogue:
         self.shelf.forget(entry.record.key)
         self._retire(entry)
         self.keeper.gone(entry.record.key)
-        self._usage.add(-PAGE)
+        self.usage.add(-PAGE)
         return entry.used + PAGE
 
     def acquire(self, entry: Entry) -> Callable[[], None]:
@@ -224,11 +215,11 @@ class Catalogue:
 
     async def room(self, amount: int) -> bool:
         """Hold room for bytes on disk, after a purge if need be; False: there is none."""
-        if self.used + self._reserved + amount > self._config.size:
+        if self.usage.total + self._reserved + amount > self._config.size:
             await self._make_room()
-        elif self.used + self._reserved + amount > self._config.size * self._config.high:
+        elif self.usage.total + self._reserved + amount > self._config.size * self._config.high:
             self._start_purge()
-        if self.used + self._reserved + amount > self._config.size:
+        if self.usage.total + self._reserved + amount > self._config.size:
             return False
         self._reserved += amount
         return True
@@ -335,7 +326,7 @@ class Catalogue:
             self._retire(entry)
         self.shelf.forget(record.key)
         self.keeper.gone(record.key)
-        self._usage.add(-(used if entry is None else PAGE))
+        self.usage.add(-(used if entry is None else PAGE))
         self.context.counters.evict(reason, used)
         self._emit(Event("object.evicted", record.path, {"origin": record.origin, "bytes": used}))
 
@@ -356,10 +347,10 @@ class Catalogue:
     def _purged(self, task: asyncio.Task[list[Victim]]) -> None:
         if task.cancelled() or task.exception() is not None:
             return
-        if not task.result() and self.used > self._config.size * self._config.low:
+        if not task.result() and self.usage.total > self._config.size * self._config.low:
             self._hopeless = self._clock()
             text = "%s: the cache is full (%d of %d bytes), all of it in use or pinned; reads pass through"
-            log.warning(text, self.shelf.root, self.used, self._config.size)
+            log.warning(text, self.shelf.root, self.usage.total, self._config.size)
 
     def _load(self, place: Place, record: Record, accessed: float) -> Entry | None:
         try:
@@ -372,7 +363,7 @@ class Catalogue:
         entry.used = self._disk(entry)
         former = self._entries.pop(record.key, None)
         if former is not None:  # its files were deleted by another hand
-            self._usage.add(-former.used)
+            self.usage.add(-former.used)
         self._entries[record.key] = entry
         self.keeper.note(entry)
         self._trim(entry)
@@ -386,14 +377,14 @@ class Catalogue:
             self.keeper.gone(key)
         self.context.connections.drop(key, entry.record.generation)
         self.shelf.drop(key, entry.record.generation)
-        self._usage.add(-entry.used)
+        self.usage.add(-entry.used)
 
     def _disk(self, entry: Entry) -> int:
         return entry.fetcher.pages.used + self.shelf.layout(entry.record.key, entry.record.generation)
 
     def _weigh(self, entry: Entry) -> None:
         used = self._disk(entry)
-        self._usage.add(used - entry.used)
+        self.usage.add(used - entry.used)
         entry.used = used
         self.keeper.note(entry)
 

@@ -22,6 +22,7 @@ from doma.core.errors import StorageUnavailable
 log = logging.getLogger(__name__)
 
 _SCHEMA = """
+BEGIN;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS objects (
   key TEXT PRIMARY KEY, path TEXT NOT NULL, vo TEXT NOT NULL, size INT NOT NULL, held INT NOT NULL,
@@ -34,6 +35,7 @@ CREATE TABLE IF NOT EXISTS pins (
   path TEXT, owner TEXT, key TEXT NOT NULL, until REAL NOT NULL, size INT NOT NULL,
   PRIMARY KEY (path, owner)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS pins_by_key ON pins (key, until);
+COMMIT;
 """
 _FIELDS = "key, path, vo, size, held, used, accessed, expires, version"
 _BATCH = 500
@@ -142,7 +144,9 @@ class Index:
             (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
             (pages,) = self._db.execute("PRAGMA page_count").fetchone()
             if free > max(_SPARE, pages // 4):
-                self._db.executescript(f"PRAGMA incremental_vacuum({_SHRINK}); PRAGMA wal_checkpoint(TRUNCATE)")
+                self._db.executescript(
+                    f"PRAGMA incremental_vacuum({_SHRINK}); PRAGMA wal_checkpoint(TRUNCATE)"
+                )
 
     def first(self, keys: Iterable[str]) -> None:
         """Put objects first in line for the purge."""

@@ -5,6 +5,8 @@ Source: cache contract §9 (classes of bytes), §10.
 
 from dataclasses import dataclass, field, fields
 
+from doma.cache.usage import Usage
+
 
 @dataclass(slots=True)
 class Counters:
@@ -108,8 +110,7 @@ BYTES = ("hit", "prefetched", "miss", "prefetch", "bypass", "origin", "repair", 
 def snapshot(
     counted: Counters,
     *,
-    used: int,
-    beside: int,
+    usage: Usage,
     size: int,
     fetching: int,
     memory: int,
@@ -123,8 +124,8 @@ def snapshot(
         bytes={name: everything[name] for name in BYTES},
         counts={name: n for name, n in everything.items() if name not in {*BYTES, "evicted"}},
         hit_ratio=counted.hit / delivered if delivered else None,
-        used=used,
-        beside=beside,
+        used=usage.total,
+        beside=usage.beside,
         size=size,
         fetching=fetching,
         memory=memory,

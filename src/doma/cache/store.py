@@ -194,14 +194,13 @@ class CacheStore(ReadOnly):
         raise OriginFailed(f"{path}: changes at the origin faster than its checksum can be had; try again")
 
     async def space(self) -> Space:
-        return Space(self.catalogue.used, max(0, self._config.size - self.catalogue.used))
+        return Space(used := self.catalogue.usage.total, max(0, self._config.size - used))
 
     def stats(self) -> Stats:
         """What was counted since the start, and the gauges now."""
         return snapshot(
             self._counters,
-            used=self.catalogue.used,
-            beside=self.catalogue.beside,
+            usage=self.catalogue.usage,
             size=self._config.size,
             fetching=self._context.budget.used,
             memory=self._context.budget.limit,

@@ -1,7 +1,7 @@
 """How much disk a cache's folder takes: what the index knew, what changed since, and what is no object's.
 
-The event loop adds what it changes; the index's thread finds out the rest. Blocks are counted, as ``du`` does,
-of the whole folder: objects with their layouts, and *beside* them the index and the folders themselves.
+The event loop adds what it changes; the index's thread finds out the rest. Blocks are counted, as ``du``
+does, of the whole folder: objects with their layouts, and *beside* them the index and the folders themselves.
 
 Source: cache contract §7 "Purge rules" (usage agrees with ``du`` within 1 %).
 """
