@@ -125,7 +125,14 @@ async def open_site(
     # without an issuer too: another server's, with the same tables, may be one of those that are trusted
     ledger = issuer.ledger if issuer is not None else None
     revocations = Revocations(ledger or Ledger(db, b""))
-    audiences = _audiences(base, plain, host, port, settings)
+    if everywhere and not listen.name and not shared:
+        log.warning(
+            "listen.address %s: other machines can ask, but tokens, certificate and addresses are for %s;"
+            " set listen.name to the name by which they know this one",
+            listen.address,
+            shown,
+        )
+    audiences = _audiences(base, plain, shown if everywhere else host, port, settings)
     verifier = Verifier(
         trusted,
         audiences,

@@ -65,7 +65,9 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
         ]
     if isinstance(flows, UserFlows):
         routes += _user_routes(flows)
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False  # it would go to the host that the request names
+    return app
 
 
 def flows_of(issuer: Issuer) -> Flows:

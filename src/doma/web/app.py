@@ -65,7 +65,8 @@ def app(
 
     ``ailing`` names the parts that do not work as they should, though requests are answered, and says why.
     """
-    web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None)
+    # no redirect to the same with or without a slash: it would go to the host that the request names
+    web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     install(web, realm)
     flows = streams or Streams(db, bus)
     web.state.streams = flows
