@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ from doma.store.http import HttpStore
 from tests.e2e.root.conftest import Wire
 from tests.e2e.served import OnThread
 
+_WAITING = ThreadPoolExecutor(64)
+"""Where visitors wait for answers over HTTP, each as long as it takes."""
 ISSUER = "https://issuer.example/cases"
 _BLOCK = random.Random(8).randbytes(1_048_583)
 """Content repeats with a prime period, so that no shift by a page, a block or 2^32 goes unseen."""
@@ -225,7 +228,7 @@ class Caching(OnThread):
     ``/closed`` is the same for those alone who have a token.
 
     Args:
-        home: Its folder.
+        home: Its folder; a later one may have the same.
         origin: What a test looks at.
         url: Of the origin.
         others: URLs of replicas.
@@ -261,6 +264,10 @@ class Caching(OnThread):
         await self.listener.stop()
         await self.store.close()
         await self.over()
+
+    def stop(self):
+        """Begin to stop; the end of the ``with`` waits for it."""
+        self._loop.call_soon_threadsafe(self._end.set)
 
     def run(self, act):
         """What a coroutine gives, run where the cache runs."""
@@ -342,12 +349,8 @@ class Visitor:
     async def read(self, path, start, stop):
         """The bytes, or the number of the error: of HTTP, of root://, or 0 for an answer that breaks off."""
         if self.web:
-            try:
-                status, _, body = self._client.ask(f"/cache{path}", f"bytes={start}-{stop - 1}")
-            except http.client.IncompleteRead:
-                self._client.close()
-                return 0
-            return body if status == 206 else status
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(_WAITING, self._get, path, f"bytes={start}-{stop - 1}")
         handle = await self.open(path)
         if isinstance(handle, int):
             return handle
@@ -355,6 +358,14 @@ class Visitor:
             return await self.take(handle, start, stop)
         finally:
             await self._wire.ask(Code.CLOSE, P_HANDLE.pack(handle))
+
+    def _get(self, path, span):
+        try:
+            status, _, body = self._client.ask(f"/cache{path}", span)
+        except http.client.IncompleteRead:
+            self._client.close()
+            return 0
+        return body if status == 206 else status
 
     async def open(self, path, options=Open.READ):
         """A handle of root://, or the number of the error."""
