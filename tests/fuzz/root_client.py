@@ -232,6 +232,7 @@ def seeds() -> dict[str, bytes]:
     first = {
         "stat": (0, begin(), [stat, absent, stat]),
         "stat-tls": (16, tls, [says(0), stat, absent]),
+        "over-before-tls": (16, [tls[0], tls[1] + b"\x7a\x7a" + bytes(6)], []),
         "put-off": (0, begin(), [says(Status.WAIT, (3).to_bytes(4, "big") + b"busy"), stat, absent, stat]),
         "promised": (0, begin(), [says(Status.WAITRESP, (9).to_bytes(4, "big")) + later, stat]),
         "redirect": (0, begin(), [says(Status.REDIRECT, towards), *begin(), stat, absent]),

@@ -1,25 +1,35 @@
-"""Every input that fuzzing the root:// door ever kept, and bytes that hypothesis makes of frames."""
+"""Every input that fuzzing either end of root:// ever kept, and bytes that hypothesis makes of frames."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from doma.net import xroot_frames as frames
-from tests.fuzz import root_door
+from tests.fuzz import root_client, root_door
 
-INPUTS = sorted((Path(__file__).parent.parent / "fuzz" / "root_door").glob("*"))
-
-
-def test_there_is_a_corpus() -> None:
-    assert len(INPUTS) >= len(root_door.seeds())
+FUZZ = Path(__file__).parent.parent / "fuzz"
+ENDS = pytest.mark.parametrize("end", [root_door, root_client], ids=["door", "client"])
 
 
+def inputs(end: ModuleType) -> list[Path]:
+    return sorted((FUZZ / end.__name__.rpartition(".")[2]).glob("*"))
+
+
+@ENDS
+def test_there_is_a_corpus(end: ModuleType) -> None:
+    assert len(inputs(end)) >= len(end.seeds())
+
+
+@ENDS
 @pytest.mark.parametrize("part", range(8))
-def test_what_fuzzing_kept_is_answered_in_whole_frames(part: int) -> None:
-    for path in INPUTS[part::8]:
-        root_door.check(path.read_bytes())
+def test_what_fuzzing_kept_is_answered_in_whole_frames_and_ends_in_one_error(
+    end: ModuleType, part: int
+) -> None:
+    for path in inputs(end)[part::8]:
+        end.check(path.read_bytes())
 
 
 REQUESTS = st.builds(
@@ -34,3 +44,20 @@ REQUESTS = st.builds(
 @given(st.lists(st.one_of(REQUESTS, st.binary(max_size=40), st.just(root_door.PAUSE)), max_size=8))
 def test_any_frames_are_answered_in_whole_frames(parts: list[bytes]) -> None:
     root_door.check(root_door.seeds()["read"] + b"".join(parts))
+
+
+ANSWERS = st.builds(
+    lambda status, body: root_client.MINE + status.to_bytes(2, "big") + len(body).to_bytes(4, "big") + body,
+    st.sampled_from([0, *range(4000, 4008)]),
+    st.one_of(st.binary(max_size=64), st.just(b"7 9000 48 1\0"), st.just(bytes(12) + b"7 9000 48 1\0")),
+)
+
+
+@given(
+    st.integers(0, 31),
+    st.booleans(),
+    st.lists(st.one_of(ANSWERS, st.binary(max_size=40), st.just(root_client.PAGES + bytes(60))), max_size=8),
+)
+def test_any_answers_give_a_client_a_result_or_one_error(act: int, tls: bool, answers: list[bytes]) -> None:
+    begin = root_client.seeds()["stat-tls" if tls else "stat"][1:].split(root_door.PAUSE)[:3]
+    root_client.check(bytes([act]) + root_door.PAUSE.join([*begin, *answers]))

@@ -165,8 +165,9 @@ class Connection(asyncio.BufferedProtocol):
             self.fail(StorageUnavailable(f"{self.name}: the server leaves too many requests unanswered"))
 
     async def upgrade(self, context: ssl.SSLContext, host: str) -> None:
-        """Go on in TLS on the same connection. Raises OSError, ssl.SSLError, OriginFailed."""
-        assert self._transport is not None
+        """Go on in TLS on the same connection. Raises OSError, ssl.SSLError, OriginFailed, why it is over."""
+        if self.error is not None or self._transport is None:
+            raise self._why()
         if self._have or self._calls:
             raise OriginFailed(f"{self.name}: the server spoke in the clear where TLS was agreed")
         self._transport = cast(
