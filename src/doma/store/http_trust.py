@@ -32,8 +32,8 @@ class AddressGuard:
     Args:
         host: Of the configured server.
         allow_private: Whether private and loopback addresses are fine. None: for the server itself yes, for
-            others (redirects) only if the server's own is one; link-local ones, where clouds keep their
-            metadata, never.
+            others (redirects) private ones only if its own is not public, loopback only if its own is that,
+            too; link-local ones and those where clouds keep their metadata never.
 
     Source: rule W70 of the storage contract.
     """
@@ -41,17 +41,20 @@ class AddressGuard:
     def __init__(self, host: str, allow_private: bool | None) -> None:
         self._host = host
         self._allow_private = allow_private
-        self._is_private = False
+        self._own: Ip | None = None
 
     def __call__(self, host: str, address: str) -> bool:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
+        ip = _innermost(address)
         if self._allow_private is not None:
             return ip.is_global or self._allow_private
         if host == self._host:
-            self._is_private = not ip.is_global
+            self._own = ip
             return True
-        return ip.is_global or (self._is_private and not (ip.is_link_local or ip.is_multicast))
+        if ip in _METADATA or ip.is_link_local or ip.is_multicast or ip.is_unspecified:
+            return False
+        if ip.is_loopback:
+            return self._own is not None and self._own.is_loopback
+        return ip.is_global or (self._own is not None and not self._own.is_global)
 
 
 class RemoteGuard:
