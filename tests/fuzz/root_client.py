@@ -59,13 +59,13 @@ class Loop(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, host: object, port: object, **_: object) -> list[tuple[object, ...]]:  # type: ignore[override] # what is used
         return [(0, 0, 0, "", ("192.0.2.7", port))]
 
-    async def create_connection(self, factory, *_, **__):  # type: ignore[no-untyped-def, override] # as asyncio
+    async def create_connection(self, factory, *_, **__):
         protocol = factory()
         wire = Hostile(self, protocol)
         protocol.connection_made(wire)
         return wire, protocol
 
-    async def start_tls(self, transport, *_, **__):  # type: ignore[no-untyped-def, override] # as asyncio
+    async def start_tls(self, transport, *_, **__):
         return transport
 
 
@@ -101,7 +101,7 @@ class Hostile(Wire):
     def _answer(self, data: bytes) -> None:
         at = 0
         while at < len(data) and not self.over:
-            buffer = self._protocol.get_buffer(-1)
+            buffer = memoryview(self._protocol.get_buffer(-1))
             size = min(len(buffer), len(data) - at)
             assert size > 0
             buffer[:size] = data[at : at + size]
