@@ -432,3 +432,22 @@ def test_the_type_of_a_default_does_not_depend_on_whether_it_is_needed(query):
     row = dict.fromkeys(SCALARS, 0) | {"p": [0.0], "q": [0], "r": []}
     steps = [row], [], [{**row, "p": [], "q": []}]
     assert len({str(run(plan, stored(rows)).columns[""].type.content) for rows in steps}) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "dtype"),
+    [
+        ("e.p.First(0)", "float32"), ("e.p.Max(-999.9)", "float32"), ("e.p.Last(1e300)", "float64"),
+        ("e.p.First(np.float64(0))", "float64"), ("e.q.ElementAt(1, -1)", "int32"),
+        ("e.q.Min(0.5)", "float64"),
+        ("e.q.First(2**40)", "int64"), ("e.q.First(True)", "int32"), ("e.w.First(255)", "uint8"),
+        ("e.w.First(-1)", "int64"), ("e.q.Select(lambda x: x > 0).First(False)", "bool"),
+    ],
+)  # fmt: skip
+def test_a_default_keeps_the_type_of_what_it_stands_in_for_as_long_as_it_fits(query, dtype):
+    plan = compile_text(f"(call Select (call EventDataset) 'lambda e: {query}')")
+    for rows in ([[1], []], [[1, 2]], [[]], []):
+        data = {"w": "uint8", **LISTS}
+        columns = {n: ak.values_astype(ak.Array([*rows, [1]])[:-1], t) for n, t in data.items()}
+        column = run(plan, Events({"i": ak.Array(np.zeros(len(rows))), **columns})).columns[""]
+        assert str(column.type.content) == dtype, rows

@@ -350,12 +350,26 @@ def filled(source: Value, default: Value) -> Value:
         # The type must not depend on whether something is missing in this step.
         data = ak.Array(data.layout.to_IndexedOptionArray64(), behavior=data.behavior)
     if default.scope is None:
-        return Value(scope, ak.drop_none(ak.fill_none(data, default.data, axis=0), axis=0))
+        constant = default.data
+        if (dtype := getattr(innermost(data), "dtype", None)) is not None and not isinstance(constant, str):
+            kept = _with_constant(dtype, constant)
+            data, constant = ak.values_astype(data, kept), kept.type(constant)
+        return Value(scope, ak.drop_none(ak.fill_none(data, constant, axis=0), axis=0))
     try:
         result = ak.where(ak.is_none(data), other, data)
         return Value(scope, result if other.layout.is_option else ak.drop_none(result, axis=0))
     except (TypeError, ValueError) as e:
         raise BadQuery("query: the default does not fit what it stands in for") from e
+
+
+def _with_constant(dtype: np.dtype[Any], constant: Any) -> np.dtype[Any]:
+    """The type of numbers and a constant among them: theirs, as long as the constant fits into it."""
+    kept = np.result_type(dtype, constant)
+    if kept.kind == "f":
+        fits = not np.isfinite(constant) or bool(np.isfinite(kept.type(constant)))
+    else:
+        fits = kept.kind == "b" or np.iinfo(kept).min <= constant <= np.iinfo(kept).max
+    return kept if fits else np.result_type(dtype, np.asarray(constant))
 
 
 def unmarked(data: ak.Array) -> ak.Array:
