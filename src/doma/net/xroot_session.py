@@ -148,9 +148,12 @@ async def _begin(
     ask = Ask.ABLE_TLS | (Ask.WANT_TLS if must or token else Ask(0))
     # Both in one segment, as every client sends them.
     greeting = asyncio.ensure_future(connection.greet(times.answer))
-    await asyncio.sleep(0)
     try:
+        await asyncio.sleep(0)
         flags = await _agree(connection, ask, times)
+    except BaseException:  # a cancellation, too: nobody waits for the greeting any more
+        greeting.cancel()
+        raise
     finally:
         greeted = await asyncio.gather(greeting, return_exceptions=True)
     if isinstance(greeted[0], BaseException) or len(greeted[0]) < _VERSION_AND_FLAGS.size:

@@ -331,3 +331,20 @@ async def test_a_server_that_closes_at_once_is_unavailable():
         with pytest.raises(StorageUnavailable):
             await store.stat("/f")
         await store.close()
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_given_up_when_the_time_to_connect_is_over():
+    went = asyncio.Event()
+
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+        went.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        store = XrootdStore(f"root://127.0.0.1:{port}//", times=Times(connect=0.2, answer=3600))
+        with pytest.raises(StorageUnavailable, match="no login within"):
+            await asyncio.wait_for(store.stat("/f"), 20)
+        await asyncio.wait_for(went.wait(), 20)
+        await store.close()
