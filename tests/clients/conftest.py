@@ -107,9 +107,15 @@ class Grid:
         """Run a program as a user would; one that hangs fails its own test, not the whole run."""
         try:
             done = subprocess.run(
-                [str(word) for word in command], check=False, capture_output=True, text=True,
-                errors="replace", timeout=limit, env=self.environment(token) | dict(env or {}), cwd=self.scratch,
-            )  # fmt: skip
+                [str(word) for word in command],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=limit,
+                env=self.environment(token) | dict(env or {}),
+                cwd=self.scratch,
+                check=False,
+            )
         except subprocess.TimeoutExpired as e:
             told = b"".join(part for part in (e.stdout, e.stderr) if isinstance(part, bytes))
             pytest.fail(f"{command}: not over after {limit:.0f} s; it said: {told.decode(errors='replace')}")
