@@ -2,11 +2,15 @@
 
 import html
 import re
+import time
 
 import pytest
 
+from doma.store.s3_signature import Credentials, presigned
+
 DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
+S3 = {"endpoint": "site", "prefix": "/auth-live", "verbs": ["read"]}
 TYPES = "urn:ietf:params:oauth:token-type:"
 
 
@@ -30,7 +34,13 @@ def test_a_token_opens_files_until_it_is_revoked_on_both_sides_of_the_door(share
     for _ in range(3):  # the first asks the application, then the quick side knows the token
         assert shared.ask("GET", "/site/auth-live/f", got["access_token"]).content == b"hello"
     assert token(shared, rucio, "introspect", token=got["access_token"]).json()["active"] is True
+    key = shared.ask("POST", "/api/v1/s3/keys", got["access_token"], json=S3).json()
+    who = Credentials(key["access_key"], key["secret_key"], key["session_token"])
+    signed = presigned("GET", shared.run["https"] + "/site/auth-live/f", who, now=time.time(), life=600)
+    assert shared.ask("GET", signed, None).content == b"hello"
     assert token(shared, rucio, "revoke", token=got["access_token"]).status_code == 200
+    late = shared.ask("GET", signed, None)
+    assert (late.status_code, "was revoked" in late.text) == (403, True)
     refused = shared.ask("GET", "/site/auth-live/f", got["access_token"])
     assert refused.status_code == 401
     assert "revoked" in refused.headers["www-authenticate"]

@@ -1,5 +1,6 @@
 """Signatures against botocore's own signers, and access keys."""
 
+import asyncio
 import time
 import uuid
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from doma.auth.gate import Gate
 from doma.auth.model import Capability, Identity, Verb
+from doma.auth.revoked import Revocations, mark_of
 from doma.core.errors import BadRequest, Forbidden
 from doma.doors.s3_keys import LONGEST, Keys, Right, identity_of, within
 from doma.doors.s3_sign import claimed, parsed
@@ -154,10 +156,11 @@ def right(**more):
     st.sets(st.sampled_from([Verb.READ, Verb.CREATE, Verb.MODIFY, Verb.STAGE]), min_size=1),
     names,
     st.booleans(),
+    st.sampled_from(["", "a token's jti"]),
 )
-def test_a_key_says_what_it_was_made_for(parts, verbs, subject, session):
+def test_a_key_says_what_it_was_made_for(parts, verbs, subject, session, jti):
     order = tuple(v for v in (Verb.READ, Verb.CREATE, Verb.MODIFY, Verb.STAGE) if v in verbs)
-    asked = right(prefix="/" + "/".join(parts), verbs=order, subject=subject)
+    asked = right(prefix="/" + "/".join(parts), verbs=order, subject=subject, token=mark_of(jti))
     key = keys.issue(asked, session=session)
     assert keys.right(key.access_key, key.session_token) == asked
     assert Keys(b"m" * 32, [ISSUER]).right(key.access_key, key.session_token) == asked
@@ -165,6 +168,31 @@ def test_a_key_says_what_it_was_made_for(parts, verbs, subject, session):
     assert key.access_key.replace("-", "").replace("_", "").isalnum()
     assert key.secret_key == keys.secret(key.access_key)
     assert key.secret_key != Keys(b"n" * 32, [ISSUER]).secret(key.access_key)
+
+
+def test_a_key_ends_with_the_token_that_it_was_got_with_and_others_stay():
+    revocations = Revocations(Voided(), lambda: 1e9)
+    held = Keys(b"m" * 32, [ISSUER], revocations.marks)
+    mine, others, none = (held.issue(right(token=mark_of(jti))) for jti in ("mine", "others", ""))
+    for key in (mine, others, none):
+        held.must_last(held.right(key.access_key), 1e9)
+    asyncio.run(revocations.look())
+    with pytest.raises(Forbidden, match="revoked"):
+        held.must_last(held.right(mine.access_key), 1e9)
+    for key in (others, none):
+        held.must_last(held.right(key.access_key), 1e9)
+    with pytest.raises(Forbidden, match="expired"):
+        held.must_last(held.right(others.access_key), 2e9)
+
+
+class Voided:
+    """Tables in which one token is void."""
+
+    def revoked_since(self, at, now):
+        return {"mine": now + 60}
+
+    def prune(self, now):
+        pass
 
 
 def test_the_key_of_a_delivery_request_needs_no_session_token():

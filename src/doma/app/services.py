@@ -256,7 +256,9 @@ class Services:
         self._stack.push_async_callback(uploads.close)
         issuers = [issuer.issuer for issuer in self.config.auth.issuers]
         keys = Keys(
-            self.home.secret("keys/s3.key"), [*issuers, *([opened.issuer.url] if opened.issuer else [])]
+            self.home.secret("keys/s3.key"),
+            [*issuers, *([opened.issuer.url] if opened.issuer else [])],
+            opened.revocations.marks,
         )
         self.s3_door = Door(opened.site, keys, uploads, time.time)
         root.include_router(s3_routes.router(self.s3_door, opened.base, section.key_lifetime))

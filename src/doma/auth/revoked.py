@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection
+from hashlib import sha256
 from typing import Protocol
 
 from doma.core.errors import DomaError
@@ -44,6 +45,8 @@ class Revocations:
         self._source = source
         self._clock = clock
         self._void: dict[str, float] = {}
+        self.marks: set[bytes] = set()
+        """:func:`mark_of` each."""
         self._seen = 0.0
         self.on_new: list[Callable[[Collection[str]], None]] = []
         """Told of each new ``jti``, on the event loop: whoever remembers verdicts drops them."""
@@ -61,6 +64,7 @@ class Revocations:
         found = await asyncio.to_thread(self._source.revoked_since, self._seen - OVERLAP, now)
         new = found.keys() - self._void.keys()
         self._void.update(found)
+        self.marks.update(map(mark_of, new))
         self._seen = now
         if new:
             for tell in self.on_new:
@@ -75,7 +79,14 @@ class Revocations:
                 if self._clock() - tidied >= TIDY:
                     tidied = self._clock()
                     self._void = {jti: at for jti, at in self._void.items() if at > tidied}
+                    over = self.marks - set(map(mark_of, self._void))
+                    self.marks -= over
                     await asyncio.to_thread(self._source.prune, tidied)
             except DomaError as e:
                 log.warning("revoked tokens are not followed for the moment: %s", e.message)
             await asyncio.sleep(LOOK)
+
+
+def mark_of(jti: str) -> bytes:
+    """What stands for a token in a key that was got with it and has little room; empty for none."""
+    return sha256(jti.encode("utf-8", "surrogatepass")).digest()[:8] if jti else b""

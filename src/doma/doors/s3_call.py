@@ -178,8 +178,7 @@ def recognised(door: Door, scope: Scope, receive: Receive, send: Send, request_i
     right = door.keys.right(signed.access_key, signed.token)
     now = door.clock()
     signed.check(door.keys.secret(signed.access_key), now)
-    if now >= right.expires:
-        raise Forbidden("key: it has expired; ask for another one", s3="ExpiredToken")
+    door.keys.must_last(right, now)
     bucket, _, key = asked.path[1:].partition("/")
     return Call(door, asked, signed, right, receive, send, request_id, _plain(bucket), _plain(key))
 

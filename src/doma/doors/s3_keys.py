@@ -17,7 +17,7 @@ Source: servicex.md §5, tokens.md §5 of the project's contracts.
 import base64
 import binascii
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -35,7 +35,10 @@ MAX_TOKEN = 2048
 HANDED = (Verb.READ, Verb.CREATE, Verb.MODIFY, Verb.STAGE)
 """What a key can allow."""
 _PLAIN, _DIGEST = "DK", "DS"
-_VERSION = 1
+_PLAIN_RIGHT, _MARKED = 1, 2
+"""First byte of a right: without and with the mark of a token."""
+_STARTS = {_PLAIN_RIGHT: 10, _MARKED: 18}
+"""Where its texts begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Right:
     subject: str
     expires: float
     """Unix seconds."""
+    token: bytes = b""
+    """:func:`doma.auth.revoked.mark_of` the token that it was got with; empty: with none."""
 
     def covers(self, verb: Verb, path: str, *, is_dir: bool = False) -> bool:
         """Whether this is a right to ``verb`` a path of the endpoint."""
@@ -80,10 +85,12 @@ class Keys:
     Args:
         master: 32 secret bytes; whoever changes them revokes all keys.
         issuers: Token issuers whose subjects may hold keys: the trusted ones.
+        void: Marks of tokens that were revoked, with what was got by them.
     """
 
-    def __init__(self, master: bytes, issuers: Sequence[str]) -> None:
+    def __init__(self, master: bytes, issuers: Sequence[str], void: Container[bytes] = frozenset()) -> None:
         self._master = master
+        self._void = void
         self._issuers = {_mark(issuer): issuer for issuer in issuers}
         self._known: dict[str, Right] = {}
 
@@ -136,6 +143,13 @@ class Keys:
         self._known[access_key] = right
         return right
 
+    def must_last(self, right: Right, now: float) -> None:
+        """Raise Forbidden if a right has ended."""
+        if now >= right.expires:
+            raise Forbidden("key: it has expired; ask for another one", s3="ExpiredToken")
+        if right.token in self._void:
+            raise Forbidden("key: the token that it came from was revoked", s3="ExpiredToken")
+
 
 def within(gate: Gate, who: Identity, right: Right) -> None:
     """Return if whoever holds a token may do everything that a key would allow.
@@ -172,22 +186,23 @@ def _packed(right: Right) -> bytes:
     words = (right.endpoint, right.prefix, right.subject)
     if any("\0" in word for word in words):
         raise BadRequest("key: a NUL is not allowed in its endpoint, prefix or subject")
-    head = bytes((_VERSION, verbs)) + int(right.expires).to_bytes(4, "big") + _mark(right.issuer)
-    return head + "\0".join(words).encode()
+    head = int(right.expires).to_bytes(4, "big") + _mark(right.issuer) + right.token
+    return bytes((_MARKED if right.token else _PLAIN_RIGHT, verbs)) + head + "\0".join(words).encode()
 
 
 def _unpacked(text: str, issuers: "dict[bytes, str]") -> Right:
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        endpoint, prefix, subject = data[10:].decode().split("\0")
+        start = _STARTS[data[0]]
+        endpoint, prefix, subject = data[start:].decode().split("\0")
         issuer = issuers[data[6:10]]
         verbs = tuple(verb for i, verb in enumerate(HANDED) if data[1] >> i & 1)
         clean = checked(prefix)
     except (ValueError, binascii.Error, KeyError, IndexError, BadRequest) as e:
         raise _unknown() from e
-    if data[0] != _VERSION or clean != (prefix.rstrip("/") or "/"):
+    if clean != (prefix.rstrip("/") or "/"):
         raise _unknown()
-    return Right(endpoint, prefix, verbs, issuer, subject, int.from_bytes(data[2:6], "big"))
+    return Right(endpoint, prefix, verbs, issuer, subject, int.from_bytes(data[2:6], "big"), data[10:start])
 
 
 def _unknown() -> Forbidden:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb
+from doma.auth.revoked import mark_of
 from doma.core.errors import BadRequest, DomaError, Forbidden, NotFound, Unauthenticated
 from doma.core.paths import checked
 from doma.doors.s3_call import Door, Receive, Scope, Send
@@ -68,7 +69,8 @@ def grant(door: Door, who: Identity, wanted: Wanted, longest: float) -> Key:
     prefix = clean + "/" if wanted.prefix.endswith("/") and clean != "/" else clean
     now = door.clock()
     expires = min(now + min(wanted.lifetime, longest), who.expires)
-    right = Right(endpoint.name, prefix, tuple(wanted.verbs), who.issuer, who.subject, expires)
+    mark = mark_of(who.jti)
+    right = Right(endpoint.name, prefix, tuple(wanted.verbs), who.issuer, who.subject, expires, mark)
     within(endpoint.gate, who, right)
     return door.keys.issue(right)
 
