@@ -78,17 +78,17 @@ class HotObject:
         "_from",
         "_pages",
         "_seen",
-        "_stat",
         "_to",
         "cached",
         "lines",
         "single",
+        "stat",
     )
 
     def __init__(self, fetcher: Shown, seen: Seen, counters: Counters, lines: bytes) -> None:
         self._fetcher = fetcher
         self._pages = fetcher.pages
-        self._stat = fetcher.stat
+        self.stat = fetcher.stat
         self._seen = seen
         self._counters = counters
         self._from = self._to = 0
@@ -100,10 +100,6 @@ class HotObject:
         """Where a door adds up what it took, if it does."""
 
     @property
-    def stat(self) -> Stat:
-        return self._stat
-
-    @property
     def headers(self) -> Mapping[str, str]:
         """Answer headers of a hit."""
         return self._seen.headers("HIT")
@@ -111,7 +107,7 @@ class HotObject:
     def view(self, start: int, stop: int) -> memoryview | None:
         # A door may ask for the span of many small ranges at once; what it then takes of it is not known, so
         # long spans are refused here and its ranges are counted one by one.
-        if not 0 <= start <= stop <= self._stat.size or stop - start > PIECE:
+        if not 0 <= start <= stop <= self.stat.size or stop - start > PIECE:
             return None
         view = self._pages.view(start, stop)
         if view is not None:
@@ -120,7 +116,7 @@ class HotObject:
 
     def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
         """:meth:`view` of several spans of one answer, none empty, for the price of one; None unless all."""
-        size = self._stat.size
+        size = self.stat.size
         for start, stop in spans:
             if not 0 <= start < stop <= size:
                 return None
@@ -130,7 +126,7 @@ class HotObject:
         return views
 
     def fileno(self, start: int, stop: int) -> int | None:
-        if not 0 <= start <= stop <= self._stat.size:
+        if not 0 <= start <= stop <= self.stat.size:
             return None
         found = self._pages.fileno(start, stop)
         if found is not None:
@@ -139,7 +135,7 @@ class HotObject:
 
     def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
         """As :meth:`CachedReader.interleaved`."""
-        if not 0 <= start <= stop <= self._stat.size:
+        if not 0 <= start <= stop <= self.stat.size:
             return None
         wire = self._pages.interleaved(start, stop, data)
         if wire is not None and data is None:

@@ -68,7 +68,7 @@ class PageFile:
         self.waited = 0.0
         """Seconds that reads waited for the disk, and how often it refused one, since somebody took note."""
         self.refused = 0
-        self._resident = Resident(self._fd, self.size)
+        self._holds = Resident(self._fd, self.size).holds
         self._nowait = os.RWF_NOWAIT
         self._seen = 0
         self._settled = False
@@ -187,7 +187,7 @@ class PageFile:
             return self._fd
         if self._checked.find(0, start // PAGE, -(-stop // PAGE)) >= 0 or not self._quiet():
             return None
-        if self._resident.holds(start, stop):
+        if self._holds(start, stop):
             return self._fd
         self._unsure(start, stop)
         return None
@@ -282,6 +282,10 @@ class PageFile:
 
     def _quiet(self) -> bool:
         """Whether nobody can have written since pages were checked."""
+        # What _unchanged asks, without its call: this is asked for every range.
+        same = self._settled and os.fstat(self._fd).st_ctime_ns == self._seen
+        if same and time.monotonic_ns() - self._trusted_since < _TRUST:
+            return True
         if not self._unchanged():
             return False
         if not self._settled:
@@ -295,7 +299,7 @@ class PageFile:
         size = len(buffer)
         stop = start + size
         try:
-            asked = self._nowait or self._resident.holds(start, stop)
+            asked = self._nowait or self._holds(start, stop)
             if asked and os.preadv(self._fd, (buffer,), start, self._nowait) == size:
                 return True
         except OSError as e:  # EAGAIN: not all of it

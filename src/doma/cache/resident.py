@@ -24,14 +24,14 @@ _libc = ctypes.PyDLL(None)
 _mincore = _libc.mincore
 _mincore.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p)
 _syscall = _libc.syscall
-_syscall.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
 _syscall.restype = ctypes.c_long
 _CACHESTAT = 451
 """Its number on every architecture; the C library has no name for it yet."""
 _range = (ctypes.c_uint64 * 2)()
 _counts = (ctypes.c_uint64 * 5)()
 """First the pages in memory; the others are not asked."""
-_range_at, _counts_at = ctypes.addressof(_range), ctypes.addressof(_counts)
+_BEHIND = ctypes.byref(_range), ctypes.byref(_counts), ctypes.c_long(0)
+"""Its last arguments."""
 _answer = bytearray(_STEP)
 _answer_at = ctypes.addressof((ctypes.c_char * _STEP).from_buffer(_answer))
 _ALL = b"\1" * _STEP
@@ -42,10 +42,12 @@ _IN = bytes(i & 1 for i in range(256))
 class Resident:
     """The first ``size`` bytes of a file that never gets shorter; the descriptor stays the caller's."""
 
-    __slots__ = ("_at", "_fd", "_map", "_size")
+    __slots__ = ("_asked", "_at", "_fd", "_map", "_size")
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd, self._size = fd, size
+        # Arguments that need no conversion: it costs as much as the kernel's own work.
+        self._asked = (ctypes.c_long(_CACHESTAT), ctypes.c_long(fd), *_BEHIND)
         self._map: mmap.mmap | None = None
         self._at = 0
 
@@ -54,7 +56,7 @@ class Resident:
         first = start // _PAGE
         _range[0] = at = first * _PAGE
         _range[1] = stop - at
-        failed = _syscall(_CACHESTAT, self._fd, _range_at, _counts_at, 0)
+        failed = _syscall(*self._asked)
         if not failed and _counts[0] == -(-stop // _PAGE) - first:
             return True
         return self._mapped(at, stop)  # while others use the processor it was seen to count too few

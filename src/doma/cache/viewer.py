@@ -118,7 +118,7 @@ class ViewedObject(HotObject):
 
     def views(self, spans: Sequence[tuple[int, int]]) -> list[memoryview] | None:
         views = super().views(spans)
-        if views is None and all(0 <= start < stop <= self._stat.size for start, stop in spans):
+        if views is None and all(0 <= start < stop <= self.stat.size for start, stop in spans):
             warm = all(stop - start <= PIECE and self._shared.warm(start, stop) for start, stop in spans)
             views = super().views(spans) if warm else None
         return views
@@ -131,9 +131,9 @@ class ViewedObject(HotObject):
 
     def _may(self, start: int, stop: int) -> bool:
         """Whether to look: not for the first piece of a long answer that lacks something further on."""
-        if not 0 <= start <= stop <= self._stat.size or stop - start > PIECE:
+        if not 0 <= start <= stop <= self.stat.size or stop - start > PIECE:
             return False
-        return stop == self._stat.size or bool(stop % SMALL) or self._shared.complete
+        return stop == self.stat.size or bool(stop % SMALL) or self._shared.complete
 
 
 class ViewReader:

@@ -7,28 +7,28 @@ before, a file whose bytes are in memory, no conditions. Whatever else is asked 
 Source: dataplane.md §3.5, §3.6 of the project's contracts.
 """
 
-import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import cast
 
 from doma.auth.model import Identity, Verb
 from doma.core import ranges
 from doma.core.errors import DomaError
-from doma.doors.endpoint import Endpoint, Site
+from doma.doors.endpoint import Site
+from doma.doors.fast_again import ONE, Again
 from doma.doors.fast_ask import Asker, Unknown, offers
 from doma.doors.fast_change import Changes
+from doma.doors.fast_place import Place
 from doma.doors.fast_tally import Tally
-from doma.doors.intake import Count, FastSink, lines
-from doma.doors.landing import described
+from doma.doors.intake import Count, FastSink
 from doma.doors.reads import Asked, Reading
-from doma.doors.reply import content_type, kept
 from doma.net.exchange import PIECE, SMALL, Answer, Buffer, Request, Sink, Span, status_line
-from doma.store.protocol import CanPeek, CanWarm, Hot, Stat
+from doma.store.protocol import CanPeek, Hot
 
 PLACES = 4096
 """Request targets whose endpoint and path are kept worked out …"""
@@ -50,34 +50,6 @@ FROM_CACHE = 32 << 10
 """… and of a cache, whose files are not mapped, from this many on."""
 
 
-class _Place:
-    """A request target: where it points, and what was found there last."""
-
-    __slots__ = ("cached", "cold", "endpoint", "fixed", "kind", "path", "peek", "stat", "warm")
-
-    def __init__(self, endpoint: Endpoint, path: str) -> None:
-        store = endpoint.store
-        self.endpoint = endpoint
-        self.path = path
-        self.peek = cast("CanPeek", store).peek
-        self.warm = cast("CanWarm", store).warm if offers(type(store), CanWarm) else None
-        self.kind = content_type(path).encode()
-        self.stat: Stat | None = None
-        self.fixed = b""
-        self.cached = False
-        """It is read through a cache, which has lines of its own and counts where the bytes come from."""
-        self.cold: Callable[[int, int], Awaitable[Buffer]]
-
-    def see(self, hot: Hot) -> None:
-        """Work out what holds for all answers of one version."""
-        known, self.stat = self.stat, hot.stat
-        if known == self.stat:
-            return  # opened once more
-        self.fixed = described(hot.stat) + lines(kept(hot.stat))
-        self.cached = hasattr(hot, "cached")
-        self.cold = _Cold(self, hot.stat.version).read
-
-
 class FastDoor:
     """Answers reads and takes uploads of a site's files; see :class:`doma.net.exchange.Fast`.
 
@@ -97,7 +69,7 @@ class FastDoor:
         self._ask = Asker(site, clock)
         self._tally = Tally(count, site.usage) if count is not None else None
         self._changes = Changes(site, self._ask, count)
-        self._places: dict[bytes, _Place | None] = {}
+        self._places: dict[bytes, Place | None] = {}
         self._names = {name.encode() for name in site.endpoints}
 
     def head(self, request: Request) -> Answer | Sink | None:
@@ -118,7 +90,9 @@ class FastDoor:
         asked = request.fields.get(b"range", b"")
         answer = self._get(request, place, asked)
         if answer is not None and asked:
-            answer.again = partial(self._get, request, place)
+            answer.again = Again(
+                partial(self._get, request, place), self._clock, self._site.verifier, self._tally
+            )
         return answer
 
     def whole(self, request: Request, body: Buffer) -> Answer | None:
@@ -128,7 +102,7 @@ class FastDoor:
         assert answer is None or isinstance(answer, Answer)
         return answer
 
-    def _get(self, request: Request, place: _Place, asked: bytes) -> Answer | None:
+    def _get(self, request: Request, place: Place, asked: bytes, again: Again | None = None) -> Answer | None:
         tally = self._tally
         began = perf_counter() if tally is not None else 0.0
         try:
@@ -140,7 +114,7 @@ class FastDoor:
             stat = hot.stat
             if place.stat is not stat:
                 place.see(hot)
-            one = _ONE.fullmatch(asked)
+            one = ONE.fullmatch(asked)
             if one is not None and (start := int(one[1])) < (stop := int(one[2]) + 1) <= stat.size:
                 spans: list[ranges.Span] | None = [(start, stop)]  # nearly every request
             else:
@@ -158,11 +132,13 @@ class FastDoor:
                 reading.add(sum([stop - start for start, stop in spans]), len(spans))
         if tally is not None:
             tally.read(place.endpoint.name, 206 if spans else 200, identity, answer.size, began)
+        if again is not None and spans is not None and len(spans) == 1 and answer.size <= PIECE:
+            until = self._ask.until(request, identity)
+            least = inf if request.tls else FROM_CACHE if place.cached else FROM_FILE
+            again.learn(place, hot, identity, reading, until=until, least=least)
         return answer
 
-    def _reading(
-        self, request: Request, place: _Place, identity: Identity | None, hot: Hot
-    ) -> Reading | None:
+    def _reading(self, request: Request, place: Place, identity: Identity | None, hot: Hot) -> Reading | None:
         """The open file that this read belongs to, if anybody follows it."""
         reads = self._site.reads
         if reads is None or not (place.cached or reads.all):
@@ -181,7 +157,7 @@ class FastDoor:
             hot.cached = reading.file.cached  # type: ignore[attr-defined] # such a store's own
         return reading
 
-    def _place(self, target: bytes) -> _Place | None:
+    def _place(self, target: bytes) -> Place | None:
         try:
             return self._places[target]
         except KeyError:
@@ -190,7 +166,7 @@ class FastDoor:
         with suppress(Unknown):
             _, endpoint, path = self._ask.aim(target)
             if offers(type(endpoint.store), CanPeek):
-                place = _Place(endpoint, path)
+                place = Place(endpoint, path)
         if len(target) <= LONGEST:
             if len(self._places) >= PLACES:
                 self._places.clear()
@@ -198,7 +174,7 @@ class FastDoor:
         return place
 
     def _answer(
-        self, place: _Place, hot: Hot, whole: int, spans: list[ranges.Span] | None, tls: bool
+        self, place: Place, hot: Hot, whole: int, spans: list[ranges.Span] | None, tls: bool
     ) -> Answer | None:
         fixed = place.fixed
         if place.cached:
@@ -226,7 +202,7 @@ class FastDoor:
             return None
         return Answer(head, span=Span(hot, start, stop, place.cold), size=size)
 
-    def _multipart(self, place: _Place, hot: Hot, spans: list[ranges.Span], fixed: bytes) -> Answer | None:
+    def _multipart(self, place: Place, hot: Hot, spans: list[ranges.Span], fixed: bytes) -> Answer | None:
         mark = secrets.token_hex(16)
         frames, tail, total = ranges.parts(spans, hot.stat.size, place.kind.decode(), mark)
         views = _views(place, hot, spans)
@@ -242,7 +218,7 @@ class FastDoor:
         return Answer(head, parts, size=total)
 
 
-def _views(place: _Place, hot: Hot, spans: list[ranges.Span]) -> list[memoryview] | None:
+def _views(place: Place, hot: Hot, spans: list[ranges.Span]) -> list[memoryview] | None:
     """The bytes of many ranges."""
     if place.cached:
         of_all: list[memoryview] | None = hot.views(spans)  # type: ignore[attr-defined] # such a store's own
@@ -265,24 +241,5 @@ def _signed(request: Request) -> bool:
     )
 
 
-_ONE = re.compile(rb"bytes=([0-9]{1,18})-([0-9]{1,18})")
 _OK, _PARTIAL = status_line(200), status_line(206)
 _EMPTY = memoryview(b"")
-
-
-class _Cold:
-    """Reads pieces that fell out of memory while an answer ran; of the same version or not at all."""
-
-    __slots__ = ("_place", "_version")
-
-    def __init__(self, place: _Place, version: str) -> None:
-        self._place, self._version = place, version
-
-    async def read(self, start: int, stop: int) -> Buffer:
-        reader = await self._place.endpoint.store.open(self._place.path)
-        try:
-            if reader.stat.version != self._version:
-                raise DomaError(f"{self._place.path}: was replaced while it was sent; read it again")
-            return await reader.read(start, stop)
-        finally:
-            await reader.close()

@@ -6,6 +6,7 @@ Source: dataplane.md §3.5 of the project's contracts.
 import re
 from collections.abc import Callable
 from functools import cache
+from math import inf
 from typing import cast
 
 from doma.auth.model import Identity, Verb
@@ -114,6 +115,10 @@ class Asker:
         if now >= identity.expires:
             raise Unknown
         return identity
+
+    def until(self, request: Request, identity: Identity | None) -> float:
+        """Unix seconds until which :meth:`identity` says the same at one epoch of the verifier."""
+        return inf if identity is None else min(request.memo["token"][3], identity.expires)
 
 
 class Folder:
