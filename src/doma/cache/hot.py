@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from doma.cache.extents import PAGE, pages_of
+from doma.cache.extents import PAGE, Run, pages_of
 from doma.cache.pages import PageFile
 from doma.cache.stats import Counters
 from doma.monitor.opens import Cached
@@ -67,6 +67,9 @@ class Shown(Protocol):
 
     def seen(self, start: int, stop: int) -> None:
         """Somebody reads these bytes."""
+
+    async def load(self, run: Run) -> tuple[bytearray, list[Run], list[int]]:
+        """As :meth:`PageFile.load`."""
 
 
 class HotObject:
@@ -132,6 +135,15 @@ class HotObject:
         if found is not None:
             self._count(start, stop)
         return found
+
+    async def load(self, start: int, stop: int) -> memoryview | None:
+        """What left memory while an answer ran, from the disk after a check (F9); None: it is not there."""
+        run = pages_of(start, stop)
+        buffer, missing, _ = await self._fetcher.load(run)
+        if missing:
+            return None
+        self._count(start, stop)
+        return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
 
     def interleaved(self, start: int, stop: int, data: Buffer | None = None) -> memoryview | None:
         """As :meth:`CachedReader.interleaved`."""

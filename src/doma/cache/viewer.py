@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import TypeVar
 
-from doma.cache.extents import PAGE, pages_of
+from doma.cache.extents import PAGE, Run, pages_of
 from doma.cache.freshness import Control, control, fresh_until, parse
 from doma.cache.hot import HotObject, Seen
 from doma.cache.origins import Origins
@@ -98,6 +98,10 @@ class Viewed:
 
     def seen(self, start: int, stop: int) -> None:
         """Nothing is fetched ahead from here."""
+
+    async def load(self, run: Run) -> tuple[bytearray, list[Run], list[int]]:
+        """As :meth:`PageFile.load`."""
+        return await self.pages.load(run)
 
 
 class ViewedObject(HotObject):

@@ -7,7 +7,9 @@ Source: dataplane.md §3.5, §3.6 of the project's contracts.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
+
+from doma.core.errors import DomaError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -78,6 +80,14 @@ class Source(Protocol):
     def fileno(self, start: int, stop: int) -> int | None: ...
 
 
+@runtime_checkable
+class CanLoad(Protocol):
+    """A source that keeps its version, whatever becomes of the file while it is sent."""
+
+    async def load(self, start: int, stop: int) -> Buffer | None:
+        """Bytes that are not hot, from where they are kept; None: not all of them are."""
+
+
 class Span:
     """Bytes ``[start, stop)`` of a source, sent in pieces.
 
@@ -85,12 +95,12 @@ class Span:
         source: Gives hot bytes at once.
         start: First byte.
         stop: One beyond the last.
-        cold: Reads bytes that are not hot; the listener asks for at most :data:`PIECE`. Its failure cuts
-            the connection, since the length is announced already.
+        cold: Reads bytes that are not hot, at most :data:`PIECE`; the listener asks. Where it fails and the
+            source cannot load them, the connection is cut, since the length is announced already.
         ready: The source's descriptor for the first :data:`PIECE`, if it gave one.
     """
 
-    __slots__ = ("cold", "ready", "source", "start", "stop")
+    __slots__ = ("_cold", "ready", "source", "start", "stop")
 
     def __init__(
         self,
@@ -103,8 +113,18 @@ class Span:
         self.source = source
         self.start = start
         self.stop = stop
-        self.cold = cold
+        self._cold = cold
         self.ready = ready
+
+    async def cold(self, start: int, stop: int) -> Buffer:
+        """Bytes that are not hot. Raises DomaError: nobody can give them."""
+        try:
+            return await self._cold(start, stop)
+        except DomaError:
+            data = await self.source.load(start, stop) if isinstance(self.source, CanLoad) else None
+            if data is None:
+                raise
+            return data
 
 
 class Answer:
