@@ -1,5 +1,6 @@
 """Reading columns: our own reader of plain trees against uproot, windows of any kind against the whole."""
 
+import struct
 from pathlib import Path
 
 import awkward as ak
@@ -19,7 +20,7 @@ from doma.columns.remote import open_bytes
 from doma.columns.source import cuts, open_source
 from doma.columns.source_ntuple import NtupleSource
 from doma.columns.source_root import PlainSource
-from doma.columns.ttree import Odd, PlainTree
+from doma.columns.ttree import VECTOR, Branch, Odd, PlainTree
 from doma.core.errors import CorruptFile
 
 REPO = Path(__file__).parents[2]
@@ -192,6 +193,67 @@ def test_a_tree_of_plain_branches_is_read_without_uproots_tree(file):
     assert source._whole is None
     assert source.sizes(("event",))[1] >= 8000
     data.close()
+
+
+def test_a_tree_of_split_objects_and_vectors_is_read_as_uproot_reads_it():
+    data = open_bytes((DATA / "edm4hep.root").as_uri(), allow=("file://",))
+    source = open_source(data, "events")
+    assert isinstance(source, PlainSource)
+    ours = [n for n in source.names if source._branch(n) is not None]
+    vectors = [n for n in ours if source._branch(n).header]
+    got = source.read(tuple(ours), 0, source.entries)
+    assert source._whole is None
+    assert len(ours) > 0.7 * len(source.names)
+    assert len(vectors) > 10
+    whole = source._uproot()
+    assert source.names == whole.names
+    assert [source.path(n) for n in source.names] == [whole.path(n) for n in whole.names]
+    for name in {*ours[::9], *vectors[::2]}:
+        expected = whole.read((name,), 0, source.entries)[name]
+        assert got[name].type == expected.type, name
+        assert ak.array_equal(got[name], expected, equal_nan=True), name
+    odd = next(n for n in source.names if n not in ours and n in source.readable)
+    assert source.read((ours[0], odd), 1, 2).keys() == {ours[0], odd}
+    assert source.path(f"/{source.path(ours[0])}") == source.path(ours[0])
+    assert source.path("nothing/of/this") is None
+    data.close()
+
+
+def basket(kind, entries, head=None):
+    """A basket of vectors as ROOT stores it, not compressed."""
+    values, ends, header = b"", [], 60
+    for entry in entries:
+        ends.append(header + len(values))
+        members = np.array(entry, kind).tobytes()
+        size = len(entry) if head is None else head
+        values += struct.pack(">IHI", 0x4000_0000 | len(members) + 6, 9, size) + members
+    border = header + len(values)
+    values += struct.pack(f">i{len(ends)}ii", len(ends) + 1, *ends, 0)
+    key = struct.pack(">ihiIhh", header + len(values), 4, len(values), 0, header, 1)
+    tail = struct.pack(">Hiiiib", 3, 32000, 1000, len(entries), border, 0)
+    return key + bytes(header - len(key) - len(tail)) + tail + values
+
+
+vectors = st.lists(st.lists(st.lists(st.integers(0, 100), max_size=4), max_size=5), min_size=1, max_size=4)
+
+
+@given(vectors, st.sampled_from(["?", "u1", ">i2", ">f4", ">f8"]), st.data())
+def test_vectors_are_read_from_any_entry_of_any_basket(baskets, kind, data):
+    borders = np.cumsum([0, *map(len, baskets)])
+    branch = Branch("v", np.dtype(kind), True, borders, borders[1:], borders[1:], 0, VECTOR)
+    start = data.draw(st.integers(0, int(borders[-1])))
+    stop = data.draw(st.integers(start, int(borders[-1])))
+    got = decoded(branch, 0, [basket(kind, b) for b in baskets], start, stop)
+    expected = [np.array(e, kind).tolist() for b in baskets for e in b][start:stop]
+    assert ak.to_list(got) == expected
+
+
+def test_vectors_of_another_form_are_left_to_uproot():
+    borders = np.array([0, 2])
+    branch = Branch("v", np.dtype(">f4"), True, borders, borders[1:], borders[1:], 0, VECTOR)
+    for stored in (basket(">f4", [[1, 2], [3]], head=7), basket(">f8", [[1], [2, 3]])):
+        with pytest.raises(Odd):
+            decoded(branch, 0, [stored], 0, 2)
 
 
 @pytest.mark.parametrize("place", [2, 100, -5])

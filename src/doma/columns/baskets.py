@@ -75,7 +75,10 @@ def _jagged(
             here[:] = total
         elif high > low:
             data, border, header = _unpacked(part, int(count))
-            places = _places(data, border, header, int(count), branch.kind.itemsize)
+            places = _places(data, border, header, int(count), 1 if branch.header else branch.kind.itemsize)
+            if branch.header:
+                data, places = _members(branch, data, places[low : high + 1])
+                low, high = 0, high - low
             begin, end = int(places[low]), int(places[high])
             here[:] = places[low + 1 : high + 1]
             here += total - begin
@@ -100,6 +103,24 @@ def _places(data: Part, border: int, header: int, count: int, width: int) -> npt
         raise CorruptFile("the offsets of a basket do not fit its values")
     found >>= width.bit_length() - 1  # widths are powers of two
     return found
+
+
+def _members(branch: Branch, data: Part, places: npt.NDArray[np.int32]) -> tuple[Part, npt.NDArray[np.int32]]:
+    """The members of vectors without what stands before each vector, and the first member of each."""
+    begin, end = int(places[0]), int(places[-1])
+    sizes = np.diff(places) - branch.header
+    if len(sizes) and int(sizes.min()) < 0:
+        raise Odd
+    raw = np.frombuffer(data, np.uint8, end - begin, begin)
+    heads = (places[:-1] - begin)[:, None] + np.arange(branch.header, dtype=np.int32)
+    counts = np.ascontiguousarray(raw[heads[:, -4:]]).view(">u4").ravel()
+    if (counts.astype(np.int64) * branch.kind.itemsize != sizes).any():
+        raise Odd  # vectors of another form
+    held = np.ones(end - begin, np.bool_)
+    held[heads] = False
+    found = np.zeros(len(places), np.int32)
+    np.cumsum(counts, out=found[1:])
+    return raw[held].data, found
 
 
 def _unpacked(part: Part, count: int) -> tuple[Part, int, int]:

@@ -146,6 +146,11 @@ class PlainSource:
             out |= self._uproot().read(rest, start, stop, keep)
         return {n: out[n] for n in names}
 
+    def path(self, name: str) -> str | None:
+        """Where a branch is, whatever it is called; None: there is none."""
+        found = self._tree.path(name)
+        return self._uproot().path(name) if found is None and self._tree.nested and "/" in name else found
+
     def windows(self, names: tuple[str, ...], step: int, first: tuple[str, ...] = ()) -> Iterator[Window]:
         groups = (first, tuple(n for n in names if n not in first))
         branches = {n: b for n in names if (b := self._branch(n)) is not None}

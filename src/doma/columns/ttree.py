@@ -1,13 +1,15 @@
 """Plain TTrees straight from their bytes: names of thousands of branches in milliseconds, baskets by branch.
 
-*Plain* is a branch with one leaf of numbers, one or a varying number of them per entry: what NanoAOD and flat
-ntuples are made of. Everything else, and whatever looks odd here, is left to uproot, which knows the rest and
-says what is broken; so this module refuses (None, :class:`Odd`) rather than guesses.
+*Plain* is a branch with one leaf of numbers, one or a varying number of them per entry, or of vectors of
+numbers: what NanoAOD and flat ntuples are made of, and most of what ATLAS and podio write. Everything else,
+and whatever looks odd here, is left to uproot, which knows the rest and says what is broken; so this module
+refuses (None, :class:`Odd`) rather than guesses.
 
-Source: ROOT's streamed forms of TTree (versions 18-20), TBranch (10-13), TLeaf (2) and TObjArray (3), as
-written in ``TBufferFile`` and in the streamer infos of every file.
+Source: ROOT's streamed forms of TTree (versions 18-20), TBranch (10-13), TBranchElement (10), TLeaf (2) and
+TObjArray (3), as written in ``TBufferFile`` and in the streamer infos of every file; ``EDataType``.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,24 @@ _KINDS = {
     b"TLeafL": (">i8", ">u8"), b"TLeafF": (">f4", ">f4"), b"TLeafD": (">f8", ">f8"),
 }  # fmt: skip
 
+_FLAT, _ELEMENT = b"TBranch", b"TBranchElement"
+_ELEMENT_TYPES = {
+    1: "i1", 2: ">i2", 3: ">i4", 4: ">i8", 5: ">f4", 8: ">f8", 11: "u1", 12: ">u2", 13: ">u4", 14: ">u8",
+    16: ">i8", 17: ">u8", 18: "?",
+}  # fmt: skip
+"""Of leaves, without the bits of a TObject (15), behind which more may stand."""
+_OBJECT_TYPE = -1
+_VECTORS = {
+    "vector<bool>": "?", "vector<char>": "i1", "vector<unsigned char>": "u1", "vector<short>": ">i2",
+    "vector<unsigned short>": ">u2", "vector<int>": ">i4", "vector<unsigned int>": ">u4",
+    "vector<long>": ">i8", "vector<unsigned long>": ">u8", "vector<Long64_t>": ">i8",
+    "vector<ULong64_t>": ">u8", "vector<float>": ">f4", "vector<double>": ">f8",
+}  # fmt: skip
+VECTOR = 10
+"""Bytes before the members of a vector: byte count, version, number of members."""
+_DEEP = 20
+_FIXED = re.compile(r"\[[1-9][0-9]*\]")
+
 
 class Odd(Exception):
     """Not one of the forms that are known here."""
@@ -51,10 +71,27 @@ class Branch:
     """(baskets,) Bytes, compressed, with header."""
     bytes: int
     """All values, uncompressed."""
+    header: int = 0
+    """Bytes before the values of each entry."""
+
+
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A branch among the others."""
+
+    name: str
+    path: str
+    at: int
+    """Where it begins."""
+    is_element: bool
+    inner: "list[_Node]"
+    """Its branches."""
 
 
 class PlainTree:
-    """A TTree whose branches all are plain ``TBranch`` objects without sub-branches.
+    """A TTree: its branches by name, of which some are plain.
+
+    Branches within branches have the names that :mod:`doma.columns.branches` gives.
 
     Args:
         data: The streamed object, uncompressed.
@@ -85,40 +122,76 @@ class PlainTree:
             c.at += 2 * (1 + 8 * ranges)
         if version > 19:
             c.skip_sized()
-        self._places: dict[str, int] = {}
-        for at, kind in self._objects(c):
-            if kind != b"TBranch":
-                raise Odd
-            name = self._glance(at)
-            if "." in name or "/" in name or name in self._places:
-                raise Odd
-            self._places[name] = at
-        self.names = tuple(self._places)
+        self._paths: dict[str, _Node] = {}
+        tops = self._nodes(self._objects(c), "", 0)
+        self.nested = any(node.inner for node in tops)
+        self._named: dict[str, _Node] = {}
+        self._name(tops)
+        names = (n.name if self._named[n.name] is n else p for p, n in self._paths.items())
+        self.names = tuple(dict.fromkeys(names))
         if self.entries < 0:
             raise Odd
 
+    def path(self, name: str) -> str | None:
+        """From the top to a branch, by its name or by its path; None: there is none."""
+        node = self._find(name)
+        return None if node is None else node.path
+
     def branch(self, name: str) -> Branch:
-        """A branch by its name. Raises Odd: it is not plain."""
+        """A branch by its name or its path. Raises Odd: it is not plain, or not there."""
+        node = self._find(name)
+        if node is None or node.inner:
+            raise Odd
         try:
-            return self._branch(name, _Cursor(self._data, self._places[name]))
+            return self._branch(name, node)
         except (struct.error, IndexError, ValueError) as e:
             raise Odd from e
 
-    def _glance(self, at: int) -> str:
-        """The name of a branch, once it is clear that it has no sub-branches."""
+    def _find(self, name: str) -> _Node | None:
+        return self._named.get(name) or self._paths.get(name.removeprefix("/"))
+
+    def _nodes(self, objects: list[tuple[int, bytes]], above: str, depth: int) -> list[_Node]:
+        """Branches with those in them; their paths are noted in this order."""
+        found = []
+        for at, class_ in objects:
+            if class_ not in (_FLAT, _ELEMENT) or depth > _DEEP:
+                raise Odd
+            is_element = class_ == _ELEMENT
+            name, inner = self._glance(at, is_element)
+            if "/" in name:
+                raise Odd
+            path = above + name
+            node = _Node(name, path, at, is_element, [])
+            self._paths.setdefault(path, node)
+            node.inner = self._nodes(inner, f"{path}/", depth + 1)
+            found.append(node)
+        return found
+
+    def _name(self, nodes: list[_Node]) -> None:
+        """The first of the uppermost branches has a name that several have."""
+        for node in nodes:
+            self._named.setdefault(node.name, node)
+        for node in nodes:
+            self._name(node.inner)
+
+    def _glance(self, at: int, is_element: bool) -> tuple[str, list[tuple[int, bytes]]]:
+        """The name of a branch, and the branches in it."""
         c = _Cursor(self._data, at)
-        version, _ = c.version()
+        if is_element:
+            c.version()
+        version, end = c.version()
         name, _ = c.named()
         _head(c, version)
-        c.version()
-        c.object()
-        c.string()
-        if c.take(_PAIR)[0]:
+        inner = self._objects(c)
+        if c.at > end:
             raise Odd
-        return name
+        return name, inner
 
-    def _branch(self, name: str, c: "_Cursor") -> Branch:
-        version, _ = c.version()
+    def _branch(self, name: str, node: _Node) -> Branch:
+        c = _Cursor(self._data, node.at)
+        if node.is_element and c.version()[0] != 10:
+            raise Odd
+        version, last = c.version()
         c.named()
         written, most, entries, total = _head(c, version)
         c.skip_sized()
@@ -137,7 +210,8 @@ class PlainTree:
         seeks = c.array(">i8", most)
         none = np.flatnonzero(seeks == 0)
         count = min(written, int(none[0]) if len(none) else most)
-        kind, jagged = self._leaf(*leaves[0])
+        c.at = last
+        kind, jagged, header = self._values(c, node, *leaves[0])
         if count < most and count >= 0:
             borders = borders[: count + 1] if count else np.zeros(1, np.int64)
         elif borders[-1:].sum() != entries:
@@ -147,7 +221,31 @@ class PlainTree:
             raise Odd
         if count and int(sizes[:count].min()) <= 0:
             raise Odd
-        return Branch(name, kind, jagged, borders, seeks[:count], sizes[:count], total)
+        return Branch(name, kind, jagged, borders, seeks[:count], sizes[:count], total, header)
+
+    def _values(self, c: "_Cursor", node: _Node, at: int, class_: bytes) -> tuple[np.dtype[Any], bool, int]:
+        """Type of the values, whether there are lists of them, and bytes before each list."""
+        if not node.is_element:
+            return *self._leaf(at, class_), 0
+        class_name = c.string()
+        if class_ != b"TLeafElement":
+            raise Odd
+        leaf = _Cursor(self._data, at)
+        leaf.version()
+        version, end = leaf.version()
+        title = leaf.named()[1]
+        length = leaf.take(_LEAF)[0]
+        is_counted = leaf.take(_U4)[0] != 0
+        leaf.at = end
+        type_ = leaf.take(_PAIR)[1]
+        if version != 2 or length != 1 or _FIXED.search(title):
+            raise Odd
+        if type_ in _ELEMENT_TYPES:
+            return np.dtype(_ELEMENT_TYPES[type_]), is_counted, 0
+        # What a vector within an object looks like, only the streamer infos tell.
+        if type_ != _OBJECT_TYPE or is_counted or "/" in node.path or class_name not in _VECTORS:
+            raise Odd
+        return np.dtype(_VECTORS[class_name]), True, VECTOR
 
     def _leaf(self, at: int, class_: bytes) -> tuple[np.dtype[Any], bool]:
         if class_ not in _KINDS:
@@ -156,10 +254,10 @@ class PlainTree:
         c.version()
         if c.version()[0] != 2:
             raise Odd
-        c.named()
+        title = c.named()[1]
         length, width, _, _, unsigned = c.take(_LEAF)
         kind = np.dtype(_KINDS[class_][unsigned])
-        if length != 1 or width != kind.itemsize:
+        if length != 1 or _FIXED.search(title) or width != kind.itemsize:
             raise Odd
         return kind, c.take(_U4)[0] != 0
 
