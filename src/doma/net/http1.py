@@ -10,10 +10,10 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Coroutine
-from typing import Any, cast
+from typing import Any
 
 from doma.net.bridge import Cycle
-from doma.net.exchange import PIECE, SMALL, Address, Answer, Buffer, Request, Sink, Span, text_answer
+from doma.net.exchange import PIECE, SMALL, Address, Answer, Buffer, Request, Sink, text_answer
 from doma.net.hub import Hub
 from doma.net.inflow import Body, Inflow
 from doma.net.outflow import Outflow, send_at_once
@@ -127,7 +127,7 @@ class HttpProtocol(Reading):
         return answer
 
     def answer_repeated(self, data: memoryview) -> bool:
-        if not self._free() or self._incoming is not None:
+        if self._incoming is not None or not self._free():
             return False
         answer = self._repeat.answer(data)
         if answer is None:
@@ -237,26 +237,34 @@ class HttpProtocol(Reading):
             tail = self.tail(request, keep)
         else:
             tail = self.hub.tail if keep else self.hub.tail_close
-        if answer.span is None:
+        span, head = answer.span, answer.head + tail
+        if span is None:
             parts = answer.parts
             if len(parts) <= 1 or not self.tls:
                 # Over TLS each buffer is a record of its own: one for the head, or for all that is small.
                 if parts and self.tls and len(parts[0]) <= RECORD:
                     self.transport.write(b"".join((answer.head, tail, parts[0])))
                 elif parts:
-                    self.transport.writelines((answer.head + tail, *parts))
+                    self.transport.writelines((head, *parts))
                 else:
-                    self.transport.write(answer.head + tail)
+                    self.transport.write(head)
                 if not keep:
                     self.close_softly()
                 return
-        head: bytes | None = answer.head + tail
-        span = answer.span
-        short = span is not None and span.ready is not None and span.stop - span.start <= PIECE
-        if short and not self.tls and not self.transport.get_write_buffer_size():
-            head = send_at_once(self.duplicate(), answer.head + tail, cast("Span", span))
-        outflow = Outflow(self, head, span or answer.parts) if head is not None else None
-        if outflow is None or outflow.start():
+        elif (
+            span.ready is not None
+            and span.stop - span.start <= PIECE
+            and not self.tls
+            and not self.transport.get_write_buffer_size()
+        ):
+            left = send_at_once(self._sock or self.duplicate(), head, span)
+            if left is None:
+                if not keep:
+                    self.close_softly()
+                return
+            head = left
+        outflow = Outflow(self, head, span or answer.parts)
+        if outflow.start():
             if not keep:
                 self.close_softly()
             return
