@@ -3,6 +3,7 @@
 Source: servicex.md §3.6 of the project's contracts.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import JSONResponse
 
 from doma.columns import dataset_catalogue as catalogue
 from doma.columns.dataset_repo import File, Found
@@ -18,7 +20,7 @@ from doma.columns.finder import MAX_FILES, MAX_REPLICAS, FoundFile
 from doma.columns.finder_http import LARGEST
 from doma.columns.model import Grant
 from doma.columns.remote import check_url
-from doma.columns.routes import Caller, body_of
+from doma.columns.routes import Caller, body_of, written
 from doma.columns.wire import moment
 from doma.core.checksum import parse_checksum
 from doma.core.errors import BadRequest, NotFound
@@ -70,9 +72,9 @@ def router(service: Datasets, caller: Caller, allow: Sequence[str] = ()) -> APIR
         return {"datasets": [_dataset(d) for d in await service.mine(who.owner, finder, stale=stale)]}
 
     @api.get("/servicex/datasets/{id_}")
-    async def one(id_: str, who: Who) -> dict[str, Any]:
+    async def one(id_: str, who: Who) -> JSONResponse:
         found, files = await service.show(who.owner, _number(id_))
-        return {**_dataset(found), "files": [_file(f) for f in files]}
+        return await written(lambda: {**_dataset(found), "files": [_file(f) for f in files]})
 
     @api.delete("/servicex/datasets/{id_}")
     async def forget(id_: str, who: Who) -> dict[str, Any]:
@@ -85,14 +87,14 @@ def router(service: Datasets, caller: Caller, allow: Sequence[str] = ()) -> APIR
         return {"datasets": [_entry(e, who) for e in found]}
 
     @api.get(ROOT + "/{name:path}")
-    async def entry(name: str, who: Who) -> dict[str, Any]:
+    async def entry(name: str, who: Who) -> JSONResponse:
         files = await service.catalogue(partial(catalogue.files, grant=who, name=name))
-        return {"name": name, "files": [asdict(f) for f in files]}
+        return await written(lambda: {"name": name, "files": [asdict(f) for f in files]})
 
     @api.put(ROOT + "/{name:path}")
     async def put(name: str, request: Request, who: Who) -> dict[str, Any]:
         body = await body_of(request, DatasetBody, request.url.path, MAX_BODY)
-        found = [_checked(f, i, allow) for i, f in enumerate(body.files)]
+        found = await asyncio.to_thread(_all_checked, body.files, allow)
         made = await service.change(
             lambda tx, now: catalogue.put(tx, who, name, found, now, shared=body.shared, replace=body.replace)
         )
@@ -103,6 +105,10 @@ def router(service: Datasets, caller: Caller, allow: Sequence[str] = ()) -> APIR
         await service.change(lambda tx, now: catalogue.remove(tx, who, name))
 
     return api
+
+
+def _all_checked(files: Sequence[FileBody], allow: Sequence[str]) -> list[FoundFile]:
+    return [_checked(file, number, allow) for number, file in enumerate(files)]
 
 
 def _checked(file: FileBody, number: int, allow: Sequence[str]) -> FoundFile:

@@ -5,6 +5,7 @@ Clients read what they get on GET, whatever a bare 400 says: info, lists and sta
 Source: servicex.md §3 of the project's contracts.
 """
 
+import asyncio
 import json
 import math
 import time
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ValidationError
+from starlette.responses import JSONResponse
 
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Verb
@@ -31,6 +33,8 @@ HOLD = 2.0
 """Seconds for which a submission is held, so that a small request has ended at the first look."""
 LONG_POLL = 3.0
 """The same for a look at it; the client waits 5 s."""
+LARGE = 64 << 10
+"""Bytes of a body from which on it is read in a thread, where it holds nobody up."""
 MAX_DETAILS = 10_000
 """Files of one answer."""
 DAY = 24 * 3600
@@ -158,9 +162,9 @@ def router(
         return entry
 
     @api.get("/servicex/transformation/{id_}/results")
-    async def results(id_: str, who: Who, later_than: str = "") -> dict[str, Any]:
+    async def results(id_: str, who: Who, later_than: str = "") -> JSONResponse:
         rows = await service.results(who.owner, id_, wire.instant(later_than))
-        return {"results": [wire.result(r) for r in rows]}
+        return await written(lambda: {"results": [wire.result(r) for r in rows]})
 
     @api.api_route("/servicex/transformation/{id_}/cancel", methods=["GET", "POST"])
     async def cancel(id_: str, who: Who) -> dict[str, str]:
@@ -189,10 +193,21 @@ async def body_of(
         data += piece
         if len(data) > most:
             raise LimitExceeded(f"{request.url.path}: a body may have at most {most} bytes")
+    if len(data) < LARGE:
+        return _model(data, kind, what, request.url.path)
+    return await asyncio.to_thread(_model, data, kind, what, request.url.path)
+
+
+async def written(content: Callable[[], Any]) -> JSONResponse:
+    """An answer that may be large: made and written in a thread, where it holds nobody up."""
+    return await asyncio.to_thread(lambda: JSONResponse(content()))
+
+
+def _model(data: bytearray, kind: type[T], what: str, path: str) -> T:
     try:
-        fields = json.loads(bytes(data))
+        fields = json.loads(data)
     except (ValueError, RecursionError) as e:
-        raise BadRequest(f"{request.url.path}: the body is not JSON") from e
+        raise BadRequest(f"{path}: the body is not JSON") from e
     try:
         return kind.model_validate(fields)
     except ValidationError as e:

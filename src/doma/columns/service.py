@@ -170,7 +170,7 @@ class ColumnService:
             raise BadQuery(f"codegen: {ask.codegen!r} is not offered; there is {there}")
         if ask.format not in FORMATS:
             raise BadQuery(f"result-format: {ask.format!r} is not offered; there is {', '.join(FORMATS)}")
-        ask = replace(ask, files=_checked(ask, self._allow))
+        ask = replace(ask, files=await asyncio.to_thread(_checked, ask, self._allow))
         left = await self._db.look(lambda tx: repo.unfinished(tx, grant.owner))
         if left + len(ask.files) >= self._unfinished:
             raise TooManyRequests(
@@ -281,16 +281,19 @@ class ColumnService:
         wanted = sorted(done) if names is None else list(dict.fromkeys(names))
         if not done:
             raise Conflict(f"request {id_}: it has no result to download yet")
+        unknown = [name for name in wanted if name not in done]
+        if unknown:
+            raise NotFound(f"request {id_}: it has no result {unknown[0][:300]!r}")
         expires = self._clock() + self._url_life
-        urls: dict[str, ResultUrl] = {}
-        for name in wanted:
-            if name not in done:
-                raise NotFound(f"request {id_}: it has no result {name[:300]!r}")
+
+        def place(name: str) -> ResultUrl:
             path = f"/{id_}/{name}"
             token = self._sign(owner, path, expires)
             tail = f"?authz={token}" if token else ""
-            urls[name] = ResultUrl(f"{self._results_url}{encode(path)}{tail}", {}, int(expires))
-        return urls
+            return ResultUrl(f"{self._results_url}{encode(path)}{tail}", {}, int(expires))
+
+        # each is a signature: of a large request that takes seconds
+        return await asyncio.to_thread(lambda: {name: place(name) for name in wanted})
 
     async def cancel(self, owner: str, id_: str) -> None:
         """Stop a request; what is done stays. Raises NotFound; BadRequest when it has ended already."""
