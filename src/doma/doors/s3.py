@@ -105,6 +105,9 @@ class _Reply:
 
 def _chosen(call: Call) -> _Work:
     """What a request asks for, by method and by the parameters that stand for operations."""
+    for name in call.headers:
+        if name.startswith(_NOT_KEPT):
+            raise Unsupported(f"{call.shown}: {name[:80]} is not offered here; leave it out")
     level = "object" if call.key else "bucket" if call.bucket else "service"
     for name, work in _TABLE.get((level, call.asked.method), {}).items():
         if not name or name in call.query or name in call.headers:
@@ -157,9 +160,16 @@ def _must_be_plain(call: Call) -> None:
 _NOT_OFFERED = (
     "accelerate", "acl", "analytics", "attributes", "cors", "encryption", "intelligent-tiering", "inventory",
     "legal-hold", "lifecycle", "logging", "metrics", "notification", "object-lock", "ownershipControls",
-    "policy", "policyStatus", "publicAccessBlock", "replication", "requestPayment", "restore", "retention",
-    "select", "tagging", "torrent", "versions", "website",
+    "policy", "policyStatus", "publicAccessBlock", "renameObject", "replication", "requestPayment", "restore",
+    "retention", "select", "tagging", "torrent", "versions", "website",
 )  # fmt: skip
+
+_NOT_KEPT = (
+    "x-amz-server-side-encryption", "x-amz-object-lock-", "x-amz-write-offset-bytes", "x-amz-rename-source",
+    "x-amz-copy-source-server-side-encryption",
+)  # fmt: skip
+"""Headers that promise something which leaving them out of account would break: without the client's key the
+content would lie open, without the offset an append would replace the whole."""
 
 _TABLE: Mapping[tuple[str, str], Mapping[str, _Work]] = {
     ("service", "GET"): {"": s3_listing.buckets},

@@ -213,6 +213,14 @@ def test_what_is_not_offered_is_never_taken_for_something_else(wire):
         ("GET", "versionId=abc"), ("PUT", "retention"),
     ):  # fmt: skip
         assert wire.ask(method, f"{path}?{query}", b"")[:2] == (501, "NotImplemented")
+    assert wire.ask("PUT", f"{path}?renameObject", b"")[:2] == (501, "NotImplemented")
+    for promised in (
+        {"x-amz-server-side-encryption": "aws:kms"}, {"x-amz-write-offset-bytes": "4"},
+        {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
+        {"x-amz-object-lock-mode": "COMPLIANCE"}, {"x-amz-rename-source": path + "0"},
+    ):  # fmt: skip
+        assert wire.ask("PUT", path, b"more", promised)[:2] == (501, "NotImplemented")
+        assert wire.ask("POST", path + "?uploads", b"", promised)[:2] == (501, "NotImplemented")
     assert wire.ask("POST", path)[:2] == (405, "MethodNotAllowed")
     assert wire.ask("GET", path)[2] == b"kept"
 
