@@ -6,9 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,16 @@ LIMITS = {"memory": 512 << 20, "seconds": 40, "output": 32 << 20, "scratch": 8 <
 
 
 def lack(kind):
-    return sandbox._lacks_bubblewrap() if kind == "bubblewrap" else sandbox._lacks_landlock()
+    if kind == "landlock":
+        return sandbox._lacks_landlock()
+    return sandbox._lacks_bubblewrap() or _refused()
+
+
+@cache
+def _refused():
+    """Why this machine lets no bubblewrap start at all, as in a chroot: no fault of what runs in it."""
+    tried = subprocess.run(["bwrap", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
+    return tried.stderr if tried.returncode else ""
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
@@ -462,16 +473,24 @@ def _children(pid):
     return own + [grandchild for child in own for grandchild in _children(child)]
 
 
-def test_the_self_test_finds_a_sandbox_that_leaks(tmp_path, monkeypatch):
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter, which those of a test's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield name
+
+
+def test_the_self_test_finds_a_sandbox_that_leaks(open_folder, monkeypatch):
     monkeypatch.setattr(sandbox, "_lacks_bubblewrap", lambda: "not now")
     if lack("landlock"):
         pytest.skip("no Landlock")
     from doma.columns import sandbox_view
 
-    monkeypatch.setattr(sandbox_view, "DEVICES", (*sandbox_view.DEVICES, str(tmp_path), "/etc/passwd"))
-    why = sandbox._breaks_out(Isolation("landlock", **LIMITS), tmp_path)
+    monkeypatch.setattr(sandbox_view, "DEVICES", (*sandbox_view.DEVICES, open_folder, "/etc/passwd"))
+    why = sandbox._breaks_out(Isolation("landlock", **LIMITS), Path(open_folder))
     assert "reading the home, reading /etc/passwd" in why or "ModuleNotFoundError" in why
-    assert sandbox.available(Columns(), tmp_path) is None
+    assert sandbox.available(Columns(), Path(open_folder)) is None
 
 
 ESSENCE = "may_not or cannot_be or kernel or knows_nothing or work_folder or bombs_end or when_their_worker"
