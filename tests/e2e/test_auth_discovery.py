@@ -15,10 +15,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from joserfc.jwk import ECKey
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount
 
+from doma.auth import discovery
 from doma.auth.clients import Clients
 from doma.auth.issuer import Issuer
 from doma.auth.keys import KeySet
@@ -338,6 +340,40 @@ async def test_giving_up_waiting_does_not_end_the_fetch_of_the_others(world):
         with pytest.raises(asyncio.CancelledError):
             await first
         assert world.fetches() == 1
+
+
+async def test_an_issuer_that_never_ends_its_answer_holds_up_its_own_tokens_only(world, monkeypatch):
+    own = KeySet({"ES256": ECKey.generate_key("P-256")})
+    here = Issuer(HERE + "/own", "own", own, clients=Clients(world.home / "own.json"), clock=world.clock)
+    trusted = [
+        config.Issuer(issuer=world.url, vo="cms", ca_file=str(world.tls / "ca.pem")),
+        config.Issuer(issuer=here.url, vo="own"),
+    ]
+    check = Verifier(trusted, [HERE], clock=world.clock, local={here.url: own.jwks})
+
+    async def endless(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b" ", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    world.odd["/cms/jwks"] = endless
+    mine = here.issue(subject="eve", scopes="storage.read:/", audience=[HERE], lifetime=60, alg="ES256")
+    async with serving(world):
+        waiting = [asyncio.create_task(check.verify(world.token())) for _ in range(50)]
+        async with asyncio.timeout(10):
+            while "/cms/jwks" not in world.asked:
+                await asyncio.sleep(0.01)
+        assert (await check.verify(mine)).subject == "eve"
+        assert not any(task.done() for task in waiting)
+        assert world.asked.count("/cms/jwks") == 1
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await check.close()
+        monkeypatch.setattr(discovery, "TOTAL", 0.2)
+        with pytest.raises(IssuerUnavailable, match="no complete answer"):
+            await world.verifier().verify(world.token())
 
 
 def answer(build):

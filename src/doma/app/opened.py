@@ -105,9 +105,8 @@ async def open_site(
         ConfigError, StorageUnavailable: something cannot be opened.
     """
     listen = settings.listen
-    host, port = listen.address.rsplit(":", 1)
-    everywhere = host.strip("[]") in {"", "::", "0.0.0.0"}  # noqa: S104 - asked for by the operator
-    shown = listen.name or (socket.getfqdn() if everywhere else host)
+    host, port = _host_of(listen, tell=not shared), listen.address.rpartition(":")[2]
+    shown = listen.name or host
     base, plain = f"https://{shown}:{port}", f"http://{shown}:{port}"
     db = Database(settings.database.url or f"sqlite:///{home / 'doma.db'}")
     stack.callback(db.close)
@@ -125,14 +124,7 @@ async def open_site(
     # without an issuer too: another server's, with the same tables, may be one of those that are trusted
     ledger = issuer.ledger if issuer is not None else None
     revocations = Revocations(ledger or Ledger(db, b""))
-    if everywhere and not listen.name and not shared:
-        log.warning(
-            "listen.address %s: other machines can ask, but tokens, certificate and addresses are for %s;"
-            " set listen.name to the name by which they know this one",
-            listen.address,
-            shown,
-        )
-    audiences = _audiences(base, plain, shown if everywhere else host, port, settings)
+    audiences = _audiences(base, plain, host, port, settings)
     verifier = Verifier(
         trusted,
         audiences,
@@ -201,6 +193,22 @@ def _authorities(files: tls.Files) -> list[Path]:
     """Whom copies from and to other servers trust besides the system's: our own, and the grid's (W73)."""
     grid = Path(os.environ.get("X509_CERT_DIR", "/etc/grid-security/certificates"))
     return [files.ca, grid] if grid.is_dir() else [files.ca]
+
+
+def _host_of(listen: config.Listen, *, tell: bool) -> str:
+    """The host that is listened on; of all addresses the name that others know, or this machine's own."""
+    host = listen.address.rpartition(":")[0]
+    if host.strip("[]") not in {"", "::", "0.0.0.0"}:  # noqa: S104 - asked for by the operator
+        return host
+    found = listen.name or socket.getfqdn()
+    if tell and not listen.name:
+        log.warning(
+            "listen.address %s: other machines can ask, but tokens, certificate and addresses are for %s;"
+            " set listen.name to the name by which they know this one",
+            listen.address,
+            found,
+        )
+    return found
 
 
 def _audiences(base: str, plain: str, host: str, port: str, settings: config.Config) -> list[str]:
