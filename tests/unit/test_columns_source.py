@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from doma.columns import fetch, plain
 from doma.columns.baskets import decoded
+from doma.columns.cursor import Odd
 from doma.columns.execute import execute
 from doma.columns.model import Task
 from doma.columns.remote import open_bytes
 from doma.columns.source import cuts, open_source
 from doma.columns.source_ntuple import NtupleSource
 from doma.columns.source_root import PlainSource
-from doma.columns.ttree import VECTOR, Branch, Odd, PlainTree
+from doma.columns.ttree import VECTOR, Branch, PlainTree
 from doma.core.errors import CorruptFile
 
 REPO = Path(__file__).parents[2]
@@ -216,6 +217,24 @@ def test_a_tree_of_split_objects_and_vectors_is_read_as_uproot_reads_it():
     assert source.read((ours[0], odd), 1, 2).keys() == {ours[0], odd}
     assert source.path(f"/{source.path(ours[0])}") == source.path(ours[0])
     assert source.path("nothing/of/this") is None
+    data.close()
+
+
+def test_baskets_that_lie_in_the_tree_are_read_once_with_it():
+    path = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
+    data = open_bytes(path.as_uri(), allow=("file://",))
+    source = open_source(data, "Events")
+    assert isinstance(source, PlainSource)
+    got = source.read(source.names, 0, 100_000)
+    part = source.read(source.names, 33, 99_999)
+    assert source._whole is None
+    assert data.taken <= 1.01 * path.stat().st_size
+    assert min(source.sizes((n,))[1] for n in source.names) >= 400_000
+    whole = source._uproot().read(source.names, 0, 100_000)
+    for name, expected in whole.items():
+        assert got[name].type == expected.type
+        assert ak.array_equal(got[name], expected)
+        assert ak.array_equal(part[name], expected[33:99_999])
     data.close()
 
 

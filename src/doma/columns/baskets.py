@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from zlib_ng import zlib_ng
 
-from doma.columns.ttree import Branch, Odd
+from doma.columns.cursor import Odd
+from doma.columns.ttree import Branch
 from doma.core.errors import CorruptFile, LimitExceeded
 
 MOST = 256 << 20

@@ -10,8 +10,8 @@ import struct
 from dataclasses import dataclass
 
 from doma.columns.baskets import unzipped
+from doma.columns.cursor import Odd
 from doma.columns.fetch import Fetcher
-from doma.columns.ttree import Odd
 from doma.core.errors import CorruptFile
 
 _FILE, _DIRECTORY = struct.Struct(">4sii"), struct.Struct(">hIIii")

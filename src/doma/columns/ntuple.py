@@ -17,8 +17,8 @@ import numpy.typing as npt
 import xxhash
 
 from doma.columns.baskets import MOST, unzipped
+from doma.columns.cursor import Odd
 from doma.columns.fetch import Fetcher
-from doma.columns.ttree import Odd
 from doma.core.errors import CorruptFile, LimitExceeded
 
 Ints = npt.NDArray[np.int64]

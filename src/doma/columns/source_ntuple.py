@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from doma.columns.cursor import Odd
 from doma.columns.fetch import Fetcher, Range
 from doma.columns.ntuple import Column, Field, Page, PlainNtuple, assembled, joined
 from doma.columns.plain import taken
 from doma.columns.source import Columns, Index, Source, Window, cuts
-from doma.columns.ttree import Odd
 from doma.core.errors import CorruptFile, LimitExceeded
 
 Pages = dict[tuple[int, int], list[Page]]

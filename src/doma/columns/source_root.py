@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from doma.columns.baskets import decoded
+from doma.columns.cursor import Odd
 from doma.columns.directory import listing, loaded
 from doma.columns.fetch import Fetcher
 from doma.columns.near import did_you_mean, near
 from doma.columns.plain import taken
 from doma.columns.remote import Bytes
 from doma.columns.source import Columns, Index, Source, Window, cuts
-from doma.columns.ttree import Branch, Odd, PlainTree
+from doma.columns.ttree import Branch, PlainTree
 from doma.core.errors import BadQuery, DomaError, LimitExceeded, UnknownColumn
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ class PlainSource:
             (int(b.seeks[i]), int(b.seeks[i] + b.sizes[i]))
             for b in branches.values()
             for i in range(*_overlap(b, start, stop))
+            if b.seeks[i]
         )
 
     def _parts(
@@ -219,6 +221,10 @@ class PlainSource:
                     parts[name][i] = self._edges[name][1]
                     continue
                 low, size = int(branch.seeks[first + i]), int(branch.sizes[first + i])
+                if not low:
+                    inside = branch.inside[first + i - len(branch.seeks)]
+                    parts[name][i] = memoryview(inside)
+                    continue
                 ranges.append((low, low + size))
                 places.append((name, i))
         for (name, i), block in zip(places, self._fetcher.read(ranges), strict=True):

@@ -17,16 +17,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from doma.columns.cursor import Cursor, Odd
 
-_COUNT, _NEW, _CLASS = 0x4000_0000, 0xFFFF_FFFF, 0x8000_0000
+Ints = npt.NDArray[np.int64]
+Stored = bytes
+
+_NEW, _CLASS = 0xFFFF_FFFF, 0x8000_0000
 _MAP = 2
 """What ROOT adds to positions in its references."""
-_IS_REFERENCED = 1 << 4
-_U4, _OBJECT, _PAIR = struct.Struct(">I"), struct.Struct(">HII"), struct.Struct(">ii")
+_U4, _PAIR = struct.Struct(">I"), struct.Struct(">ii")
 _TREE = struct.Struct(">qqqqqdiiii")
 _BRANCH, _BRANCH_TAIL = struct.Struct(">iiiiq"), struct.Struct(">iIiq")
 _LEAF = struct.Struct(">iii??")
+_KEYED, _BASKET, _NOTHING = struct.Struct(">ihiIhh"), struct.Struct(">Hiiii"), bytes(4)
+_BASKET_SIZE = _BASKET.size + 1
 _KINDS = {
     b"TLeafO": ("?", "?"), b"TLeafB": ("i1", "u1"), b"TLeafS": (">i2", ">u2"), b"TLeafI": (">i4", ">u4"),
     b"TLeafL": (">i8", ">u8"), b"TLeafF": (">f4", ">f4"), b"TLeafD": (">f8", ">f8"),
@@ -51,10 +55,6 @@ _DEEP = 20
 _FIXED = re.compile(r"\[[1-9][0-9]*\]")
 
 
-class Odd(Exception):
-    """Not one of the forms that are known here."""
-
-
 @dataclass(frozen=True, slots=True)
 class Branch:
     """A plain branch and where its baskets lie."""
@@ -66,13 +66,15 @@ class Branch:
     entries: Ints
     """(baskets + 1,) First entry of each basket, and the end."""
     seeks: Ints
-    """(baskets,) First byte."""
+    """(baskets,) First byte; 0: the basket lies in the tree."""
     sizes: Ints
-    """(baskets,) Bytes, compressed, with header."""
+    """(baskets,) Bytes, compressed, with header; 0 of those in the tree."""
     bytes: int
     """All values, uncompressed."""
     header: int = 0
     """Bytes before the values of each entry."""
+    inside: tuple[Stored, ...] = ()
+    """The last baskets, which lie in the tree, as they would be stored by themselves."""
 
 
 @dataclass(eq=False, slots=True)
@@ -109,7 +111,7 @@ class PlainTree:
             raise Odd from e
 
     def _begin(self) -> None:
-        c = _Cursor(self._data, 0)
+        c = Cursor(self._data, 0)
         version = c.version()[0]
         if not 18 <= version <= 20:
             raise Odd
@@ -176,7 +178,7 @@ class PlainTree:
 
     def _glance(self, at: int, is_element: bool) -> tuple[str, list[tuple[int, bytes]]]:
         """The name of a branch, and the branches in it."""
-        c = _Cursor(self._data, at)
+        c = Cursor(self._data, at)
         if is_element:
             c.version()
         version, end = c.version()
@@ -188,23 +190,18 @@ class PlainTree:
         return name, inner
 
     def _branch(self, name: str, node: _Node) -> Branch:
-        c = _Cursor(self._data, node.at)
+        c = Cursor(self._data, node.at)
         if node.is_element and c.version()[0] != 10:
             raise Odd
         version, last = c.version()
         c.named()
         written, most, entries, total = _head(c, version)
         c.skip_sized()
-        leaves = list(self._objects(c))
-        end = c.sized()
-        c.version()
-        c.object()
-        c.string()
-        c.take(_PAIR)
-        # Baskets that lie in the tree itself are uproot's matter.
-        if len(leaves) != 1 or any(self._data[c.at : end]):
+        leaves = self._objects(c)
+        places = self._objects(c, gaps=True)
+        if len(leaves) != 1 or c.at > last:
             raise Odd
-        c.at = end
+        stop = c.at
         sizes = c.array(">i4", most)
         borders = c.array(">i8", most)
         seeks = c.array(">i8", most)
@@ -216,21 +213,50 @@ class PlainTree:
             borders = borders[: count + 1] if count else np.zeros(1, np.int64)
         elif borders[-1:].sum() != entries:
             raise Odd
+        inside: list[Stored] = []
+        if borders[-1] != entries:
+            stops = [at for at, _ in places[1:]] + [stop]
+            inside = [self._basket(*place, end) for place, end in zip(places, stops, strict=True)]
+        more = np.array([_BASKET.unpack_from(b, _KEYED.unpack_from(b)[4] - _BASKET_SIZE)[3] for b in inside])
+        borders = np.concatenate([borders, borders[-1] + np.cumsum(more, dtype=np.int64)])
         steps = np.diff(borders)
         if borders[0] or borders[-1] != entries or entries != self.entries or (steps < 0).any():
             raise Odd
         if count and int(sizes[:count].min()) <= 0:
             raise Odd
-        return Branch(name, kind, jagged, borders, seeks[:count], sizes[:count], total, header)
+        seeks = np.concatenate([seeks[:count], np.zeros(len(inside), np.int64)])
+        sizes = np.concatenate([sizes[:count], np.zeros(len(inside), np.int64)])
+        total = max(total, sum(map(len, inside)))  # of what was never flushed the branch does not count
+        return Branch(name, kind, jagged, borders, seeks, sizes, total, header, tuple(inside))
 
-    def _values(self, c: "_Cursor", node: _Node, at: int, class_: bytes) -> tuple[np.dtype[Any], bool, int]:
+    def _basket(self, at: int, class_: bytes, end: int) -> Stored:
+        """A basket that lies in the tree, with its offsets behind its values as in one that does not."""
+        if class_ != b"TBasket":
+            raise Odd
+        size, version, _, date, header, cycle = _KEYED.unpack_from(self._data, at)
+        begin = at + header
+        _, _, width, entries, last = _BASKET.unpack_from(self._data, begin - _BASKET_SIZE)
+        if size > header or header < _KEYED.size + _BASKET_SIZE or entries < 0 or last < header:
+            raise Odd
+        listed = 4 + 4 * entries if width * entries + header != last else 0
+        # Behind the offsets the key stands once more.
+        first = begin + listed + header
+        if first + last - header > end:
+            raise Odd
+        offsets = self._data[begin : begin + listed] + bytes(4 if listed else 0)
+        values = self._data[first : first + last - header]
+        whole = len(values) + len(offsets)
+        key = _KEYED.pack(header + whole, version, whole, date, header, cycle)
+        return key + self._data[at + len(key) : at + header] + values + offsets
+
+    def _values(self, c: Cursor, node: _Node, at: int, class_: bytes) -> tuple[np.dtype[Any], bool, int]:
         """Type of the values, whether there are lists of them, and bytes before each list."""
         if not node.is_element:
             return *self._leaf(at, class_), 0
         class_name = c.string()
         if class_ != b"TLeafElement":
             raise Odd
-        leaf = _Cursor(self._data, at)
+        leaf = Cursor(self._data, at)
         leaf.version()
         version, end = leaf.version()
         title = leaf.named()[1]
@@ -250,7 +276,7 @@ class PlainTree:
     def _leaf(self, at: int, class_: bytes) -> tuple[np.dtype[Any], bool]:
         if class_ not in _KINDS:
             raise Odd
-        c = _Cursor(self._data, at)
+        c = Cursor(self._data, at)
         c.version()
         if c.version()[0] != 2:
             raise Odd
@@ -261,7 +287,7 @@ class PlainTree:
             raise Odd
         return kind, c.take(_U4)[0] != 0
 
-    def _objects(self, c: "_Cursor") -> "list[tuple[int, bytes]]":
+    def _objects(self, c: Cursor, gaps: bool = False) -> list[tuple[int, bytes]]:
         """Where the members of a TObjArray begin, with their classes; the cursor goes behind the array."""
         end = c.sized()
         c.version()
@@ -269,6 +295,9 @@ class PlainTree:
         c.string()
         found = []
         for _ in range(c.take(_PAIR)[0]):
+            if gaps and self._data[c.at : c.at + 4] == _NOTHING:
+                c.at += 4
+                continue
             stop = c.sized()
             (tag,) = c.take(_U4, 4)
             if tag == _NEW:
@@ -288,7 +317,7 @@ class PlainTree:
         return found
 
 
-def _head(c: "_Cursor", version: int) -> tuple[int, int, int, int]:
+def _head(c: Cursor, version: int) -> tuple[int, int, int, int]:
     """Baskets written, slots for baskets, entries and bytes of a TBranch, whose lists follow."""
     if not 10 <= version <= 13:
         raise Odd
@@ -305,72 +334,3 @@ def _head(c: "_Cursor", version: int) -> tuple[int, int, int, int]:
     total = int.from_bytes(c.data[c.at : c.at + 8], "big")
     c.at += 16
     return written, most, entries, total
-
-
-class _Cursor:
-    """A place in the bytes; it never goes beyond them."""
-
-    __slots__ = ("at", "data")
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data, self.at = data, at
-
-    def take(self, form: struct.Struct, skip: int = 0) -> tuple[Any, ...]:
-        self.at += skip
-        found = form.unpack_from(self.data, self.at)
-        self.at += form.size
-        return found
-
-    def sized(self) -> int:
-        """The end of what begins here with a byte count, which is not passed."""
-        (count,) = _U4.unpack_from(self.data, self.at)
-        end = self.at + 4 + (count & ~_COUNT)
-        if not count & _COUNT or count == _NEW or end > len(self.data):
-            raise Odd
-        return int(end)
-
-    def skip_sized(self) -> None:
-        self.at = self.sized()
-
-    def version(self) -> tuple[int, int]:
-        """Version and end of an object; the cursor stands behind both."""
-        end = self.sized()
-        self.at += 6
-        return int.from_bytes(self.data[self.at - 2 : self.at], "big"), end
-
-    def object(self) -> None:
-        """Pass a TObject."""
-        version, _, bits = self.take(_OBJECT)
-        if version != 1:
-            raise Odd
-        self.at += 2 if bits & _IS_REFERENCED else 0
-
-    def named(self) -> tuple[str, str]:
-        """Name and title of a TNamed."""
-        end = self.version()[1]
-        self.object()
-        found = self.string(), self.string()
-        if self.at != end:
-            raise Odd
-        return found
-
-    def string(self) -> str:
-        size = self.data[self.at]
-        self.at += 1
-        if size == 255:
-            (size,) = self.take(_U4)
-        if self.at + size > len(self.data):
-            raise Odd
-        self.at += size
-        return self.data[self.at - size : self.at].decode()
-
-    def word(self, at: int) -> bytes:
-        """A name that ends with a zero byte."""
-        return self.data[at : self.data.index(b"\0", at, at + 256)]
-
-    def array(self, kind: str, count: int) -> Ints:
-        """Numbers behind one byte that says whether there are any."""
-        self.at += 1
-        found = np.frombuffer(self.data, kind, count, self.at).astype(np.int64)
-        self.at += found.size * np.dtype(kind).itemsize
-        return found
