@@ -119,7 +119,7 @@ def outer_root(context: ssl.SSLContext | None) -> int:
     fake.instead = {Code.OPEN: lead, Code.STAT: lead}
     threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
     assert ready.wait(10)
-    return fake.port
+    return int(fake.port)
 
 
 def inner(kind: str, port: int) -> None:
