@@ -108,7 +108,7 @@ def pages(made):
         "page that inflates, by uproot": (
             made.page(("r", "a"), size=799, start=here, extra=short),
             "r",
-            "not readable as ROOT",
+            "a block of a basket has another size than it says",
         ),
     }
 

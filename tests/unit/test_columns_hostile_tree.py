@@ -1,10 +1,17 @@
 """Crafted trees: whatever a basket says of itself, right values or one error with file and branch."""
 
+import lzma
 import struct
 import zlib
+from contextlib import closing
 
+import cramjam
 import pytest
+import uproot
 
+from doma.columns.remote import open_bytes
+from doma.columns.source import open_source
+from doma.core.errors import CorruptFile, LimitExceeded
 from tests.unit.columns_hostile import Tree, check, outcomes
 
 NAMES = ("x", "y", "z", "nz")
@@ -106,3 +113,63 @@ def test_a_lie_of_one_branch_spares_the_others(read):
             continue
         damaged = next((n for n in ("nz", "x") if what.startswith(n) or (n == "nz" and "count" in what)), "z")
         assert all(found[number, name][0] == "same" for name in NAMES if name != damaged), what
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A tree with a branch that uproot reads; and where its basket is."""
+    path = tmp_path_factory.mktemp("texts") / "texts.root"
+    with uproot.recreate(path, compression=None) as made:
+        tree = made.mktree("T", {"s": "string", "x": "int32"})
+        tree.extend({"s": ["a" * 99] * 50, "x": range(50)})
+    with uproot.open(path) as file:
+        return path, int(file["T"]["s"].member("fBasketSeek")[0])
+
+
+BOMBS = {
+    "ZL\x08": zlib.compress(bytes(1 << 22), 9),
+    "ZS\x01": bytes(cramjam.zstd.compress(bytes(1 << 26))),
+    "XZ\0": lzma.compress(bytes(1 << 24)),
+}
+
+
+@pytest.mark.parametrize("method", BOMBS)
+@pytest.mark.parametrize(
+    ("claim", "blocks", "text"),
+    [
+        (5000, 1, r"another size than it says|failed to write whole buffer"),
+        (1 << 20, 1, r"another size than it says|failed to write whole buffer"),
+        ((1 << 24) - 1, 100, r"texts\d+/bomb.root: packed bytes at \d+: what is read at once would unpack"),
+        ((1 << 24) - 1, 128, r"texts\d+/bomb.root: packed bytes at \d+: what is read at once would unpack"),
+    ],
+)
+def test_what_uproot_unpacks_is_bounded_before_it_is_unpacked(texts, method, claim, blocks, text):
+    path, at = texts
+    stored = bytearray(path.read_bytes())
+    key = list(Tree.KEY.unpack_from(stored, at))
+    body, begin = BOMBS[method], at + key[4]
+    packed = method.encode() + len(body).to_bytes(3, "little") + claim.to_bytes(3, "little") + body
+    packed = packed[: key[0] - key[4]]
+    key[2] = min(claim * blocks, 2**31 - 1)
+    stored[at : at + Tree.KEY.size] = Tree.KEY.pack(*key)
+    stored[begin : begin + len(packed)] = packed
+    bomb = path.with_name("bomb.root")
+    bomb.write_bytes(stored)
+    with closing(open_bytes(bomb.as_uri(), allow=("file://",))) as data:
+        source = open_source(data, "T")
+        with pytest.raises((CorruptFile, LimitExceeded), match=text):
+            source.read(("s",), 0, 50)
+        assert source.read(("x",), 0, 50)["x"].to_list() == list(range(50))
+
+
+def test_many_baskets_unpack_together_to_no_more_than_one_reading_may_take(texts, monkeypatch):
+    with uproot.recreate(texts[0].with_name("many.root"), compression=uproot.ZSTD(1)) as made:
+        tree = made.mktree("T", {"s": "string"})
+        for _ in range(8):
+            tree.extend({"s": ["a" * 10_000] * 10})
+    with closing(open_bytes(texts[0].with_name("many.root").as_uri(), allow=("file://",))) as data:
+        source = open_source(data, "T")
+        monkeypatch.setattr("doma.columns.source_uproot.ROOM", 300_000)
+        assert len(source.read(("s",), 0, 20)["s"]) == len(source.read(("s",), 20, 40)["s"]) == 20
+        with pytest.raises(LimitExceeded, match="more than 300000 bytes"):
+            source.read(("s",), 0, 80)

@@ -16,11 +16,12 @@ from uproot.source.chunk import Chunk
 from uproot.source.chunk import Source as UprootSource
 from uproot.source.futures import TrivialFuture
 
+from doma.columns.baskets import unzipped
 from doma.columns.branches import Branches
+from doma.columns.cursor import Odd
 from doma.columns.fetch import Fetcher
 from doma.columns.source import Columns, Index, Window, cuts
-from doma.columns.ttree import Odd
-from doma.core.errors import BadQuery, CorruptFile, DomaError
+from doma.core.errors import BadQuery, CorruptFile, DomaError, LimitExceeded
 
 BROKEN = (
     ValueError, OSError, LookupError, TypeError, AttributeError, NotImplementedError, AssertionError,
@@ -29,6 +30,31 @@ BROKEN = (
     uproot.interpretation.objects.CannotBeAwkward, uproot.interpretation.identify.UnknownInterpretation,
 )  # fmt: skip
 """What uproot raises on damaged bytes: it has no family of its own."""
+
+
+ROOM = 1 << 30
+"""Bytes that uproot may unpack for one reading: entries of branches, or what opening a tree takes."""
+
+
+def _inflated(
+    chunk: Any, cursor: Any, context: Any, packed: int, whole: int, block_info: Any = None
+) -> Chunk:
+    """What uproot unpacks, by :func:`unzipped`: block by block, none of them larger than it says."""
+    place = cursor.index
+    body = memoryview(cursor.bytes(chunk, packed, context)).cast("B")
+    try:
+        if isinstance(chunk.source, _RootBytes):
+            chunk.source.take(whole)
+        return Chunk.wrap(chunk.source, np.frombuffer(unzipped(body, whole), np.uint8))
+    except (Odd, CorruptFile, LimitExceeded) as e:
+        kind, text = (
+            (CorruptFile, "its method is not known here") if isinstance(e, Odd) else (type(e), str(e))
+        )
+        raise kind(f"{chunk.source.file_path}: packed bytes at {place}: {text}") from e
+
+
+# uproot's own lets zlib and xz unpack a block to any size before it looks at what the block said.
+uproot.compression.decompress = _inflated
 
 
 def uproot_file(fetcher: Fetcher) -> Any:
@@ -62,6 +88,7 @@ class RootSource:
         if not names:
             return {}
         with translated(f"{self.place}, entries {start}-{stop}"):
+            self._tree.file.source.left = ROOM
             if self._branches:
                 found = self._branches.arrays(names, start, stop)
             else:
@@ -151,6 +178,15 @@ class _RootBytes(UprootSource):  # type: ignore[misc]
         super().__init__()
         self._file_path, self._num_bytes = file_path, self.fetcher.data.size
         self._closed = False
+        self.left = ROOM
+
+    def take(self, size: int) -> None:
+        """Count what is to be unpacked; raises LimitExceeded where it gets too much."""
+        self.left -= size
+        if self.left < 0:
+            raise LimitExceeded(
+                f"what is read at once would unpack to more than {ROOM} bytes; ask for fewer branches"
+            )
 
     def chunk(self, start: int, stop: int) -> Any:
         # uproot asks for a generous first chunk, also of a small file.
