@@ -4,7 +4,9 @@ import asyncio
 import mmap
 import os
 import random
+import sys
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,6 +81,24 @@ async def test_a_page_that_is_not_here_goes_out_with_a_checksum_of_its_own(pages
     fetched[2 * PAGE : 3 * PAGE] = bytes(PAGE)
     wire = pages.interleaved(0, SIZE, fetched)
     assert separated(0, bytes(wire)) == (bytes(fetched), [])
+
+
+def test_c13_pages_go_out_with_their_checksums_also_while_they_are_being_written(tmp_path):
+    """A thread that sets a sum and then the mark may come between any two steps of who reads them."""
+    content = random.Random(4).randbytes(64 * PAGE)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(20):
+            pages = PageFile(tmp_path / str(number), len(content))
+            writing = threading.Thread(target=pages._write, args=(0, content))
+            writing.start()
+            while writing.is_alive():
+                _, bad = separated(0, pages.interleaved(0, len(content), content))
+                assert not bad
+            writing.join()
+    finally:
+        sys.setswitchinterval(before)
 
 
 async def test_pages_that_left_memory_are_checked_before_they_are_served_again(tmp_path, content):

@@ -59,8 +59,9 @@ class PageFile:
         without_read_ahead(self._fd)
         if os.fstat(self._fd).st_size < length:
             os.ftruncate(self._fd, length)
-        self._crcs = bytearray(os.pread(self._fd, 4 * self.count, self._crcs_at))
+        # In this order: what is said to be here while its owner writes has its sum by then.
         self._present = bytearray(os.pread(self._fd, self.count, self._present_at).translate(_ONES))
+        self._crcs = bytearray(os.pread(self._fd, 4 * self.count, self._crcs_at))
         self._checked = bytearray(self.count)
         self._ahead = bytearray(self.count)
         self.ahead_left = 0
@@ -250,10 +251,12 @@ class PageFile:
     def _wire_sums(self, first: int, content: memoryview) -> Any:
         """(pages, 4) bytes, big-endian: the stored checksums of whole pages, or those of their content."""
         last = first + len(content) // PAGE
+        # Asked before the sums, which a thread that writes sets before it.
+        there = self._present[first:last]
         sums = np.frombuffer(self._crcs, np.uint32)[first:last].astype(">u4")
         at = -1
-        while (at := self._present.find(0, max(first, at + 1), last)) >= 0:
-            sums[at - first] = crc32c(content[(at - first) * PAGE : (at - first + 1) * PAGE])
+        while (at := there.find(0, at + 1)) >= 0:
+            sums[at] = crc32c(content[at * PAGE : (at + 1) * PAGE])
         return sums.view(np.uint8).reshape(-1, 4)
 
     def doubt(self, start: int, stop: int) -> None:

@@ -69,8 +69,9 @@ class SharedPages(PageFile):
     def _unchanged(self) -> bool:
         if super()._unchanged():
             return True
+        there = os.pread(self._fd, self.count, self._present_at).translate(_ONES)  # before the sums
         self._crcs[:] = os.pread(self._fd, 4 * self.count, self._crcs_at)
-        self._present[:] = os.pread(self._fd, self.count, self._present_at).translate(_ONES)
+        self._present[:] = there
         return False
 
 
