@@ -16,11 +16,12 @@ LONGEST = 16 << 20
 """Bytes of a body: 10,000 paths, and room."""
 
 
-def known_first(who: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
+def known_first(who: Callable[[Request], Awaitable[object]], longest: int = LONGEST) -> type[APIRoute]:
     """The class of routes whose bodies are read once ``who`` has let the caller pass.
 
     Args:
         who: Raises DomaError for somebody who is not known.
+        longest: Bytes of a body.
     """
 
     class Route(APIRoute):
@@ -31,14 +32,14 @@ def known_first(who: Callable[[Request], Awaitable[object]]) -> type[APIRoute]:
 
             async def bounded(request: Request) -> Response:
                 await who(request)
-                return await handle(Request(request.scope, _given(await _body(request), request)))
+                return await handle(Request(request.scope, _given(await _body(request, longest), request)))
 
             return bounded
 
     return Route
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, longest: int) -> bytes:
     """The whole body. Raises LimitExceeded, and BadRequest if the client goes away in the middle."""
     data = bytearray()
     while True:
@@ -46,8 +47,8 @@ async def _body(request: Request) -> bytes:
         if message["type"] != "http.request":
             raise BadRequest(f"{request.url.path}: the body of the request ended early")
         data += message.get("body", b"")
-        if len(data) > LONGEST:
-            raise LimitExceeded(f"{request.url.path}: a body may have at most {LONGEST} bytes; send less")
+        if len(data) > longest:
+            raise LimitExceeded(f"{request.url.path}: a body may have at most {longest} bytes; send less")
         if not message.get("more_body"):
             return bytes(data)
 

@@ -19,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from doma.auth.issuer import Issuer
 from doma.auth.ledger import Ledger
+from doma.auth.model import Identity
 from doma.auth.scopes import granted, words
 from doma.auth.verifier import Verifier
+from doma.cache.routes_body import known_first
 from doma.columns.model import Grant
 from doma.columns.routes import sent
 from doma.core.errors import BadRequest, Forbidden, InvalidToken, ServiceUnavailable, Unauthenticated
@@ -29,6 +31,7 @@ CLIENT = "+servicex"
 """Who these refresh tokens belong to: no registered client can have this name."""
 ADMIN, OFFLINE = "doma.admin", "offline_access"
 LIFE = 30 * 24 * 3600.0
+MAX_BODY = 64 << 10
 
 
 class Wanted(BaseModel):
@@ -51,7 +54,11 @@ def router(issuer: Issuer, verifier: Verifier) -> APIRouter:
         issuer: The embedded one.
         verifier: Of access tokens.
     """
-    api = APIRouter(tags=["columns"], redirect_slashes=False)
+
+    async def caller(request: Request) -> Identity:
+        return await verifier.verify(_sent(request))
+
+    api = APIRouter(tags=["columns"], redirect_slashes=False, route_class=known_first(caller, MAX_BODY))
 
     def ledger() -> Ledger:
         if issuer.ledger is None:
@@ -75,7 +82,7 @@ def router(issuer: Issuer, verifier: Verifier) -> APIRouter:
 
     @api.post("/token/servicex")
     async def begin(request: Request, wanted: Wanted) -> dict[str, Any]:
-        who = await verifier.verify(_sent(request))
+        who = await caller(request)
         admin = ADMIN in who.scopes
         if not admin and (OFFLINE not in who.scopes or who.issuer != issuer.url):
             raise Forbidden(f"/token/servicex: the token lacks the scope {OFFLINE}", scope=OFFLINE)

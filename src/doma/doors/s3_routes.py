@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from doma.auth.bearer import bearer_of
 from doma.auth.model import Identity, Verb
 from doma.auth.revoked import mark_of
+from doma.cache.routes_body import known_first
 from doma.core.errors import BadRequest, DomaError, Forbidden, NotFound, Unauthenticated
 from doma.core.paths import checked
 from doma.doors.s3_call import Door, Receive, Scope, Send
@@ -83,17 +84,21 @@ def router(door: Door, url: str, longest: float) -> APIRouter:
         url: ``https://host:port`` of the server, what clients call the endpoint URL.
         longest: Seconds that a key may live.
     """
-    routes = APIRouter(tags=["s3"])
 
-    @routes.post("/api/v1/s3/keys")
-    async def keys(wanted: Wanted, request: Request) -> Granted:
-        """Exchange the token for an access key of the s3 door, never wider than the token."""
+    async def holder(request: Request) -> Identity:
         token = bearer_of(request.headers.get("authorization"), request.url.query)
         if token is None:
             raise Unauthenticated(
                 f"{request.url.path}: a token is needed; send it as 'Authorization: Bearer …'"
             )
-        key = grant(door, await door.site.verifier.verify(token), wanted, longest)
+        return await door.site.verifier.verify(token)
+
+    routes = APIRouter(tags=["s3"], route_class=known_first(holder, MAX_FORM))
+
+    @routes.post("/api/v1/s3/keys")
+    async def keys(wanted: Wanted, request: Request) -> Granted:
+        """Exchange the token for an access key of the s3 door, never wider than the token."""
+        key = grant(door, await holder(request), wanted, longest)
         return Granted(
             access_key=key.access_key,
             secret_key=key.secret_key,
