@@ -67,7 +67,7 @@ local_directory = "{folder}"
 
 
 def _until(what: Callable[[], bool], why: str) -> None:
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 40
     while not what():
         assert time.monotonic() < ends, why
         time.sleep(0.1)
@@ -115,7 +115,13 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         _until((base / "m/socket").exists, "munged did not start")
         begin("slurmctld", "-D")
         begin("slurmd", "-D", "-N", "localhost")
-        _until(lambda: _said("sinfo", "-h", "-o", "%T") == "idle", f"no node is idle; see {base}")
+
+        def ready() -> bool:
+            if daemons[-1].poll() is not None:  # without control groups, say
+                pytest.skip(f"slurmd cannot run here: {(base / 'slurmd.out').read_text().splitlines()[-1]}")
+            return _said("sinfo", "-h", "-o", "%T") == "idle"
+
+        _until(ready, f"no node is idle; see {base}")
         yield base
     finally:
         for daemon in reversed(daemons):
