@@ -10,6 +10,7 @@ and ``SciTag`` in §6 of the storage contract.
 import asyncio
 import json
 import os
+import re
 import socket
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,23 +19,26 @@ from doma.core.errors import ConfigError
 from doma.net.wire import Address
 
 PORT = 10514
+_PLACE = re.compile(r"(?:\[([^][]+)\]|([^][:]+|[^][:]*:[^][]*:[^][]*))(?::([0-9]{1,5}))?")
+"""``host``, ``host:port``, ``2001:db8::1``, ``[2001:db8::1]:port``."""
 
 
 class Fireflies:
     """Sends them.
 
     Args:
-        collector: ``host[:port]``; empty: none are sent.
+        collector: ``host[:port]``, an IPv6 address with a port in brackets; empty: none are sent.
 
     Raises:
         ConfigError: it is no address.
     """
 
     def __init__(self, collector: str) -> None:
-        host, _, port = collector.rpartition(":") if collector.count(":") == 1 else (collector, "", "")
-        if not (port or str(PORT)).isdigit():
+        found = _PLACE.fullmatch(collector)
+        host, port = (found[1] or found[2], found[3]) if found else ("", "")
+        if (collector and not host) or int(port or PORT) > 0xFFFF:
             raise ConfigError(f"tpc.scitags: {collector!r} is no host[:port] of a collector")
-        self._collector = (host.strip("[]"), int(port or PORT)) if host else None
+        self._collector = (host, int(port or PORT)) if host else None
         self._host = socket.gethostname()
 
     def send(

@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+from doma.core.errors import ConfigError
+from doma.doors.tpc_firefly import PORT, Fireflies
 from doma.net.tls import ensure, server_context
 from doma.store.http_trust import RemoteGuard
 from tests.e2e.tpc.conftest import Other, serving
@@ -184,6 +186,32 @@ async def test_a_flow_with_a_tag_is_told_to_the_collector(make_door, other):
     assert (seen["end"]["context"]["experiment-id"], seen["end"]["context"]["activity-id"]) == (5, 9)
 
 
+@pytest.mark.parametrize("push", [False, True])
+async def test_a_copy_over_ipv6_names_both_ends_in_marks_and_to_the_collector(make_door, push):
+    other = Other(b"over six " * 1000)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as collector:
+        collector.bind(("::1", 0))
+        collector.settimeout(5)
+        door = await make_door(scitags=f"[::1]:{collector.getsockname()[1]}")
+        (door.folder / "f").write_bytes(b"mine")
+
+        async def act(asked, writer):
+            if asked.method == "GET":
+                await asyncio.sleep(0.5)  # two marks at least
+            return False
+
+        other.act = act
+        async with await asyncio.start_server(other.serve, "::1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            side, url = "Destination" if push else "Source", f"http://[::1]:{port}/a/f"
+            told = await door.copy("/site/f", **{side: url}, SciTag="206")
+        assert told.last == "success: Created"
+        assert push or f"tcp:[::1]:{port}" in told.values("RemoteConnections")
+        text = (await asyncio.to_thread(collector.recv, 4096)).decode()
+        flow = json.loads(text[text.index("{") :])["flow-id"]
+    assert (flow["afi"], flow["src-ip"], flow["dst-ip"], flow["dst-port"]) == ("ipv6", "::1", "::1", port)
+
+
 @pytest.mark.parametrize(
     ("address", "good"),
     [
@@ -234,3 +262,21 @@ async def test_a_copy_onto_itself_is_refused_and_the_file_stays(door):
     (door.folder / "f").write_bytes(b"ours")
     assert (await door.copy("/site/f", Source=f"{door.url}/site/f")).status == 403
     assert (door.folder / "f").read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("", None), ("c.example", ("c.example", PORT)), ("c.example:7", ("c.example", 7)),
+        ("192.0.2.1:7", ("192.0.2.1", 7)), ("2001:db8::1", ("2001:db8::1", PORT)),
+        ("[2001:db8::1]", ("2001:db8::1", PORT)), ("[2001:db8::1]:7", ("2001:db8::1", 7)),
+    ],
+)  # fmt: skip
+def test_a_collector_may_have_any_kind_of_address(text, place):
+    assert Fireflies(text)._collector == place
+
+
+@pytest.mark.parametrize("text", ["c.example:x", "[::1", "::1]:7", "c.example:99999", ":7"])
+def test_a_collector_that_is_no_address_is_refused(text):
+    with pytest.raises(ConfigError, match=r"tpc\.scitags"):
+        Fireflies(text)
