@@ -18,6 +18,7 @@ from doma.columns.cursor import Odd
 from doma.columns.execute import execute
 from doma.columns.model import Task
 from doma.columns.remote import open_bytes
+from doma.columns.sink_parquet import to_arrow
 from doma.columns.source import cuts, open_source
 from doma.columns.source_ntuple import NtupleSource
 from doma.columns.source_root import PlainSource
@@ -383,3 +384,17 @@ def test_columns_of_parquet_have_their_own_sizes_and_types_whatever_their_names(
     assert parts[0].type.content == parts[1].type.content
     assert [part.to_list() for part in parts] == [[1.5], [None]]
     data.close()
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "u2", "i4", "i8", "f2", "f4", "f8"])
+def test_numbers_and_lists_of_them_become_arrow_as_awkward_makes_them(kind):
+    flat = np.arange(8).astype(kind)
+    rows = ak.unflatten(flat, [0, 2, 1, 5])
+    inner = ak.contents.ListOffsetArray(ak.index.Index32([1, 3, 3, 7]), ak.contents.NumpyArray(flat))
+    for values in (flat, flat[::2], flat[:0], rows, rows[1:3], rows[2:2], inner):
+        data = ak.Array(values)
+        expected = ak.to_arrow(ak.to_packed(data), extensionarray=False, list_to32=True)
+        found = to_arrow({"x": data})["x"].combine_chunks()
+        found.validate(full=True)
+        assert found.type.equals(expected.type, check_metadata=True)
+        assert found.equals(expected)

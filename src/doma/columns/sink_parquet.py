@@ -110,13 +110,37 @@ def to_arrow(columns: Mapping[str, ak.Array]) -> pa.Table:
                 f"query: the column {name!r} mixes types; give both parts of its if … else one type"
             )
         try:
-            packed = ak.transform(_solid, ak.to_packed(data))
-            column = ak.to_arrow(packed, extensionarray=False, list_to32=True)
+            column = _plain(data.layout)
+            if column is None:
+                packed = ak.transform(_solid, ak.to_packed(data))
+                column = ak.to_arrow(packed, extensionarray=False, list_to32=True)
         except (TypeError, ValueError, IndexError, NotImplementedError, pa.ArrowException) as e:
             raise BadQuery(f"query: the column {name!r} cannot be stored in Parquet: {e}") from e
         fields.append(pa.field(name, column.type, nullable=data.layout.is_option))
         arrays.append(column)
     return pa.table(arrays, schema=pa.schema(fields))
+
+
+def _plain(layout: contents.Content) -> pa.Array | None:
+    """Numbers, or lists of numbers, as awkward converts them, but at once."""
+    if layout.parameters:
+        return None
+    if isinstance(layout, contents.NumpyArray):
+        data = layout.data
+        is_plain = isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "biuf"
+        return pa.array(data) if is_plain and data.dtype.isnative and data.dtype.itemsize <= 8 else None
+    if not isinstance(layout, contents.ListOffsetArray):
+        return None
+    offsets = np.asarray(layout.offsets.data)
+    first, last = int(offsets[0]), int(offsets[-1])
+    if last - first > np.iinfo(np.int32).max or not isinstance(layout.content, contents.NumpyArray):
+        return None
+    values = _plain(layout.content[first:last])
+    if values is None:
+        return None
+    ends = pa.py_buffer((offsets - first).astype(np.int32))
+    kind = pa.list_(pa.field("item", values.type, nullable=False))
+    return pa.Array.from_buffers(kind, len(layout), [None, ends], children=[values])
 
 
 def _solid(layout: contents.Content, **_: Any) -> contents.Content | None:
