@@ -356,6 +356,19 @@ async def test_a_stream_ends_with_its_token(site):
     assert [kind for _, kind, _ in await read(site, Asked(None, until=2000.0), 99)] == ["expired"]
 
 
+async def test_a_stream_tells_nothing_more_once_its_token_is_revoked(site):
+    revoked = []
+    lines = site.streams.lines(Asked(None, good=lambda: not revoked))
+    assert "retry" in await anext(lines)
+    site.bus.publish("a.first", "x")
+    assert "a.first" in await anext(lines)
+    revoked.append("its token")
+    site.bus.publish("a.second", "x")
+    assert [kind for _, kind, _ in seen(await anext(lines))] == ["expired"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(lines)
+
+
 async def test_what_a_slow_client_missed_comes_from_the_outbox(site):
     await site.happen(Event("a.b", "first"))
     asked = Asked(None, last=0)

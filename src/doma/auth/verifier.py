@@ -129,8 +129,12 @@ class Verifier:
         self._remember(token, identity, min(identity.expires, now + REMEMBER))
         return identity
 
+    def voided(self, identity: Identity) -> bool:
+        """Whether an identity's token was revoked after it was verified."""
+        return identity.jti in self._revoked
+
     def _valid(self, identity: Identity) -> Identity:
-        if identity.jti in self._revoked:
+        if self.voided(identity):
             raise InvalidToken(f"token: {identity.jti} of {identity.subject} was revoked; get a new one")
         return identity
 

@@ -102,6 +102,7 @@ def app(
             kinds=_patterns(kind),
             last=_number(last_event_id if last_event_id is not None else last),
             until=who.expires,
+            good=lambda: not verifier.voided(who),
         )
         return StreamingResponse(flows.lines(asked), media_type="text/event-stream", headers=SSE)
 

@@ -45,6 +45,8 @@ class Asked:
     """The last id it has seen; None: begin now."""
     until: float = float("inf")
     """Unix seconds when its token expires, and with it the stream."""
+    good: Callable[[], bool] = lambda: True
+    """Whether its token still counts: it may be revoked meanwhile."""
 
 
 class Streams:
@@ -151,7 +153,7 @@ class Streams:
     async def _live(self, asked: Asked, subscription: Subscription, last: int) -> AsyncIterator[str]:
         while True:
             left = asked.until - self._clock()
-            if left <= 0:
+            if left <= 0 or not asked.good():
                 yield _frame("expired", {}, None)
                 return
             try:
@@ -162,6 +164,8 @@ class Streams:
                 continue
             except StopAsyncIteration:
                 return
+            if not asked.good():
+                continue
             if notice.kind == LAGGED:
                 # What was missed is in the outbox, if the client has a place there to go on from.
                 if not last:
