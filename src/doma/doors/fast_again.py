@@ -125,12 +125,12 @@ class Again:
             ready = hot.fileno(start, stop)
             if ready is None:
                 return self._door(asked, self)
-            answer = Answer(b"", span=Span(hot, start, stop, self._cold, ready), size=size)
+            answer = Answer(b"", (), Span(hot, start, stop, self._cold, ready), None, size)
         else:
             view = hot.view(start, stop) if size <= SMALL else None
             if view is None:
                 return self._door(asked, self)
-            answer = Answer(b"", (view,), size=size)
+            answer = Answer(b"", (view,), None, None, size)
         answer.head = b"%s%d\r\nContent-Range: bytes %d-%d/%s" % (
             self._before, size, start, stop - 1, self._after,
         )  # fmt: skip
