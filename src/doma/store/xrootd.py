@@ -41,6 +41,8 @@ HIDDEN = ".doing-"
 """How the names of temporaries begin: no name that a server of ours keeps for itself, since it may be one."""
 STALE = 24 * 3600.0
 """Age from which on a temporary has been forgotten (rule W45)."""
+DEEPEST = 256
+"""Directories in each other: a server may claim that there is no end to them."""
 AT_ONCE = 16
 """Deletions in flight."""
 
@@ -256,6 +258,8 @@ class XrootdStore:
 
         A directory that holds such stays for them.
         """
+        if path.count("/") > DEEPEST:
+            raise OriginFailed(f"{path[:99]}…: over {DEEPEST} directories in each other; begin further down")
         files: list[str] = []
         under_way = False
         for name, line in await self._names.entries(path):

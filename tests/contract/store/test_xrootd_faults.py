@@ -348,3 +348,16 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up_when_the_time_
             await asyncio.wait_for(store.stat("/f"), 20)
         await asyncio.wait_for(went.wait(), 20)
         await store.close()
+
+
+async def test_a_tree_without_an_end_is_not_deleted_for_ever(fake):
+    folder = LINE.replace(b" 16 ", b" 51 ")
+    endless = b".\n0 0 0 0\nd\n" + folder
+    fake.instead = {
+        Code.STAT: lambda head, _: frames.answer(head.stream, Status.OK, folder),
+        Code.DIRLIST: lambda head, _: frames.answer(head.stream, Status.OK, endless),
+    }
+    store = XrootdStore(f"root://127.0.0.1:{fake.port}//", times=QUICK)
+    with pytest.raises(OriginFailed, match="in each other"):
+        await store.delete("/x", recursive=True)
+    await store.close()
