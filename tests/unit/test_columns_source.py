@@ -1,6 +1,8 @@
 """Reading columns: our own reader of plain trees against uproot, windows of any kind against the whole."""
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import awkward as ak
@@ -398,3 +400,19 @@ def test_numbers_and_lists_of_them_become_arrow_as_awkward_makes_them(kind):
         found.validate(full=True)
         assert found.type.equals(expected.type, check_metadata=True)
         assert found.equals(expected)
+
+
+def test_a_result_is_written_without_pandas(tmp_path):
+    code = """
+import sys
+from doma.columns.execute import execute
+from doma.columns.model import Task
+query = "(call Select (call EventDataset 'f' 'Events') (lambda (list e) (dict (list 'p' 'n') (list %s %s))))"
+fields = "(attr e 'Muon_pt')", "(attr e 'nMuon')"
+execute(Task(sys.argv[1], query % fields, sys.argv[2], allow=("file://",)))
+print([m for m in ("pandas", "uproot", "vector") if m in sys.modules])
+"""
+    file = (REPO / "src/doma/facility/data/nano_dy.root").as_uri()
+    command = [sys.executable, "-c", code, file, str(tmp_path / "out.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -127,8 +127,14 @@ def _plain(layout: contents.Content) -> pa.Array | None:
         return None
     if isinstance(layout, contents.NumpyArray):
         data = layout.data
-        is_plain = isinstance(data, np.ndarray) and data.ndim == 1 and data.dtype.kind in "biuf"
-        return pa.array(data) if is_plain and data.dtype.isnative and data.dtype.itemsize <= 8 else None
+        if not isinstance(data, np.ndarray) or data.ndim != 1 or data.dtype.kind not in "biuf":
+            return None
+        if not data.dtype.isnative or data.dtype.itemsize > 8:
+            return None
+        stored = np.packbits(data, bitorder="little") if data.dtype.kind == "b" else data
+        buffer = pa.py_buffer(np.ascontiguousarray(stored))
+        # Not pa.array(): it imports pandas, 40 MiB.
+        return pa.Array.from_buffers(pa.from_numpy_dtype(data.dtype), len(data), [None, buffer])
     if not isinstance(layout, contents.ListOffsetArray):
         return None
     offsets = np.asarray(layout.offsets.data)
