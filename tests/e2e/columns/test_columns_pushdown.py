@@ -156,7 +156,7 @@ def test_a_rare_selection_moves_fewer_bytes(folder, door, tmp_path):
     query = question(f"(> {field('nMuon')} 4)", columns)
     (direct, pushed), (whole, few) = answers(folder, tmp_path / "o", FILES[0], query, door)
     assert direct.equals(pushed)
-    assert 0 < few < whole / 20
+    assert 0 < few < whole / 10  # directly each byte of the file is read, once
 
 
 @pytest.mark.parametrize(("least", "sent"), [(2, True), (1, False)])
