@@ -162,10 +162,16 @@ class Shelf:
         with suppress(OSError):
             self._layout(key, generation).unlink()
 
-    def drop_all(self, files: Iterable[tuple[str, str]]) -> None:
-        """:meth:`drop` of many, by key and generation. Blocks."""
-        for key, generation in files:
-            self.drop(key, generation)
+    def clear(self, keys: Iterable[str]) -> list[Record | None]:
+        """Take objects away; their records, None for those that are not here. Blocks."""
+        out = []
+        for key in keys:
+            record = self.record(key)
+            if record is not None:
+                self.forget(key)
+                self.drop(key, record.generation)
+            out.append(record)
+        return out
 
     def used(self, record: Record) -> int:
         """Allocated bytes of an object's record, pages and layout."""
