@@ -247,10 +247,7 @@ class Catalogue:
             self.shelf.drop_layout(key, generation)
 
     async def purge(self, *, dry_run: bool = False, old_only: bool = False) -> list[Victim]:
-        """Free disk down to the low mark; what went, in order, with the reason (``dry_run``: would go).
-
-        ``old_only``: only what was not read for ``cache.age``.
-        """
+        """Free disk down to the low mark; what went, or would go, in order, with the reason."""
         gone: list[Victim] = []
         for _ in range(_ROUNDS):
             planned, excess = await self._plan(old_only=old_only)

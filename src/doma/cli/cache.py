@@ -182,7 +182,8 @@ def stats(remote: Remote, json: bool) -> None:
         show.as_json(found)
         return
     ratio = "" if found["hit_ratio"] is None else f"{found['hit_ratio']:.1%}"
-    rows = [("disk", f"{show.size(found['used'])} of {show.size(found['size'])}"), ("hit ratio", ratio)]
+    rows = [("disk", f"{show.size(found['used'])} of {show.size(found['size'])}")]
+    rows += [("of it index and folders", show.size(found["beside"])), ("hit ratio", ratio)]
     rows += [(name, show.size(value)) for name, value in found["bytes"].items()]
     rows += [(name.replace("_", " "), value) for name, value in found["counts"].items()]
     show.table("since the start", ("what", "value"), rows, right=("value",))
