@@ -40,6 +40,22 @@ settings.load_profile("suite")
 
 
 @cache
+def lack(kind: str) -> str:
+    """Why functions cannot run by ``bubblewrap`` or ``landlock`` on this machine; empty: they can."""
+    from doma.columns import sandbox
+
+    if kind == "landlock":
+        return sandbox._lacks_landlock()
+    if why := sandbox._lacks_bubblewrap():
+        return why
+    # In a chroot, say, none starts at all, which is no fault of what would run in it.
+    tried = subprocess.run(
+        ["bwrap", "--ro-bind", "/", "/", "true"], capture_output=True, text=True, check=False
+    )
+    return tried.stderr if tried.returncode else ""
+
+
+@cache
 def _tables() -> bytes:
     """An SQLite file with every table."""
     from doma.db.engine import Database

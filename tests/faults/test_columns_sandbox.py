@@ -10,7 +10,6 @@ import tempfile
 import textwrap
 import time
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,23 +22,11 @@ from doma.columns.sandbox_run import Isolation
 from doma.columns.sink import open_sink
 from doma.core.config import Columns
 from doma.core.errors import BadQuery, DomaError, LimitExceeded
+from tests.conftest import lack
 
 REPO = Path(__file__).parents[2]
 CMS = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
 LIMITS = {"memory": 512 << 20, "seconds": 40, "output": 32 << 20, "scratch": 8 << 20}
-
-
-def lack(kind):
-    if kind == "landlock":
-        return sandbox._lacks_landlock()
-    return sandbox._lacks_bubblewrap() or _refused()
-
-
-@cache
-def _refused():
-    """Why this machine lets no bubblewrap start at all, as in a chroot: no fault of what runs in it."""
-    tried = subprocess.run(["bwrap", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
-    return tried.stderr if tried.returncode else ""
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])

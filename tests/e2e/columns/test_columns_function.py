@@ -19,6 +19,7 @@ from doma.columns.sandbox_run import Isolation
 from doma.columns.sink import open_sink
 from doma.core.config import Columns
 from doma.core.errors import BadQuery, StorageUnavailable
+from tests.conftest import lack
 
 REPO = Path(__file__).parents[3]
 CMS = REPO / "src/doma/facility/data/cms_doublemuparked_100k.root"
@@ -28,8 +29,7 @@ NTUPLE = REPO / "tests/data/Run2012BC_DoubleMuParked_Muons_1000evts_rntuple_v1-0
 
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
 def isolation(request):
-    lack = sandbox._lacks_bubblewrap if request.param == "bubblewrap" else sandbox._lacks_landlock
-    if why := lack():
+    if why := lack(request.param):
         pytest.skip(why)
     made = Isolation(request.param, memory=1 << 30, seconds=30).text()
     yield made
