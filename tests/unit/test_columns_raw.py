@@ -786,3 +786,11 @@ def test_a_branch_that_is_only_its_branches_is_a_record_of_them() -> None:
         for name in ("x", "y", "v"):
             assert got["a"][name].to_list() == file["tree/a"][name].array().to_list()
         assert got["n"].to_list() == (file["tree/b/x"].array() + file["tree/a/in.k"].array()).to_list()
+
+
+@pytest.mark.parametrize("text", ["a[:, ::0]", "a[:, :: 1 - 1]", "a[:, i:]", "a[:, :1.5]", "a[::0]"])
+def test_a_slice_takes_whole_numbers_and_a_step(text: str) -> None:
+    with pytest.raises(BadQuery, match="a slice takes whole numbers, and its step is not 0"):
+        ask(SHAPES, treename="tree", expressions=text)
+    got = ask(SHAPES, treename="tree", expressions="a[:, ::-1]")["a[:, ::-1]"]
+    assert got.to_list() == ask(SHAPES, treename="tree", expressions="a")["a"][:, ::-1].to_list()

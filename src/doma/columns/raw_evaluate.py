@@ -168,7 +168,10 @@ class Evaluator:
             case ast.Tuple(elts=items):
                 return tuple(self._index(i) for i in items)
             case ast.Slice(lower=lower, upper=upper, step=step):
-                return slice(*(None if b is None else self._value(b) for b in (lower, upper, step)))
+                ends = [None if b is None else self._value(b) for b in (lower, upper, step)]
+                if not all(e is None or type(e) is int for e in ends) or ends[2] == 0:
+                    raise BadQuery("a slice takes whole numbers, and its step is not 0")  # awkward hangs
+                return slice(*ends)
             case _:
                 return self._value(node)
 
