@@ -62,8 +62,8 @@ def test_a_torn_query_gives_columns_or_one_clear_error(query, rows, tears):
 WORDS = st.sampled_from(
     ["i", "a", "a > 1", "sum(a)", "i + l", "a[a > 0]", "x", "get('i')", "get(i)", "max(a, axis=None)", "1",
      "i / 0", "combinations(a, 10)", "pad_none(a, 99999999)", "cartesian([a, a])", "num(a, axis=9)",
-     "i << 99", "flatten(a, axis=-9)", "a[:, ::0]", "a[..., None]", "a[99]", "i.__class__", "[i for i in a]", "2**9**9",
-     "'i'", "(", "a.b.c", "concatenate([a, i])", "where(i)", "sort(a, axis=0)", "/i/", "/(a+)+$/", "*", "[",
+     "i << 99", "flatten(a, axis=-9)", "a[:, ::0]", "a[..., None]", "a[99]", "i.__class__", "2**9**9",
+     "[i for i in a]", "'i'", "(", "a.b.c", "concatenate([a, i])", "where(i)", "sort(a, axis=0)", "/i/", "/(a+)+$/", "*", "[",
      "tree/i", "/i", "get('/i')", "\ud800", "\x00", "", "mask(a, i)", "fill_none(firsts(a), 'x')", "i == 'x'",
      "broadcast_arrays(a, i)", "x" * 20_000, "argmax(a, keepdims=True)", "softmax(a)", "a[argsort(a)]"]
 )  # fmt: skip
