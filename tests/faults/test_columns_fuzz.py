@@ -63,9 +63,10 @@ WORDS = st.sampled_from(
     ["i", "a", "a > 1", "sum(a)", "i + l", "a[a > 0]", "x", "get('i')", "get(i)", "max(a, axis=None)", "1",
      "i / 0", "combinations(a, 10)", "pad_none(a, 99999999)", "cartesian([a, a])", "num(a, axis=9)",
      "i << 99", "flatten(a, axis=-9)", "a[:, ::0]", "a[..., None]", "a[99]", "i.__class__", "2**9**9",
-     "[i for i in a]", "'i'", "(", "a.b.c", "concatenate([a, i])", "where(i)", "sort(a, axis=0)", "/i/", "/(a+)+$/", "*", "[",
-     "tree/i", "/i", "get('/i')", "\ud800", "\x00", "", "mask(a, i)", "fill_none(firsts(a), 'x')", "i == 'x'",
-     "broadcast_arrays(a, i)", "x" * 20_000, "argmax(a, keepdims=True)", "softmax(a)", "a[argsort(a)]"]
+     "[i for i in a]", "'i'", "(", "a.b.c", "concatenate([a, i])", "where(i)", "sort(a, axis=0)", "/i/",
+     "/(a+)+$/", "*", "[", "tree/i", "/i", "get('/i')", "\ud800", "\x00", "", "mask(a, i)", "i == 'x'",
+     "fill_none(firsts(a), 'x')", "broadcast_arrays(a, i)", "x" * 20_000, "argmax(a, keepdims=True)",
+     "softmax(a)", "a[argsort(a)]"]
 )  # fmt: skip
 MANY = st.one_of(WORDS, st.lists(WORDS, min_size=1, max_size=3))
 VALUES = st.one_of(
