@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import uproot
 
+from tests.tied import Tied
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "munged")
 
 pytestmark = pytest.mark.client
@@ -104,11 +106,11 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("SLURM_CONF", str(base / "slurm.conf"))
     munge = ["munged", "--foreground", "--force", f"--socket={base}/m/socket", f"--key-file={key}"]
     munge += [f"--log-file={base}/munged.log", f"--pid-file={base}/m/pid", f"--seed-file={base}/m/seed"]
-    daemons: list[subprocess.Popen[bytes]] = []
+    daemons: list[Tied] = []
 
     def begin(*command: str) -> None:
         with (base / f"{command[0]}.out").open("wb") as out:
-            daemons.append(subprocess.Popen(command, stdout=out, stderr=out))
+            daemons.append(Tied(command, stdout=out, stderr=out))
 
     try:
         begin(*munge)

@@ -14,6 +14,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.tied import Tied
+
 pytestmark = pytest.mark.client
 
 QUIET = (
@@ -89,7 +91,7 @@ async def browser() -> AsyncIterator[Tab]:
     if program is None:
         pytest.skip("no browser is installed; the Debian package is: chromium")
     with tempfile.TemporaryDirectory(prefix="doma-web-", ignore_cleanup_errors=True) as profile:
-        process = subprocess.Popen(
+        process = Tied(
             [program, *QUIET.split(), f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -109,7 +111,7 @@ async def browser() -> AsyncIterator[Tab]:
             process.wait()
 
 
-async def _place(file: Path, process: "subprocess.Popen[bytes]") -> list[str]:
+async def _place(file: Path, process: Tied) -> list[str]:
     """Port and path of its debugging socket."""
     while True:
         assert process.poll() is None, "the browser ended"

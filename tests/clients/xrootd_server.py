@@ -28,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.tied import Tied
+
 PACKAGES = "xrootd-server xrootd-server-plugins xrootd-plugins xrootd-scitokens-plugins"
 PLUGINS = ("libXrdHttp-5.so", "libXrdHttpTPC-5.so", "libXrdAccSciTokens-5.so", "libXrdCksCalczcrc32-5.so")
 
@@ -112,7 +114,7 @@ class XRootD:
         self.files = self.base / "files" / export.strip("/")
         self.log = self.base / "xrootd.log"
         self.environment: dict[str, str] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Tied | None = None
 
     @classmethod
     def beside(cls, home: Path, **options: Any) -> Self:
@@ -171,10 +173,9 @@ class XRootD:
             | self.environment
             | {"XDG_CACHE_HOME": str(self.base / "cache"), "HOME": str(self.base)}
         )
-        self._process = subprocess.Popen(
+        self._process = Tied(
             ["xrootd", "-c", str(self.base / "xrootd.cfg"), "-l", str(self.log), "-n", "doma", *user],
             cwd=self.base, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )  # fmt: skip
         self._wait()
 

@@ -17,6 +17,7 @@ import pytest
 
 from doma.db.engine import Database
 from tests.conftest import migrated
+from tests.tied import Tied
 
 _number = itertools.count()
 
@@ -69,7 +70,7 @@ def postgres_server() -> Iterator[str]:
         fast = ["fsync=off", "full_page_writes=off", "shared_buffers=16MB", "listen_addresses="]
         options = [word for option in fast for word in ("-c", option)]
         with (place / "log").open("wb") as log:
-            server = subprocess.Popen(
+            server = Tied(
                 [*run, binaries / "postgres", "-D", data, "-k", place, *options], stdout=log, stderr=log
             )
         try:
@@ -80,7 +81,7 @@ def postgres_server() -> Iterator[str]:
             server.wait(30)
 
 
-def _wait(binaries: Path, place: Path, server: "subprocess.Popen[bytes]") -> None:
+def _wait(binaries: Path, place: Path, server: Tied) -> None:
     for _ in range(200):
         if server.poll() is not None:
             pytest.fail(f"PostgreSQL did not start: {(place / 'log').read_text()[-800:]}")

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tied import Tied
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/manual").glob("*.md"))]
 EVERYTHING = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -69,7 +71,7 @@ def environment(tmp_path_factory):
     }
     log = home.with_name("up.log")
     with log.open("wb") as out:
-        system = subprocess.Popen(["doma", "up"], env=found, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        system = Tied(["doma", "up"], env=found, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
         end = time.monotonic() + PATIENCE
         while not (home / "run.json").exists():

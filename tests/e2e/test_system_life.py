@@ -5,6 +5,8 @@ import ctypes
 import json
 import os
 import random
+import select
+import signal
 import socket
 import stat
 import struct
@@ -161,6 +163,36 @@ def test_the_admin_token_is_renewed_and_down_waits_for_no_idle_connection_or_str
         assert said("down", "--home", system.home.path)[0] == 0
         assert not [line for line in lines if line.startswith("data")], "it ended, with nothing more to say"
     assert "Traceback" not in system.log
+
+
+OWNER = """
+import sys
+from pathlib import Path
+from doma.app.child import Child
+from doma.app.home import Home
+child = Child(Home(Path(sys.argv[1])), ["--role", "issuer", "--role", "storage"])
+child.start()
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_system_does_not_outlive_the_killed_program_that_started_it(tmp_path):
+    home = tmp_path / "home"
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, home], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        pid = int(owner.stdout.readline())
+        ended = os.pidfd_open(pid)
+        owner.kill()
+    try:
+        gone, _, _ = select.select([ended], [], [], 60)
+        assert gone, "the system lives on"
+        assert not (home / "run.json").exists()  # it ended in good order
+    finally:
+        if not gone:
+            signal.pidfd_send_signal(ended, signal.SIGKILL)
+        os.close(ended)
 
 
 def test_down_lets_a_running_download_end_and_leaves_nothing_running(start, said):

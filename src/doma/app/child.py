@@ -1,9 +1,11 @@
 """A system in a process of its own, for whoever needs one for a while: started, awaited, stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,8 +22,19 @@ STOP = 45.0
 """Seconds that it may take to stop: the drain of running answers and a margin."""
 
 
+def tie(fd: int) -> None:
+    """End this process in good order when the other side of a pipe is gone, as when its owner was killed."""
+    os.set_inheritable(fd, False)
+
+    def watch() -> None:
+        os.read(fd, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="tie", daemon=True).start()
+
+
 class Child:
-    """``doma up`` as a child process; a context that starts and stops it.
+    """``doma up`` as a child process; a context that starts and stops it. It does not outlive its owner.
 
     Args:
         home: Where it runs; nothing else may run there.
@@ -33,6 +46,7 @@ class Child:
         self.home, self.log = home, log or home / "up.log"
         self._options = tuple(options)
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe = -1
 
     @property
     def pid(self) -> int:
@@ -46,17 +60,23 @@ class Child:
             ServiceUnavailable: it ended or was not ready in time; the message has its last word.
         """
         self.home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        command = [sys.executable, "-c", "from doma.cli import main; main()", "up"]
+        self._untie()
+        theirs, self._pipe = os.pipe()
+        code = f"from doma.app.child import tie; from doma.cli import main; tie({theirs}); main()"
         arguments = ["--home", str(self.home.path), *self._options]
-        with self.log.open("ab") as out:
-            # Its own session: a Ctrl-C at the terminal is for us, who stop it in good order.
-            self._process = subprocess.Popen(  # noqa: S603 - ourselves
-                [*command, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+        try:
+            with self.log.open("ab") as out:
+                # Its own session: a Ctrl-C at the terminal is for us, who stop it in good order.
+                self._process = subprocess.Popen(  # noqa: S603 - ourselves
+                    [sys.executable, "-c", code, "up", *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    pass_fds=[theirs],
+                )
+        finally:
+            os.close(theirs)
         deadline = time.monotonic() + START
         while True:
             ended = self._process.poll() is not None
@@ -74,17 +94,23 @@ class Child:
         if self._process is None:
             return 0
         self._process.send_signal(signal.SIGTERM)
-        try:
-            return self._process.wait(STOP)
-        except subprocess.TimeoutExpired:
-            return self.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP)
+        return self.kill()
 
     def kill(self) -> int:
         """End it at once; its exit code. Idempotent."""
         if self._process is None:
             return 0
         self._process.kill()
-        return self._process.wait()
+        code = self._process.wait()
+        self._untie()
+        return code
+
+    def _untie(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1
 
     def __enter__(self) -> Self:
         self.start()

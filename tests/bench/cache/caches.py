@@ -24,6 +24,7 @@ from doma.app.identity import issuer_of
 from tests.bench.cache.relay import Relay, relay
 from tests.bench.dataplane_servers import free_ports
 from tests.clients.xrootd_server import PACKAGES
+from tests.tied import Tied
 
 KINDS = ("xcache", "nginx", "doma")
 PLUGINS = ("libXrdHttp-5.so", "libXrdPss-5.so", "libXrdPfc-5.so")
@@ -189,7 +190,7 @@ def _nginx(base: Path, port: int, origin: int) -> Iterator[int]:
 def _process(command: list[str], base: Path, port: int) -> Iterator[int]:
     """A server that listens on a port."""
     null = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=base, stdin=null, stdout=null, stderr=null)
+    process = Tied(command, cwd=base, stdin=null, stdout=null, stderr=null)
     try:
         for _ in range(400):
             assert process.poll() is None, f"{command[0]} ended at once; see {base}"

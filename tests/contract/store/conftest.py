@@ -17,6 +17,7 @@ import uvloop
 
 from doma.net.tls import ensure
 from doma.store import pace
+from tests.tied import Tied
 
 
 def pytest_asyncio_loop_factories(config, item):
@@ -39,7 +40,7 @@ class XrootdServer:
     folder: Path
     port: int
     ca: Path
-    process: "subprocess.Popen[bytes]"
+    process: Tied
     config: Path
     numbers: "count[int]"
 
@@ -56,9 +57,8 @@ class XrootdServer:
         command = ["xrootd", "-c", str(self.config), "-l", str(self.config.with_suffix(".log"))]
         if os.geteuid() == 0:  # It refuses to run as root.
             command += ["-R", "daemon"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.config.parent
-        )
+        null = subprocess.DEVNULL
+        self.process = Tied(command, stdout=null, stderr=null, cwd=self.config.parent)
         for _ in range(400):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:

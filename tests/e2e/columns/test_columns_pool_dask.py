@@ -5,7 +5,6 @@ import importlib.util
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from doma.core import config
 from doma.core.errors import BadQuery, MissingExtra, ServiceUnavailable, TimedOut, UnknownColumn
 from doma.store.file import FileStore
 from tests.conftest import migrated
+from tests.tied import Tied
 
 ALL = "(call Select (call EventDataset 'x' 't') (lambda (list e) (dict (list 'x') (list (attr e 'x')))))"
 
@@ -188,7 +188,7 @@ class Cluster:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address, self._folder = f"tcp://127.0.0.1:{self.port}", folder
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: list[Tied] = []
 
     def start(self) -> None:
         where = ["--host", "127.0.0.1", "--no-dashboard"]
@@ -204,7 +204,7 @@ class Cluster:
     def _begin(self, what: str, *options: str) -> None:
         command = [sys.executable, "-c", "from dask.__main__ import main; main()", what, *options]
         with (self._folder / f"{what}.log").open("ab") as out:
-            self._running.append(subprocess.Popen(command, stdout=out, stderr=out, cwd=self._folder))
+            self._running.append(Tied(command, stdout=out, stderr=out, cwd=self._folder))
 
 
 async def test_a_request_goes_on_when_the_scheduler_that_was_lost_is_back(tmp_path):

@@ -1,6 +1,5 @@
 """Two service processes on one database: what both are asked is read and computed by one of them."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from doma.columns.plan import compile_text
 from doma.columns.tables import files, requests
 from tests.conftest import migrated
 from tests.e2e.columns.conftest import TOKEN, Inputs, serve
+from tests.tied import Tied
 
 COUNT = "(call Count (call Where (call EventDataset 'x' 'Events') (lambda (list e) (> (attr e 'nMuon') 2))))"
 SERVICE = """
@@ -53,7 +53,7 @@ class House:
         self.home, self.inputs = home, inputs
         self.db = migrated(home / "columns.db")
         self.sent = 0
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[Tied] = []
         send = inputs._send
 
         def counted(h, status, body, extra=None):
@@ -62,10 +62,10 @@ class House:
 
         inputs._send = counted  # type: ignore[method-assign]
 
-    def serve(self, lease: float, look: float) -> subprocess.Popen[bytes]:
+    def serve(self, lease: float, look: float) -> Tied:
         """A service that looks for work of others in this interval."""
         places = map(str, (self.home, self.inputs.ca, self.inputs.origin, TOKEN, lease, look))
-        self.running.append(subprocess.Popen([sys.executable, "-c", SERVICE, *places]))
+        self.running.append(Tied([sys.executable, "-c", SERVICE, *places]))
         return self.running[-1]
 
     def ask(self, name: str, user: str) -> None:
@@ -105,7 +105,7 @@ def house(tmp_path: Path, certificates) -> Iterator[House]:
     inputs.close()
 
 
-def both_at_it(house: House, lease: float) -> subprocess.Popen[bytes]:
+def both_at_it(house: House, lease: float) -> Tied:
     """One service reads a file and the other is asked the same of it; the first one."""
     house.ask("one", "alice")
     first = house.serve(lease, look=3600)
