@@ -79,7 +79,7 @@ class Site:
     async def end_when_open(self):
         while not self.streams._open:
             await asyncio.sleep(0)
-        self.streams.close()
+        self.bus.close()
 
     async def happen(self, *events):
         await self.db.run(lambda tx: outbox.append_many(tx, events, 5.0))
@@ -252,7 +252,7 @@ async def test_the_live_page_is_sent_again_when_it_changes(site):
     assert await anext(lines) == 'data: "one"\n\n'
     shown.append("two")
     assert await asyncio.wait_for(anext(lines), 10) == 'data: "two"\n\n'
-    site.streams.close()
+    site.bus.close()
     assert [line async for line in lines] == []
 
 
@@ -268,7 +268,7 @@ async def test_an_event_wakes_the_live_page_before_its_next_look(site):
     for _ in range(50):  # a burst is no more than one
         site.bus.publish("a.b", "x")
     assert await asyncio.wait_for(anext(lines), 10) == 'data: "two"\n\n'
-    streams.close()
+    site.bus.close()
     assert [line async for line in lines] == []
 
 
@@ -309,7 +309,7 @@ async def read(site, asked, count):
     async for line in lines:
         text += line
         if len(seen(text)) >= count:
-            site.streams.close()
+            site.bus.close()
     return seen(text)
 
 
@@ -382,7 +382,7 @@ async def test_what_a_slow_client_missed_comes_from_the_outbox(site):
     async for line in lines:
         got += seen(line)
         if got[-1][0] == count + 1:
-            site.streams.close()
+            site.bus.close()
     assert [number for number, _, _ in got] == list(range(2, count + 2))
 
 

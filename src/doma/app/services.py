@@ -88,7 +88,7 @@ class Services:
             streams=streams,
             ailing=partial(ailing, self.opened.site.endpoints),
         )
-        self._stack.callback(streams.close)
+        self._stack.callback(self.bus.close)
         if self.opened.issuer is not None and "issuer" in self.roles:
             root.routes.append(metadata_route(self.opened.issuer))
             root.mount(self.opened.issuer.path, issuer_app(self.opened.issuer, self.opened.revocations))

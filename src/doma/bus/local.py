@@ -155,6 +155,6 @@ class Bus:
         self._subscribers.pop(subscription, None)
 
     def close(self) -> None:
-        """End every subscription."""
+        """End every subscription: endless answers would hold up the end of a server."""
         for subscriber in tuple(self._subscribers):
             subscriber.close()

@@ -61,7 +61,7 @@ def app(
     peer: Peer = owner_of_peer,
     ailing: Callable[[], Mapping[str, str]] = dict,
 ) -> FastAPI:
-    """The application. ``app.state.streams.close()`` ends its endless answers when the server stops.
+    """The application. Closing the bus ends its endless answers.
 
     ``ailing`` names the parts that do not work as they should, though requests are answered, and says why.
     """

@@ -83,11 +83,6 @@ class Streams:
                 retry_after=30,
             )
 
-    def close(self) -> None:
-        """End every stream, so that a server can stop."""
-        for subscription in tuple(self._open):
-            subscription.close()
-
     async def lines(self, asked: Asked) -> AsyncIterator[str]:
         """The stream as text, until the token expires or the server stops."""
         # Subscribed before the outbox is read: an event in between comes twice, and once is dropped by id.

@@ -3,7 +3,10 @@
 import json
 import time
 
+import httpx
 import pytest
+
+from tests.e2e.tape.conftest import RIGHTS, Staging
 
 GHOST = "8c5cbb6e-0c5b-4f3e-9f4e-0d6c1f0a7a11"
 
@@ -237,3 +240,33 @@ def test_unknown_words_are_ignored(staging):
     odd = {"someone.else": {"activity": 7}, "127.0.0.1": {"activity": ["x"], "more": {"a": [1]}}}
     ident = staging.stage("/site/extra", targetedMetadata=odd, colour="blue", diskLifetime=None)
     assert staging.done(ident) == {"/site/extra": "COMPLETED"}
+
+
+SLOW = """
+[listen]
+drain = 5
+[endpoints.tape]
+store = "tape+file://{base}/tape"
+tape = {{ buffer = 0, read_failures = 1 }}
+"""
+
+
+def test_a_stream_of_events_ends_when_its_server_stops(shared, tmp_path):
+    (tmp_path / "doma.toml").write_text(SLOW.format(base=tmp_path))
+    options = ("--config", tmp_path / "doma.toml", "--role", "issuer", "--role", "storage")
+    system = type(shared)(tmp_path / "home", *options)
+    system.everything = RIGHTS
+    system.up()
+    try:
+        staging = Staging(system)
+        staging.on_tape("/tape/f", b"is not read soon")
+        ident = staging.stage("/tape/f")
+        headers = {"Authorization": f"Bearer {staging.token()}"}
+        url = f"{system.run['https']}/api/v1/stage/{ident}/events"
+        with httpx.stream("GET", url, headers=headers, verify=system.access.tls(), timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: status"
+            assert system.down() == 0
+            list(lines)  # its end is told: a connection that is cut raises
+    finally:
+        system.down()
