@@ -75,7 +75,7 @@ class Writer:
             case "power":
                 return "**", self.number(depth - 1, scope), ("const", self.one([0, 2, 3]))
             case "bits":
-                return self.whole(depth, scope)
+                return "+", self.whole(depth, scope), ("const", 0)  # a truth has no sign
             case "fold":
                 return self.fold(depth, scope)
             case "default":
