@@ -45,5 +45,5 @@ async def stalled(streams, bus):
         bus.pass_on(number, Event("request.advanced", "r", {}, "ada"), 1.0)
     assert len(waiting._waiting) <= 1
     writer.close()
-    streams.close()
+    bus.close()
     await listener.stop()

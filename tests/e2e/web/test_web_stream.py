@@ -65,7 +65,7 @@ def test_an_event_reaches_its_owners_socket_and_nobody_hangs_at_the_end(tmp_path
             await asyncio.sleep(0.01)
         reader, writer = await ask("/events/page")
         await until(reader, b"data:")
-        streams.close()
+        bus.close()
         await listener.stop()
         assert (await reader.read()).endswith(b"0\r\n\r\n")
         writer.close()
