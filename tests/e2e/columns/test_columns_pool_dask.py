@@ -99,7 +99,7 @@ async def test_a_file_that_kills_its_process_or_hangs_leaves_the_dask_worker_ali
     os.mkfifo(fifo)
     with pytest.raises(TimedOut, match="not finished"):
         await pool.run(_task(f"file://{fifo}", tmp_path / "out3", timeout=0.3))
-    blocked = asyncio.create_task(pool.run(_task(f"file://{fifo}", tmp_path / "out4", timeout=60)))
+    blocked = asyncio.create_task(pool.run(_task(f"file://{fifo}", tmp_path / "out4", timeout=40)))
     for pid in await _children(client):
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(ServiceUnavailable, match="died"):
@@ -226,7 +226,7 @@ async def test_a_request_goes_on_when_the_scheduler_that_was_lost_is_back(tmp_pa
         os.mkfifo(hangs)
         grant = Grant("https://i", "alice", ())
         id_ = await service.submit(grant, Submission(ALL, (first, f"file://{hangs}")))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(45):  # before the whole run is ended for it, so that the line is told
             while (await service.status(grant.owner, id_)).completed < 1:
                 await asyncio.sleep(0.05)
             await _children(pool._client)  # the second file hangs at the worker
