@@ -189,7 +189,7 @@ class DaskPool:
 
     async def _look(self) -> None:
         said = ""
-        while True:
+        while self._looking is not None:  # a cluster's library may lose that we were cancelled
             try:
                 if self._client is None:
                     await self._connect()
