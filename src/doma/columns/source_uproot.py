@@ -39,12 +39,13 @@ ROOM = 1 << 30
 def _inflated(
     chunk: Any, cursor: Any, context: Any, packed: int, whole: int, block_info: Any = None
 ) -> Chunk:
-    """What uproot unpacks, by :func:`unzipped`: block by block, none of them larger than it says."""
+    """What uproot unpacks of our files, by :func:`unzipped`: block by block, none larger than it says."""
+    if not isinstance(chunk.source, _RootBytes):
+        return _by_uproot(chunk, cursor, context, packed, whole, block_info)
     place = cursor.index
     body = memoryview(cursor.bytes(chunk, packed, context)).cast("B")
     try:
-        if isinstance(chunk.source, _RootBytes):
-            chunk.source.take(whole)
+        chunk.source.take(whole)
         return Chunk.wrap(chunk.source, np.frombuffer(unzipped(body, whole), np.uint8))
     except (Odd, CorruptFile, LimitExceeded) as e:
         kind, text = (
@@ -53,7 +54,10 @@ def _inflated(
         raise kind(f"{chunk.source.file_path}: packed bytes at {place}: {text}") from e
 
 
-# uproot's own lets zlib and xz unpack a block to any size before it looks at what the block said.
+# uproot's own lets zlib and xz unpack a block to any size before it looks at what the block said, and can be
+# given no other; files that are not ours it unpacks as before.
+_by_uproot = uproot.compression.decompress
+vars(_inflated).update(vars(_by_uproot))  # its hooks
 uproot.compression.decompress = _inflated
 
 
