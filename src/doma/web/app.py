@@ -19,6 +19,7 @@ from fastapi import FastAPI, Header, Query, Request
 from jinja2 import Environment, FileSystemLoader
 from sqlalchemy import text
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from doma import __version__
 from doma.auth.verifier import Verifier
@@ -68,6 +69,17 @@ def app(
     # no redirect to the same with or without a slash: it would go to the host that the request names
     web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     install(web, realm)
+    unknown = web.router.default
+
+    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith("/api/") and path.endswith("/"):  # as gfal2 asks the Tape REST API
+            scope = {**scope, "path": path.rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
+            await web.router(scope, receive, send)
+        else:
+            await unknown(scope, receive, send)
+
+    web.router.default = bare
     flows = streams or Streams(db, bus)
     web.state.streams = flows
 

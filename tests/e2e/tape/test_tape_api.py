@@ -22,6 +22,15 @@ def test_anybody_learns_where_the_api_is(staging):
     assert isinstance(here["metadata"], dict)
 
 
+def test_a_slash_at_the_end_changes_nothing_and_leads_nowhere(staging):
+    bare, slash = (
+        staging.ask("POST", f"/api/v1/archiveinfo{end}", {"paths": ["/tape/none"]}) for end in ("", "/")
+    )
+    assert (slash.status_code, slash.json(), slash.history) == (200, bare.json(), [])
+    assert staging.ask("GET", "/api/v1/nothing/").status_code == 404
+    assert staging.ask("POST", "/api/v1/archiveinfo/", {"paths": []}, token=None).status_code == 401
+
+
 def test_a_file_goes_to_tape_and_comes_back_the_same(staging):
     data = bytes(range(256)) * 500
     staging.put("/tape/round/f", data)
