@@ -50,6 +50,21 @@ pages.filters |= {"bytes": spell.size, "count": spell.count, "utc": spell.instan
 pages.filters |= {"duration": spell.duration, "facts": spell.facts}
 
 
+def _take_slash(web: FastAPI) -> None:
+    """Let a path of an API that ends in a slash, as gfal2 asks the Tape REST API, be the one without it."""
+    unknown = web.router.default
+
+    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith("/api/") and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
+            await web.router(scope, receive, send)
+        else:
+            await unknown(scope, receive, send)
+
+    web.router.default = bare
+
+
 def app(
     verifier: Verifier,
     bus: Bus,
@@ -69,17 +84,7 @@ def app(
     # no redirect to the same with or without a slash: it would go to the host that the request names
     web = FastAPI(title="doma", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     install(web, realm)
-    unknown = web.router.default
-
-    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if path.startswith("/api/") and path.endswith("/"):  # as gfal2 asks the Tape REST API
-            scope = {**scope, "path": path.rstrip("/"), "raw_path": scope["raw_path"].rstrip(b"/")}
-            await web.router(scope, receive, send)
-        else:
-            await unknown(scope, receive, send)
-
-    web.router.default = bare
+    _take_slash(web)
     flows = streams or Streams(db, bus)
     web.state.streams = flows
 

@@ -469,3 +469,15 @@ async def visitor(request, caching):
     caching.origin.up, caching.origin.stall, caching.origin.cut = True, None, None
     caching.clock.ahead += 60  # what failed is tried again
     await made.close()
+
+
+def directory(path):
+    """Harm: a folder stands where the file was."""
+    path.unlink()
+    (path / "below").mkdir(parents=True)
+
+
+def grow(path):
+    """Harm: the file is longer than anybody wrote it."""
+    with path.open("ab") as file:
+        file.write(b"more" * 5000)

@@ -12,6 +12,7 @@ from doma.auth.model import bearer
 from doma.cache.extents import PAGE
 from doma.cache.record import key_of
 from doma.store.xrootd import XrootdStore
+from tests.e2e.cache.conftest import directory, grow
 
 SIZE = 40 * PAGE + 77
 
@@ -93,16 +94,6 @@ def hole(path):
     with path.open("r+b") as file:
         file.seek(8 * PAGE)
         file.write(bytes(4 * PAGE))
-
-
-def directory(path):
-    path.unlink()
-    (path / "below").mkdir(parents=True)
-
-
-def grow(path):
-    with path.open("ab") as file:
-        file.write(b"more" * 5000)
 
 
 HARMS = {

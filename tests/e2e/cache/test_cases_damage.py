@@ -13,7 +13,7 @@ import pytest
 
 from doma.cache.disk import REST
 from doma.cache.extents import PAGE
-from tests.e2e.cache.conftest import Caching, Thing, Visitor, content, serving
+from tests.e2e.cache.conftest import Caching, Thing, Visitor, content, directory, grow, serving
 
 S = 24 * PAGE + 77
 HERE = 11 * PAGE
@@ -28,16 +28,6 @@ def flip(path, offset):
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
-
-
-def directory(path):
-    path.unlink()
-    (path / "below").mkdir(parents=True)
-
-
-def grow(path):
-    with path.open("ab") as file:
-        file.write(b"more" * 5000)
 
 
 def hole(path):
