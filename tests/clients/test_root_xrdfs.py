@@ -62,8 +62,8 @@ def test_uploads_by_every_option(tools, options):
     said = tools.cp(*options, tools.spot.file("a", DATA), tools.url("a"))
     assert said.code == 0, said.why
     assert tools.spot.get("a") == DATA
-    if "adler32:source" in options:
-        assert f"{zlib.adler32(DATA):08x}" in said.all
+    if "adler32:source" in options:  # the client prints no zeros in front
+        assert f"adler32: {zlib.adler32(DATA):x} " in said.all
     if "md5:print" in options:
         assert md5(DATA, usedforsecurity=False).hexdigest() in said.all
 
