@@ -93,21 +93,27 @@ class Fetcher:
         return bool(self._flights or self._queue)
 
     async def flights(self, runs: list[Run]) -> list[Flight]:
-        """The flights that bring these missing pages, started where needed.
+        """The flights that bring these missing pages, started where needed; the caller holds them.
 
         A page that none of them covers has landed meanwhile, or there is no memory to fetch it.
         """
         flying = [flight.run for flight in self._under_way()]
         if not flying and not self._queue:
-            return self._launch(runs)
+            self._launch(runs)
+            return self._held(runs)
         if not any(without(run, flying) for run in runs):
-            return self._over(runs)
+            return self._held(runs)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[list[Flight]] = loop.create_future()
         if not self._queue:
             loop.call_later(JOIN, self._dispatch)
         self._queue.append((runs, answer))
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if not answer.cancelled():  # it came, and nobody is there to hear it
+                self.let_go(answer.result())
+            raise
 
     def ahead(self, run: Run) -> list[Flight]:
         """Start to fetch what is missing of a run that nobody asked for yet; the caller holds the flights."""
@@ -119,22 +125,27 @@ class Fetcher:
         return held
 
     async def gather(self, flights: list[Flight], *, soon: bool = False) -> list[Buffer]:
-        """The bytes of flights (``soon``: not yet on disk, maybe); the last to give up on one cancels it."""
+        """The bytes of flights that the caller holds, until then (``soon``: not yet on disk, maybe)."""
         for flight in flights:
-            flight.wanted += 1
             self._context.lanes.hurry(flight.turn)
         try:
             return [await asyncio.shield(f.come if soon else f.data) for f in flights]
         except asyncio.CancelledError:
             if any(flight.data.cancelled() for flight in flights) and not _cancelled():
-                raise ServiceUnavailable(f"{self.place.shown}: the cache is closing; try again") from None
+                raise ServiceUnavailable(
+                    f"{self.place.shown}: what was on its way was given up; try again"
+                ) from None
             raise
         finally:
-            for flight in flights:
-                self.release(flight)
+            self.let_go(flights)
+
+    def let_go(self, flights: list[Flight]) -> None:
+        """Want flights no longer."""
+        for flight in flights:
+            self.release(flight)
 
     def release(self, flight: Flight) -> None:
-        """Want a flight no longer."""
+        """Want a flight no longer; the last to give up on it cancels it."""
         flight.wanted -= 1
         if flight.wanted <= 0 and not flight.landing and not flight.task.done():
             if flight in self._flights:
@@ -162,10 +173,9 @@ class Fetcher:
                 return memoryview(buffer)[start - run[0] * PAGE : stop - run[0] * PAGE]
             held = [flight for m in missing for flight in self.ahead(m)]
             try:
-                await self.gather(self._over(missing))
+                await self.gather(self._held(missing))
             finally:
-                for flight in held:
-                    self.release(flight)
+                self.let_go(held)
         return await self._read(start, stop, Turn(caller()))
 
     async def load(self, run: Run, *, passing: bool = False) -> tuple[bytearray, list[Run], list[int]]:
@@ -249,9 +259,9 @@ class Fetcher:
         waiting = [(runs, answer) for runs, answer in queue if not answer.done()]
         self._launch([run for runs, _ in waiting for run in runs])
         for runs, answer in waiting:
-            answer.set_result(self._over(runs))
+            answer.set_result(self._held(runs))
 
-    def _launch(self, runs: list[Run]) -> list[Flight]:
+    def _launch(self, runs: list[Run]) -> None:
         flying = [flight.run for flight in self._under_way()]
         asked = [left for run in runs for left in without(run, flying)]
         # Where the columns are known, what lies between two reads is another column.
@@ -262,11 +272,14 @@ class Fetcher:
                 for left in without(missing, flying):
                     for piece in pieces(left):
                         self._start(piece, asked)
-        return self._over(runs)
 
-    def _over(self, runs: list[Run]) -> list[Flight]:
+    def _held(self, runs: list[Run]) -> list[Flight]:
+        """The flights over these runs, held from here on: else who lets go meanwhile would cancel them."""
         flights = self._under_way()
-        return [f for f in flights if any(f.run[0] < last and first < f.run[1] for first, last in runs)]
+        found = [f for f in flights if any(f.run[0] < last and first < f.run[1] for first, last in runs)]
+        for flight in found:
+            flight.wanted += 1
+        return found
 
     def _under_way(self) -> list[Flight]:
         # One that has ended may still stand in the list for a moment, with a verdict that was another's.

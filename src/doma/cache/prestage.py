@@ -191,8 +191,7 @@ async def _bring(fetcher: Fetcher, spans: Iterable[Span]) -> AsyncIterator[Span]
                 yield offset, size
     finally:
         for _, held in window:
-            for flight in held:
-                fetcher.release(flight)
+            fetcher.let_go(held)
 
 
 async def _landed(fetcher: Fetcher, run: Run, held: list[Flight]) -> None:
@@ -200,12 +199,9 @@ async def _landed(fetcher: Fetcher, run: Run, held: list[Flight]) -> None:
     left = _PATIENCE
     while True:
         try:
-            if held:
-                await fetcher.gather(held)
+            await fetcher.gather(held)
         finally:
             kept = all(flight.kept for flight in held)
-            for flight in held:
-                fetcher.release(flight)
             held.clear()
         if not kept:
             raise StorageFull(f"{fetcher.place.shown}: the cache has no room; evict, unpin or enlarge it")

@@ -236,6 +236,7 @@ class CachedReader:
         flights = await self._fetcher.flights(missing)
         left = [r for m in missing for r in without(m, [flight.run for flight in flights])]
         if any(self._pages.missing(run) != [run] for run in left):
+            self._fetcher.let_go(flights)
             raise _Again
         self._read_ahead(stop, ahead)
         return await self._assemble(start, stop, run, buffer, missing, flights, soon=soon)

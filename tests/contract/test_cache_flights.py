@@ -1,0 +1,76 @@
+"""Who waits for bytes that are on their way gets them, whoever else gives them up meanwhile (R26)."""
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from doma.cache.fetch import JOIN
+from doma.cache.origins import Origins
+from doma.cache.store import CacheStore
+from doma.core.config import Cache
+from tests.contract.counted_origin import MIB, Origin, blob, put, until
+
+DATA = blob(8 * MIB)
+
+
+@pytest.fixture
+def origin():
+    return Origin()
+
+
+@pytest.fixture
+async def cache(tmp_path, origin):
+    await put(origin, "/f", DATA)
+    cache = CacheStore(tmp_path / "cache", Origins(origin, name="site"), Cache(), rng=random.Random(1))
+    yield cache
+    origin.gate.set()
+    await cache.close()
+
+
+async def test_who_jumps_into_what_is_being_fetched_ahead_of_him_waits_for_it(cache, origin):
+    reader = await cache.open("/f")
+    for at in (0, MIB):
+        await reader.read(at, at + MIB)
+    origin.gate.clear()
+    third = asyncio.create_task(reader.read(2 * MIB, 3 * MIB))
+    await until(lambda: origin.running > 1)
+    far = max(stop for _, stop in origin.requests)
+    assert far > 3 * MIB
+    jump = asyncio.create_task(reader.read(far - 100, far))
+    await asyncio.sleep(0)
+    origin.gate.set()
+    assert await third == DATA[2 * MIB : 3 * MIB]
+    assert await jump == DATA[far - 100 : far]
+    await reader.close()
+    await until(lambda: cache.stats().fetching == 0)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_fetch_goes_on_for_who_was_told_of_it_when_the_one_who_began_it_leaves(cache, origin, stays):
+    reader = await cache.open("/f")
+    fetcher = cache.catalogue.get(cache.place("/f").key).fetcher
+    origin.gate.clear()
+    begun = fetcher.ahead((0, 256))
+    told = asyncio.create_task(fetcher.flights([(0, 300)]))
+    await asyncio.sleep(0)
+
+    def leave():
+        fetcher.let_go(begun)
+        if not stays:
+            told.cancel()
+
+    asyncio.get_running_loop().call_later(JOIN, leave)
+    time.sleep(5 * JOIN)  # both timers are due at once: nobody is told before he leaves
+    if stays:
+        flights = await told
+        origin.gate.set()
+        first, second = await fetcher.gather(flights)
+        assert bytes(first) + bytes(second) == DATA[: 300 * 4096]
+    else:
+        await asyncio.gather(told, return_exceptions=True)
+        assert told.cancelled()
+        await until(lambda: not fetcher.busy)  # nobody wants any of it
+    await until(lambda: cache.stats().fetching == 0)
+    await reader.close()
