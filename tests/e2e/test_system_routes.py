@@ -184,6 +184,20 @@ def test_nobodys_body_is_read_before_it_is_known_who_sends_it(shared):
     assert {path: status for path, status in told.items() if status != 401} == {}
 
 
+def test_a_path_with_control_characters_is_no_routes_path(shared):
+    """A pattern's ``$`` matches before a newline too: ``/health%0a`` was ``/health``."""
+    pairs = OPEN | OWN_PROOF | OPERATOR | CLOSED
+    pairs |= {(m, f"/{name}/x") for m in ("GET", "PUT", "PROPFIND") for name in ("site", "cache", "data")}
+    told = {}
+    for method, path in pairs:
+        half = len(path) // 2 if "{" not in path[: len(path) // 2] else path.index("{")
+        for code in ("%0a", "%0d", "%00", "%7f"):
+            for spelled in (path + code, path[:half] + code + path[half:]):
+                answer = ask(shared, method, spelled, None if (method, path) in OPEN else "")
+                told[method, spelled] = answer.status_code, answer.headers["x-error-code"]
+    assert {place: status for place, status in told.items() if status != (400, "bad-path")} == {}
+
+
 MINE = _words("""
 GET /events
 GET /requests

@@ -32,6 +32,7 @@ from doma.doors.tpc import ThirdParty
 from doma.doors.usage import SUMS
 from doma.monitor.counted import counted
 from doma.monitor.metrics import Metrics
+from doma.net.problem import nameable_only
 from doma.store.file import FileStore
 from doma.store.tape import TapeStore
 from doma.store.tape_requests import StageRequests
@@ -117,7 +118,7 @@ class Services:
         inner = _dispatch(doors, counted(root, self.metrics), RESERVED | {"", self.config.auth.vo})
         own = counted(s3.app(self.s3_door), self.metrics, door="s3", endpoints=self.opened.site.endpoints)
         keys = partial(s3_routes.sts, self.s3_door, self.config.s3.key_lifetime)
-        self.app = s3.beside(own, keys, inner)
+        self.app = s3.beside(own, keys, nameable_only(inner, self.opened.site.name))
 
     def count(
         self, endpoint: str, method: str, status: int, received: int, sent: int, seconds: float, times: int

@@ -3,6 +3,7 @@
 Source: WLCG token profile 1.3 §"Scope-based authorisation"; rules T12-T15 and W19 of the contracts.
 """
 
+import re
 from urllib.parse import quote, unquote_to_bytes
 
 from doma.core.errors import BadPath, UriTooLong
@@ -13,6 +14,8 @@ MAX_DEPTH = 200
 """Names of one path: whoever walks a tree goes that deep."""
 RESERVED = ".doma"
 """Names that begin so belong to the storage engines."""
+
+_UNSAYABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]").search
 
 
 def normalise(raw: str) -> str:
@@ -48,6 +51,21 @@ def checked(path: str) -> str:
     for part in path.split("/"):
         _check(part, path)
     return _joined(path.split("/"), path)
+
+
+def nameable(path: str) -> bool:
+    r"""Whether a request could name this decoded path at all; the disk below a store may hold others.
+
+    >>> nameable("/a b"), nameable("/a\n")
+    (True, False)
+    """
+    return not _UNSAYABLE(path)
+
+
+def must_be_nameable(path: str) -> None:
+    """Raise BadPath for a decoded path with control characters, or what is no character."""
+    if _UNSAYABLE(path):
+        raise BadPath(f"{_shown(path)}: control characters are not allowed in a path")
 
 
 def covers(scope: str, path: str) -> bool:
@@ -104,7 +122,7 @@ def _check(part: str, raw: str) -> None:
         raise BadPath(f"{_shown(raw)}: names that begin with {RESERVED!r} are reserved")
     if part.isascii() and part.isprintable():
         return
-    if any(ord(c) < 0x20 or ord(c) == 0x7F or 0xD800 <= ord(c) < 0xE000 for c in part):
+    if _UNSAYABLE(part):
         raise BadPath(f"{_shown(raw)}: control characters are not allowed in a path")
 
 

@@ -34,7 +34,6 @@ FLUSH = 64 << 10
 
 _QUOTES = {"'": "&#39;", '"': "&quot;"}
 _ODD = re.compile(r"[^A-Za-z0-9/._~-]").search
-_UNSAYABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]").search
 
 
 @dataclass(slots=True)
@@ -177,11 +176,6 @@ def links(endpoint: Endpoint) -> Callable[[Stat], str]:
         return f"{top}{path}/" if entry.is_dir and path != "/" else top + path
 
     return link
-
-
-def nameable(path: str) -> bool:
-    """Whether a request could name this path at all; the disk below a store may hold others."""
-    return not _UNSAYABLE(path)
 
 
 def check_conditions(call: Call, stat: Stat | None) -> None:

@@ -11,8 +11,8 @@ from html import escape
 from typing import Any
 
 from doma.auth.model import Verb
-from doma.core.paths import parent
-from doma.doors.dav_call import Call, href, links, nameable
+from doma.core.paths import nameable, parent
+from doma.doors.dav_call import Call, href, links
 from doma.store.protocol import Stat
 
 _HEAD = """<!doctype html>

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from doma.core.errors import Conflict, NotFound
-from doma.doors.dav_call import nameable
+from doma.core.paths import nameable
 from doma.store.protocol import Stat, Store
 
 WAITING = 8

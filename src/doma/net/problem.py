@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from doma.core.errors import (
     BadCredential,
@@ -26,6 +27,7 @@ from doma.core.errors import (
     from_problem,
     problem,
 )
+from doma.core.paths import must_be_nameable
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +125,26 @@ def install(app: Starlette, realm: str = "localhost", *, json_by_default: bool =
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(Exception, unknown)
+
+
+def nameable_only(app: ASGIApp, realm: str) -> ASGIApp:
+    """The app for paths without control characters; others are answered 400 whatever the app's routes are.
+
+    A route's pattern ends in ``$``, which also matches before a newline: ``/health%0a`` would be ``/health``.
+    """
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                must_be_nameable(scope["path"])
+            except DomaError as e:
+                accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+                status, headers, body = render(e, accept, realm)
+                await Response(body, status, headers)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return application
 
 
 def raise_for(response: httpx.Response) -> httpx.Response:
