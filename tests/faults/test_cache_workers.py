@@ -59,12 +59,21 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
 
 
 async def everybody(several: Several, path: str, size: int, clients: int = 12) -> list[object]:
-    """What many new connections by each door get at once; the kernel deals each process some."""
+    """What many new connections by each door get at once; the kernel deals each process some.
+
+    Errors are printed with their texts, and what the servers had to say.
+    """
     async with AsyncExitStack() as after:
         visitors = [Visitor(several, door) for door in DOORS * clients]
         for visitor in visitors:
             after.push_async_callback(visitor.close)
-        return list(await asyncio.gather(*(visitor.read(path, 0, size) for visitor in visitors)))
+        found = list(await asyncio.gather(*(visitor.read(path, 0, size) for visitor in visitors)))
+        for visitor, got in zip(visitors, found, strict=True):
+            if isinstance(got, int):
+                print(visitor.how, got, visitor.told)
+        if any(isinstance(got, int) for got in found):
+            print(several.system.log[-10_000:])
+        return found
 
 
 @pytest.mark.parametrize("state", ["cold", "half"])

@@ -331,6 +331,8 @@ class Visitor:
         self.caching, self.how = caching, "pgread" if how == "root" else how
         self._client = Client(caching, how if how == "https" else "http")
         self._wire = None
+        self.told = ""
+        """The text of the last error."""
 
     async def wire(self):
         if self._wire is None:
@@ -365,13 +367,19 @@ class Visitor:
         except http.client.IncompleteRead:
             self._client.close()
             return 0
+        if status != 206:
+            self.told = body.decode(errors="replace")
         return body if status == 206 else status
 
     async def open(self, path, options=Open.READ):
         """A handle of root://, or the number of the error."""
         wire = await self.wire()
         status, said = await wire.ask(Code.OPEN, P_OPEN.pack(0, options, 0), f"/cache{path}".encode())
-        return said[:4] if status == Status.OK else number_and_text(said)[0]
+        return said[:4] if status == Status.OK else self._number(said)
+
+    def _number(self, said):
+        number, self.told = number_and_text(said)
+        return number
 
     async def take(self, handle, start, stop):
         """The bytes of an open file, or the number of the error."""
@@ -385,7 +393,7 @@ class Visitor:
             stream, status, said = await asyncio.wait_for(self._wire.one(), 20)
             assert stream == mine
             if status == Status.ERROR:
-                return number_and_text(said)[0]
+                return self._number(said)
             if status == Status.STATUS:
                 head = page_head(said)
                 part, damaged = separated(head.offset, said[24:])
