@@ -218,6 +218,15 @@ def test_the_private_door_of_the_main_process_is_closed_to_all_but_its_workers(t
     assert refused >= 1
 
 
+def test_nobody_but_a_worker_tells_numbers(three: System) -> None:
+    """What a worker passes on came from anybody, also what is addressed like its own report."""
+    told = {"number": "forged", "events": True, "numbers": {}, "viewed": {}}
+    headers = {"x-doma-worker": "guess", "x-doma-where": ""}
+    for path in ("/.worker/report", "//.worker/report"):
+        got = everyone(three, call(three, "POST", path, json.dumps(told).encode(), None, **headers))
+        assert {status for status, _ in got} == {404}
+
+
 def test_a_killed_worker_comes_back_and_the_others_go_on(three: System) -> None:
     before = listeners(three)
     victim = (before - {three.pid}).pop()

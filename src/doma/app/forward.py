@@ -8,7 +8,6 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote, unquote_to_bytes
 
@@ -57,9 +56,8 @@ class Forward:
 
     async def post(self, path: str, value: Any) -> None:
         """Tell the main process something. Raises what the client raises."""
-        where = {"target": path, "query": "", "client": ["", 0], "server": ["", 0], "scheme": "http"}
-        headers = {SECRET: self._secret, WHERE: json.dumps(where), "content-type": "application/json"}
-        answer = await self._client.request("POST", self._url, headers, json.dumps(value).encode())
+        headers = {SECRET: self._secret, "content-type": "application/json"}
+        answer = await self._client.request("POST", self._url + path, headers, json.dumps(value).encode())
         answer.close()
 
     async def close(self) -> None:
@@ -149,19 +147,21 @@ class _Body:
         return True
 
 
-def trusted(app: ASGIApp, secret: str) -> ASGIApp:
-    """The application behind the main process's private listener: only its workers may speak to it."""
+def trusted(app: ASGIApp, secret: str, told: ASGIApp) -> ASGIApp:
+    """The application behind the main process's private listener: only its workers may speak to it.
+
+    Args:
+        app: Answers what a worker passes on, which anybody may have sent.
+        secret: What all of them know.
+        told: Takes what a worker says itself: it names nobody that it comes from.
+    """
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         found: dict[bytes, bytes] = dict(scope["headers"])
         given, where = found.get(SECRET.encode(), b""), found.get(WHERE.encode(), b"")
-        said: dict[str, Any] = {}
-        if hmac.compare_digest(given, secret.encode()):
-            with suppress(ValueError):
-                said = json.loads(where)
-        if not said:
+        if not hmac.compare_digest(given, secret.encode()):
             empty: Message = {
                 "type": "http.response.start",
                 "status": 403,
@@ -170,6 +170,10 @@ def trusted(app: ASGIApp, secret: str) -> ASGIApp:
             await send(empty)
             await send({"type": "http.response.body", "body": b""})
             return
+        if not where:
+            await told(scope, receive, send)
+            return
+        said: dict[str, Any] = json.loads(where)
         scope["raw_path"] = unquote_to_bytes(said["target"])
         scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
         scope["query_string"] = unquote_to_bytes(said["query"])

@@ -68,12 +68,8 @@ class Workers:
         self._root, self._viewed = root, viewed
         self._secret = secrets.token_urlsafe(32)
         own = Starlette(routes=[Route(REPORT, self._report, methods=["POST"])])
-
-        async def private(scope: Any, receive: Any, send: Any) -> None:
-            await (own if scope["path"] == REPORT else app)(scope, receive, send)
-
         self._listener = Listener(
-            trusted(private, self._secret),
+            trusted(app, self._secret, own),
             fast=None,
             listen=Listen(address="127.0.0.1:0", idle_timeout=3600, max_connections=100_000),
             tls=None,
