@@ -74,3 +74,21 @@ async def test_a_fetch_goes_on_for_who_was_told_of_it_when_the_one_who_began_it_
         await until(lambda: not fetcher.busy)  # nobody wants any of it
     await until(lambda: cache.stats().fetching == 0)
     await reader.close()
+
+
+async def test_what_was_begun_for_a_reader_goes_on_while_he_looks_again_at_what_landed_meanwhile(
+    cache, origin
+):
+    one, other = await cache.open("/f"), await cache.open("/f")
+    origin.gate.clear()
+    first = asyncio.create_task(one.read(0, 100_000))
+    await until(lambda: origin.requests)
+    second = asyncio.create_task(other.read(50_000, 200_000))
+    await asyncio.sleep(0)
+    origin.gate.set()
+    assert await first == DATA[:100_000]
+    assert await second == DATA[50_000:200_000]
+    await one.close()
+    await other.close()
+    assert (len(origin.requests), origin.cancelled) == (2, 0)
+    await until(lambda: cache.stats().fetching == 0)

@@ -200,18 +200,21 @@ class CachedReader:
             self._landing.append(flight)
 
     async def _fetched(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer:
+        held: list[Flight] = []
         try:
             for _ in range(_TURNS):
                 try:
                     return await self._read(start, stop, ahead, soon=soon)
-                except _Again:
-                    continue
+                except _Again as e:
+                    held += e.held
             return await self._fetcher.direct(start, stop)
         except DomaError as e:
             first, last = pages_of(start, stop)
             if any(first <= page < last for page in self._rotten):
                 e.detail["xrootd"] = CHECKSUM  # what is here is damaged, and the origin is away (C3)
             raise
+        finally:
+            self._fetcher.let_go(held)
 
     async def _read(self, start: int, stop: int, ahead: int, *, soon: bool) -> Buffer:
         run = pages_of(start, stop)
@@ -236,8 +239,7 @@ class CachedReader:
         flights = await self._fetcher.flights(missing)
         left = [r for m in missing for r in without(m, [flight.run for flight in flights])]
         if any(self._pages.missing(run) != [run] for run in left):
-            self._fetcher.let_go(flights)
-            raise _Again
+            raise _Again(flights)
         self._read_ahead(stop, ahead)
         return await self._assemble(start, stop, run, buffer, missing, flights, soon=soon)
 
@@ -258,7 +260,7 @@ class CachedReader:
             parts = await self._fetcher.gather(flights, soon=soon)
         except (Unauthenticated, Forbidden, NotFound) as e:
             if any(flight.by != mine for flight in flights):
-                raise _Again from e
+                raise _Again([]) from e
             raise
         base, end = run[0] * PAGE, min(run[1] * PAGE, self._stat.size)
         missed = bypassed = 0
@@ -387,4 +389,11 @@ async def in_time(path: str, seconds: float) -> AsyncIterator[None]:
 
 
 class _Again(Exception):
-    """Look again: pages landed meanwhile, or a fetch failed by the rights of another caller."""
+    """Look again: pages landed meanwhile, or a fetch failed by the rights of another caller.
+
+    Args:
+        held: Flights that go on, for the next look to find.
+    """
+
+    def __init__(self, held: list[Flight]) -> None:
+        self.held = held
