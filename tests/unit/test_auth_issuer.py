@@ -18,7 +18,7 @@ from joserfc.jwk import KeySet as JoseKeySet
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from doma.auth.clients import TRIES, Clients
+from doma.auth.clients import TRIES, Clients, Tries
 from doma.auth.issuer import Issuer
 from doma.auth.keys import KeySet
 from doma.auth.routes import issuer_app, metadata_route
@@ -335,6 +335,41 @@ def test_guessing_secrets_is_slowed_down_but_never_locks_a_proved_client_out(tmp
         clients.authenticate("new", "right")
     now[0] += 60
     assert clients.authenticate("new", "right")
+
+
+def test_a_name_that_nobody_has_costs_what_a_wrong_secret_costs(tmp_path, monkeypatch):
+    from doma.auth import clients as module
+
+    hashes, plain = [], module._hashed
+    clients = Clients(tmp_path / "clients.json", clock=lambda: NOW)
+    clients.add("known", [], secret="right")
+    clients.add("public", [], public=True)
+    monkeypatch.setattr(module, "_hashed", lambda *given: hashes.append(given[0]) or plain(*given))
+    monkeypatch.setattr(module, "_COST", 2)
+    for name in ("known", "unknown", "public"):
+        for n in range(TRIES):
+            assert clients.authenticate(name, f"guess{n}") is None
+        with pytest.raises(TooManyRequests, match=name):
+            clients.authenticate(name, "one more")
+        assert hashes == [f"guess{n}" for n in range(TRIES)], name
+        hashes.clear()
+    for name in ("", "no name", "n" * 1000):
+        assert clients.authenticate(name, "x") is None
+    assert hashes == [], "nobody can have such a name"
+
+
+def test_made_up_names_take_no_more_than_so_much_memory(monkeypatch):
+    now = [NOW]
+    tries = Tries(lambda: now[0])
+    monkeypatch.setattr("doma.auth.clients.NAMES", 50)
+    for n in range(1000):
+        tries.failed(str(n))
+        tries.failed("alice") if n % 40 == 0 else None
+    assert tries.must_wait("alice"), "who is tried now and then is not forgotten for others"
+    assert len(tries._failed) == 50
+    now[0] += 60
+    tries.failed("bob")
+    assert list(tries._failed) == ["bob"]
 
 
 # over HTTP

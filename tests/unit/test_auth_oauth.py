@@ -1,6 +1,7 @@
 """Forms and client credentials as anything may send them: read, or refused in OAuth's words."""
 
 import base64
+from itertools import count
 from urllib.parse import urlencode
 
 import pytest
@@ -15,7 +16,9 @@ ERRORS = {"invalid_request", "invalid_client"}
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory):
-    clients = Clients(tmp_path_factory.mktemp("oauth") / "clients.json")
+    # a minute goes by between any two, as the same name may come often
+    clock = count(0.0, 60.0).__next__
+    clients = Clients(tmp_path_factory.mktemp("oauth") / "clients.json", clock)
     clients.add("a", ["fts"], secret="s")
     clients.add("cli", ["fts"], public=True)
     return clients

@@ -28,6 +28,8 @@ from doma.core.errors import AlreadyExists, BadRequest, ConfigError, NotFound, T
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}")
 _COST = 1 << 14  # 16 MiB and some 40 ms: what RFC 7914 §2 calls interactive
 _FILE_LIMIT = 16 << 20
+_NOBODY = f"scrypt${secrets.token_hex(16)}${secrets.token_hex(64)}"
+"""What a name without a secret is checked against, so that it takes as long as one with: nothing fits."""
 
 GRANTS = ("client_credentials", "token-exchange", "refresh_token")
 """What a client may ask for unless it says otherwise; a public one never the first two."""
@@ -36,10 +38,14 @@ INTERACTIVE = ("device_code", "authorization_code", "refresh_token")
 
 TRIES = 10
 """Wrong secrets that one client may send in a minute."""
+NAMES = 10_000
+"""Names whose wrong secrets are counted: more than can be checked in a minute, so none is forgotten early."""
 
 
 class Tries:
     """Counts what was wrong, by name: after :data:`TRIES` within a minute that name has to wait.
+
+    Anybody can make up names: the :data:`NAMES` that were wrong last are remembered, for a minute.
 
     Args:
         clock: Seconds.
@@ -47,16 +53,24 @@ class Tries:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._lock = threading.Lock()
         self._failed: dict[str, deque[float]] = {}
 
     def failed(self, name: str) -> None:
         """One more was wrong."""
-        self._failed.setdefault(name, deque(maxlen=TRIES)).append(self._clock())
+        now = self._clock()
+        with self._lock:
+            times = self._failed.pop(name, deque(maxlen=TRIES))
+            times.append(now)
+            self._failed[name] = times
+            while len(self._failed) > NAMES or now - next(iter(self._failed.values()))[-1] >= 60:
+                del self._failed[next(iter(self._failed))]
 
     def must_wait(self, name: str) -> bool:
         """Whether there were too many in the last minute."""
-        failures = self._failed.get(name)
-        return bool(failures and len(failures) == TRIES and 0 <= self._clock() - failures[0] < 60)
+        with self._lock:
+            failures = self._failed.get(name)
+            return bool(failures and len(failures) == TRIES and 0 <= self._clock() - failures[0] < 60)
 
 
 class Client(BaseModel):
@@ -195,16 +209,17 @@ class Clients:
     def authenticate(self, client_id: str, secret: str) -> Client | None:
         """The client, if this is its secret. The first time takes some 40 ms: call it in a thread.
 
+        It takes as long, and as many tries, where there is no such client: nobody learns names by asking.
+
         Raises:
-            TooManyRequests: too many wrong secrets for this client in the last minute.
+            TooManyRequests: too many wrong secrets for this name in the last minute.
             ConfigError: the file has become unreadable.
         """
         client = self.get(client_id)
-        if client is None or not client.secret:
+        if client is None and not _ID.fullmatch(client_id):
             return None
-        proof = blake2b(
-            f"{client.secret}\0{secret}".encode("utf-8", "surrogateescape"), key=self._pepper
-        ).digest()
+        stored = (client and client.secret) or _NOBODY
+        proof = blake2b(f"{stored}\0{secret}".encode("utf-8", "surrogateescape"), key=self._pepper).digest()
         if hmac.compare_digest(self._proved.get(client_id, b""), proof):
             return client
         if self._tries.must_wait(client_id):
@@ -212,9 +227,7 @@ class Clients:
                 f"client {client_id}: {TRIES} wrong secrets within a minute; wait and use the right one",
                 retry_after=60,
             )
-        if not hmac.compare_digest(
-            client.secret, _hashed(secret, bytes.fromhex(client.secret.split("$")[1]))
-        ):
+        if not hmac.compare_digest(stored, _hashed(secret, bytes.fromhex(stored.split("$")[1]))):
             self._tries.failed(client_id)
             return None
         self._proved[client_id] = proof
