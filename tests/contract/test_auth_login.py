@@ -75,6 +75,9 @@ class World:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
+    def codes_waiting(self):
+        return Codes(self.ledger).pending(self.now)
+
     async def poll(self, code, client="cli"):
         return await self.post("token", grant_type=DEVICE, device_code=code, client_id=client)
 
@@ -154,6 +157,28 @@ async def test_a_hasty_device_is_slowed_down(world):
         errors.append((await world.poll(code)).json()["error"])
     pending, slow = "authorization_pending", "slow_down"
     assert errors == [pending, slow, slow, slow, pending, pending]
+
+
+async def test_one_address_cannot_make_all_others_wait(world, monkeypatch):
+    monkeypatch.setattr("doma.auth.login.MAX_NEAR", 2)
+    monkeypatch.setattr("doma.auth.login.MAX_WAITING", world.codes_waiting() + 6)
+
+    async def ask(address):
+        world.http._transport.client = (address, 1)
+        return await world.post("devicecode", client_id="cli")
+
+    for group in (("192.0.2.1", "::ffff:192.0.2.1"), ("2001:db8::1", "2001:db8::2:0:0:9")):
+        for address in group:
+            assert (await ask(address)).status_code == 200
+        for address in group:
+            refused = await ask(address)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
+            assert refused.json()["error"] == "temporarily_unavailable"
+    assert (await ask("192.0.2.2")).status_code == 200
+    assert (await ask("2001:db8:0:1::1")).status_code == 200
+    assert (await ask("192.0.2.3")).status_code == 429, "all of them are bounded too"
+    world.now += 600
+    assert (await ask("192.0.2.1")).status_code == 200
 
 
 async def test_a_refused_an_expired_and_a_strange_device_get_nothing(world):
@@ -256,9 +281,13 @@ async def test_guessing_passwords_is_slowed_down(world):
     ]
     assert "Name or password is wrong" in texts[0]
     assert "Too many wrong passwords" in texts[-1]
-    page = await world.post("device", user_code=code, username="nobody", password="x")
-    assert page.status_code == 401
-    assert "Name or password is wrong" in page.text
+    other = [
+        (await world.post("device", user_code=code, username="nobody", password=f"guess{n}")).text
+        for n in range(11)
+    ]
+    assert [text.replace("nobody", "dave") for text in other] == texts, (
+        "nobody learns who has a password here"
+    )
     world.users.remove("dave")
 
 
@@ -399,12 +428,13 @@ async def test_a_user_may_say_no_and_a_page_serves_once(world):
 
 def test_a_code_is_used_once_on_every_database(database):
     codes = Codes(Ledger(database, b"k" * 32))
-    codes.keep("c", "cli", "s", ["a"], {"kind": "device"}, now=0, life=60, user_code="BCDFGHJK")
+    about = {"kind": "device", "peer": "192.0.2.1"}
+    codes.keep("c", "cli", "s", ["a"], about, now=0, life=60, user_code="BCDFGHJK")
     with pytest.raises(Conflict):
         codes.keep("d", "cli", "s", [], {"kind": "device"}, now=0, life=60, user_code="BCDFGHJK")
     codes.keep("r", "cli", "s", [], {"kind": "redirect"}, now=0, life=60, subject="a", auth_time=1.0)
     codes.keep("r2", "cli", "s", [], {"kind": "redirect"}, now=0, life=60, subject="a", auth_time=1.0)
-    assert codes.pending(1) == 1
+    assert (codes.pending(1), codes.pending(1, "192.0.2.1"), codes.pending(1, "192.0.2.2")) == (1, 1, 0)
     row = codes.waiting("BCDFGHJK", 1)
     assert codes.decide(row.id, "alice", 1.0, agreed=True, now=1)
     assert not codes.decide(row.id, "bob", 1.0, agreed=False, now=1)

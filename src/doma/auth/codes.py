@@ -57,11 +57,13 @@ class Codes:
         }  # fmt: skip
         self._db.run_sync(lambda tx: tx.execute(insert(codes).values(**row)))
 
-    def pending(self, now: float) -> int:
-        """How many devices wait for their users."""
+    def pending(self, now: float, peer: str | None = None) -> int:
+        """How many devices wait for their users: all, or those whose details name this peer."""
         wanted = (
             select(func.count()).select_from(codes).where(codes.c.expires > now, codes.c.state == PENDING)
         )
+        if peer is not None:
+            wanted = wanted.where(codes.c.details["peer"].as_string() == peer)
         return self._db.look_sync(lambda tx: int(tx.execute(wanted).scalar_one()))
 
     def waiting(self, user_code: str, now: float) -> Row[Any] | None:

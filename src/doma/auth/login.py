@@ -26,12 +26,13 @@ from doma.auth.issuer import Issuer, groups_for
 from doma.auth.ledger import Ledger
 from doma.auth.oauth import Form, OAuthError
 from doma.auth.scopes import shown, to_scitokens
+from doma.auth.turns import near
 from doma.core.errors import Conflict, TooManyRequests
 
 DEVICE_LIFE, CODE_LIFE, TICKET_LIFE = 600, 60, 600
 """Seconds that a device code, an authorization code and a page's ticket are good."""
-MAX_WAITING = 10_000
-"""Devices that may wait for their users at once: anybody can make one wait."""
+MAX_WAITING, MAX_NEAR = 10_000, 200
+"""Devices that may wait for their users at once, in all and of one address: anybody can make one wait."""
 
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"  # no vowels: no words come out (RFC 8628 §6.1)
 _CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -72,8 +73,13 @@ class UserFlows(Flows):
     def offered(self) -> tuple[str, ...]:
         return (*super().offered(), "device_code", "authorization_code")
 
-    def device(self, form: Form, authorization: str | None) -> dict[str, Any]:
+    def device(self, form: Form, authorization: str | None, *, peer: str = "") -> dict[str, Any]:
         """The answer of the device authorization endpoint (RFC 8628 §3.2).
+
+        Args:
+            form: The request.
+            authorization: Its header.
+            peer: The address that it came from.
 
         Raises:
             OAuthError: the client is not known, may not do this, or may have none of the scopes.
@@ -82,7 +88,8 @@ class UserFlows(Flows):
         client = self.authenticator.client(form, authorization, now)
         if "device_code" not in client.grants:
             raise OAuthError("unauthorized_client", "this client may not use the device flow")
-        if self.codes.pending(now) >= MAX_WAITING:
+        peer = near(peer)
+        if self.codes.pending(now, peer) >= MAX_NEAR or self.codes.pending(now) >= MAX_WAITING:
             raise OAuthError("temporarily_unavailable", "too many devices wait", 429, **{"Retry-After": "60"})
         scope = form.get("scope") or " ".join(client.scopes)
         code = secrets.token_urlsafe(32)
@@ -90,7 +97,7 @@ class UserFlows(Flows):
             letters = "".join(secrets.choice(_LETTERS) for _ in range(8))
             try:
                 self.codes.keep(
-                    code, client.id, scope, form.audience, {"kind": "device"},
+                    code, client.id, scope, form.audience, {"kind": "device", "peer": peer},
                     now=now, life=DEVICE_LIFE, user_code=letters,
                 )  # fmt: skip
                 break

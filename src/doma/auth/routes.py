@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from doma.auth.login import UserFlows
 from doma.auth.oauth import MAX_FORM, Form, OAuthError, read_form
 from doma.auth.revoked import Revocations
 from doma.auth.scopes import WLCG
+from doma.auth.turns import Turns
 from doma.core.errors import BadCredential, DomaError
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
         issuer: Whose.
         revocations: Told at once of what is revoked here.
     """
-    flows = flows_of(issuer)
+    flows, turns = flows_of(issuer), Turns()
+    answered = partial(_answered, turns)
 
     async def jwks(request: Request) -> Response:
         return JSONResponse(issuer.keys.jwks(), headers=PUBLIC)
@@ -64,7 +67,7 @@ def issuer_app(issuer: Issuer, revocations: Revocations | None = None) -> Starle
             Route("/revoke", revoke, methods=["POST"]),
         ]
     if isinstance(flows, UserFlows):
-        routes += _user_routes(flows)
+        routes += _user_routes(flows, turns)
     app = Starlette(routes=routes)
     app.router.redirect_slashes = False  # it would go to the host that the request names
     return app
@@ -121,18 +124,22 @@ def metadata(flows: Flows) -> dict[str, Any]:
     return found
 
 
-def _user_routes(flows: UserFlows) -> list[Route]:
+def _user_routes(flows: UserFlows, turns: Turns) -> list[Route]:
     """Pages and endpoints of the ways with a user."""
+    paged = partial(_paged, turns, flows)
+
+    async def devicecode(request: Request) -> Response:
+        return await _answered(turns, partial(flows.device, peer=_address(request)))(request)
 
     async def device(request: Request) -> Response:
         if request.method == "GET":
             return pages.login(flows.issuer.vo, "device", user_code=request.query_params.get("user_code", ""))
-        return await _paged(request, flows, flows.device_page)
+        return await paged(request, flows.device_page)
 
     async def authorize(request: Request) -> Response:
         if request.method == "GET":
-            return await _paged(request, flows, flows.authorize_page)
-        return await _paged(request, flows, flows.authorize_form)
+            return await paged(request, flows.authorize_page)
+        return await paged(request, flows.authorize_form)
 
     async def userinfo(request: Request) -> Response:
         try:
@@ -147,24 +154,29 @@ def _user_routes(flows: UserFlows) -> list[Route]:
         return JSONResponse(found, headers=SECRET)
 
     return [
-        Route("/devicecode", answered(flows.device), methods=["POST"]),
+        Route("/devicecode", devicecode, methods=["POST"]),
         Route("/device", device, methods=["GET", "POST"]),
         Route("/authorize", authorize, methods=["GET", "POST"]),
         Route("/userinfo", userinfo, methods=["GET", "POST"]),
     ]
 
 
-async def _paged(request: Request, flows: UserFlows, work: Callable[[Form], Response]) -> Response:
+async def _paged(
+    turns: Turns, flows: UserFlows, request: Request, work: Callable[[Form], Response]
+) -> Response:
     """A page from a form, or from the query of a GET; a form that another site sends is refused."""
     origin = request.headers.get("origin")
     site = request.headers.get("sec-fetch-site", "same-origin")
     ours = {request.headers.get("host", ""), urlsplit(flows.issuer.url).netloc}
     try:
         if request.method == "GET":
-            return await asyncio.to_thread(work, read_form(request.url.query.encode()))
-        if site not in {"same-origin", "none"} or (origin and origin.partition("://")[2] not in ours):
+            form = read_form(request.url.query.encode())
+        elif site not in {"same-origin", "none"} or (origin and origin.partition("://")[2] not in ours):
             return pages.told("Not possible", "This form came from another site.", status=403)
-        return await asyncio.to_thread(work, read_form(await body_of(request)))
+        else:
+            form = read_form(await body_of(request))
+        async with turns.of(_address(request)):
+            return await asyncio.to_thread(work, form)
     except OAuthError as e:
         return pages.told("Not possible", e.description, status=e.status)
     except DomaError as e:
@@ -172,13 +184,14 @@ async def _paged(request: Request, flows: UserFlows, work: Callable[[Form], Resp
         return pages.told("Not possible now", refusal.description, status=refusal.status)
 
 
-def answered(work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpoint:
+def _answered(turns: Turns, work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpoint:
     """A JSON endpoint that reads a form and works in a thread, where scrypt and signatures disturb nobody."""
 
     async def endpoint(request: Request) -> Response:
         try:
             form = read_form(await body_of(request))
-            found = await asyncio.to_thread(work, form, request.headers.get("authorization"))
+            async with turns.of(_address(request)):
+                found = await asyncio.to_thread(work, form, request.headers.get("authorization"))
         except OAuthError as e:
             return JSONResponse(e.body(), e.status, {**SECRET, **e.headers})
         except DomaError as e:
@@ -189,8 +202,14 @@ def answered(work: Callable[[Form, str | None], dict[str, Any] | None]) -> Endpo
     return endpoint
 
 
+def _address(request: Request) -> str:
+    return request.client.host if request.client is not None else ""
+
+
 def _broken(error: DomaError) -> OAuthError:
     """What a client learns when tables or files of the issuer fail; the log has the rest."""
+    if error.http == 429:
+        return OAuthError("temporarily_unavailable", error.message, 429, **{"Retry-After": "5"})
     log.error("the issuer cannot answer: %s", error.message)
     if error.http != 503:
         return OAuthError("server_error", "the issuer cannot answer now; the log has the cause", 500)
