@@ -191,13 +191,20 @@ class Reading(asyncio.BufferedProtocol, ABC):
             raise _HeadTooLarge
         if b"connection" in fields or b"host" not in fields:
             request.version = self._parser.get_http_version()
-            if b"host" not in fields and request.version == "1.1":
-                raise _NoHost
+            if b"host" not in fields and request.version != "1.0":
+                raise _Faulty("HTTP/1.1 needs the field Host; send it")
+        if request.repeats and [name for name, _ in request.headers].count(b"host") > 1:
+            raise _Faulty("the field Host may stand there once; send one")
         length = fields.get(b"content-length")
         if length is not None:
             request.length = int(length)
-        if b"transfer-encoding" in fields:
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None:
+            if coding.strip().lower() != b"chunked":
+                raise _UnknownCoding
             request.chunked = True
+            # one before us may not know chunks, and read another end of the body (RFC 9112 §6.1)
+            request.keep_alive = request.keep_alive and self._parser.get_http_version() != "1.0"
         if not request.has_body:
             return
         request.expect = fields.get(b"expect", b"").lower() == b"100-continue"
@@ -314,8 +321,14 @@ class Reading(asyncio.BufferedProtocol, ABC):
             answer = text_answer(
                 431, "head-too-large", f"the request's head is larger than {HEAD} bytes; send less"
             )
-        elif isinstance(cause, _NoHost):
-            answer = text_answer(400, "bad-request", "HTTP/1.1 needs the field Host; send it")
+        elif isinstance(cause, _Faulty):
+            answer = text_answer(400, "bad-request", str(cause))
+        elif isinstance(cause, _UnknownCoding):
+            answer = text_answer(
+                501,
+                "unsupported",
+                "the one transfer coding known here is 'chunked'; send the body in no other",
+            )
         elif _unknown_method(data):
             answer = text_answer(
                 501, "unsupported", "this method is not known here; OPTIONS lists those that are"
@@ -342,8 +355,12 @@ class _HeadTooLarge(Exception):
     """More head than is read."""
 
 
-class _NoHost(Exception):
-    """HTTP/1.1 without Host."""
+class _Faulty(Exception):
+    """A head that breaks a rule of HTTP/1.1 which the parser does not check; the text says which."""
+
+
+class _UnknownCoding(Exception):
+    """A body in a transfer coding that nobody here undoes."""
 
 
 class Flood(Exception):

@@ -65,11 +65,34 @@ def test_a_whole_head_above_64_kib_is_refused_too(plain, tools):
         b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: -3\r\n\r\n",
         b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
         b"GET /json HTTP/1.1\r\nHost: x\r\nBad Name: 1\r\n\r\n",
+        b"GET /json\r\n\r\n",
+        b"GET /json HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"GET /json HTTP/1.1\nHost: x\n\n",
+        b"GET /json HTTP/1.1\r\nHost: x\r\nX: a\r\n Authorization: b\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+        b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
     ],
 )
 def test_what_is_not_http_gets_400_and_the_end(plain, junk):
     plain.send(junk)
     assert plain.answer().status == 400
+    assert plain.closed()
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "identity", "xchunked"])
+def test_a_body_in_a_coding_that_is_not_known_is_refused_before_it_comes(plain, server, token, tools, coding):
+    plain.send(
+        _put("/site/coded", token, 3).replace(b"Content-Length: 3", b"Transfer-Encoding: " + coding.encode())
+    )
+    got = plain.answer()
+    assert (got.status, got.headers["x-error-code"]) == (501, "unsupported")
+    assert plain.closed()
+
+
+def test_http_1_0_with_chunks_ends_the_connection(plain):
+    keep = b"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+    plain.send(b"POST /refuse HTTP/1.0\r\nHost: x\r\n" + keep + b"2\r\nhi\r\n0\r\n\r\n")
+    assert plain.answer().headers["connection"] == "close"
     assert plain.closed()
 
 
