@@ -134,7 +134,9 @@ def evict(remote: Remote, paths: Sequence[str], now: bool, force: bool, json: bo
         left = [f"{one[why]} {text}" for why, text in (("busy", "in use"), ("pinned", "pinned")) if one[why]]
         when = "gone" if one["immediate"] else "first at the next purge"
         rest = f"; left: {', '.join(left)}" if left else ""
-        print(f"{one['path']}: {one['objects']} objects, {show.size(one['bytes'])} {when}{rest}")
+        print(
+            f"{one['path']}: {show.counted(one['objects'], 'object')}, {show.size(one['bytes'])} {when}{rest}"
+        )
 
 
 def pin(remote: Remote, paths: Sequence[str], file: Path | None, lifetime: str, json: bool) -> None:
@@ -172,7 +174,7 @@ def purge(remote: Remote, dry_run: bool, json: bool) -> None:
     if rows:
         title = "would go, in this order" if dry_run else "gone"
         show.table(title, ("path", "disk", "last read", "reason"), rows[:_SHOWN], right=("disk",))
-    print(f"{done['count']} objects, {show.size(done['bytes'])}")
+    print(f"{show.counted(done['count'], 'object')}, {show.size(done['bytes'])}")
 
 
 def stats(remote: Remote, json: bool) -> None:
@@ -185,7 +187,10 @@ def stats(remote: Remote, json: bool) -> None:
     rows = [("disk", f"{show.size(found['used'])} of {show.size(found['size'])}")]
     rows += [("of it index and folders", show.size(found["beside"])), ("hit ratio", ratio)]
     rows += [(name, show.size(value)) for name, value in found["bytes"].items()]
-    rows += [(name.replace("_", " "), value) for name, value in found["counts"].items()]
+    rows += [
+        (name.replace("_", " "), f"{value:,.{0 if value == int(value) else 3}f}")
+        for name, value in found["counts"].items()
+    ]
     show.table("since the start", ("what", "value"), rows, right=("value",))
 
 

@@ -37,6 +37,15 @@ def table(
     Console(width=None if sys.stdout.isatty() else 160).print(out)
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "object"), counted(1200, "object")
+    ('1 object', '1,200 objects')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def size(count: float) -> str:
     """Bytes for people.
 

@@ -75,6 +75,7 @@ class Stream:
         self._moved = 0
         self._objects: dict[int, list[bytes]] = {}
         self._to: list[tuple[socket.socket, tuple[str, int]]] = []
+        self._sought: list[tuple[str, int]] = []
         self.sent = 0
         self.lost = 0
         """Packets that this machine refused to send."""
@@ -85,19 +86,14 @@ class Stream:
         """Look the collectors up and say who is here.
 
         Raises:
-            ConfigError: ``monitor.dest`` has a word that is no ``host:port``, or the host has no address.
+            ConfigError: ``monitor.dest`` has a word that is no ``host:port``.
         """
-        loop = asyncio.get_running_loop()
         for place in self._section.dest:
             host, _, port = place.rpartition(":")
-            try:
-                found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)
-                family, kind, protocol, _, address = found[0]
-                sock = socket.socket(family, kind, protocol)
-            except (OSError, ValueError) as e:
-                raise ConfigError(f"monitor.dest: {place!r}: {e}; write host:port") from e
-            sock.setblocking(False)
-            self._to.append((sock, (str(address[0]), int(address[1]))))
+            if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+                raise ConfigError(f"monitor.dest: {place!r} is not an address; write host:port")
+            self._sought.append((host.strip("[]"), int(port)))
+        await self._look_up()
         self._identify()
 
     async def run(self) -> None:
@@ -110,6 +106,7 @@ class Stream:
             self.flush(progress=turns % self._section.progress == 0)
             if self._clock() - last >= self._section.ident:
                 last = self._clock()
+                await self._look_up()
                 self._identify()
 
     def close(self) -> None:
@@ -160,6 +157,20 @@ class Stream:
             self._send_events(provider)
 
     # Packets.
+
+    async def _look_up(self) -> None:
+        for place in tuple(self._sought):
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(*place, type=socket.SOCK_DGRAM)
+                family, kind, protocol, _, address = found[0]
+                sock = socket.socket(family, kind, protocol)
+            except (OSError, UnicodeError) as e:  # names of odd lengths are not even asked for
+                again = f"it is looked up again in {self._section.ident:g} s"
+                log.warning("monitor.dest: %s has no address (%s); %s", place[0], e, again)
+                continue
+            sock.setblocking(False)
+            self._to.append((sock, (str(address[0]), int(address[1]))))
+            self._sought.remove(place)
 
     def _login(self, client: Client) -> int:
         known = self._logins.setdefault(client.session, {})
