@@ -248,3 +248,14 @@ def test_a_handler_with_the_filter_writes_no_secret_of_any_child_logger(log):
     assert "Traceback" in written
     assert "plain 5%" in written
     assert "does not fit" in written
+
+
+def test_a_message_with_a_foreign_name_in_it_stays_on_its_line(log):
+    logger, stream = log
+    for text in ("a\nWARNING forged", "a\r\nforged", "\x1b[2Jforged", "a\x85forged\u2028forged", "\x9b2J\0"):
+        logger.warning("name %s", text)
+    written = stream.getvalue()
+    assert len(written.splitlines()) == 5
+    assert written.count("\n") == 5
+    assert not any((c != "\n" and ord(c) < 32) or 0x7F <= ord(c) < 0xA0 for c in written)
+    assert r"a\nWARNING forged" in written

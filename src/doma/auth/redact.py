@@ -1,4 +1,4 @@
-"""Keeps credentials out of logs, wherever a record comes from.
+"""Keeps credentials out of logs, and each message on its line, wherever a record comes from.
 
 Attach :class:`Redactor` to handlers: a logger's own filter does not see the records of its children.
 
@@ -59,8 +59,19 @@ def blanked(text: str) -> str:
     return text
 
 
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+"""What ends a line for somebody, or speaks to a terminal."""
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
 class Redactor(logging.Filter):
-    """Blanks credentials in the message, traceback and stack of every record that passes."""
+    """Blanks credentials in the message, traceback and stack of every record that passes.
+
+    Control characters in a message are spelled out: a name that a client made up writes no line of its own.
+    """
 
     _formatter = logging.Formatter()
 
@@ -71,7 +82,7 @@ class Redactor(logging.Filter):
             # The formatter would fail as well and print the arguments bare.
             record.msg, record.args = f"a log message at {record.pathname}:{record.lineno} does not fit", None
             return True
-        clean = blanked(text)
+        clean = _CONTROL.sub(_spelled, blanked(text))
         if clean != text:
             record.msg, record.args = clean, None
         if record.exc_info and not record.exc_text:
