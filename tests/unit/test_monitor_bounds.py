@@ -52,7 +52,7 @@ async def test_a_collector_whose_name_has_no_address_yet_is_found_when_it_has(mo
         collector.bind(("127.0.0.1", 0))
         collector.settimeout(10)
         dest = f"collector.test:{collector.getsockname()[1]}"
-        stream = Stream(Monitor(dest=(dest,), flush=0.01, ident=0), port=1, sid=2)
+        stream = Stream(Monitor(dest=(dest,), flush=0.01), port=1, sid=2)
         await stream.start()
         assert "collector.test has no address" in caplog.text
         running = asyncio.create_task(stream.run())

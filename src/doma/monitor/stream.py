@@ -93,7 +93,7 @@ class Stream:
             if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
                 raise ConfigError(f"monitor.dest: {place!r} is not an address; write host:port")
             self._sought.append((host.strip("[]"), int(port)))
-        await self._look_up()
+        await self._look_up(logging.WARNING)
         self._identify()
 
     async def run(self) -> None:
@@ -104,9 +104,8 @@ class Stream:
             await asyncio.sleep(self._section.flush)
             turns += 1
             self.flush(progress=turns % self._section.progress == 0)
-            if self._clock() - last >= self._section.ident:
+            if await self._look_up(logging.DEBUG) or self._clock() - last >= self._section.ident:
                 last = self._clock()
-                await self._look_up()
                 self._identify()
 
     def close(self) -> None:
@@ -158,19 +157,22 @@ class Stream:
 
     # Packets.
 
-    async def _look_up(self) -> None:
-        for place in tuple(self._sought):
+    async def _look_up(self, level: int) -> bool:
+        """Whether a collector was found that had no address before."""
+        missing = tuple(self._sought)
+        for place in missing:
             try:
                 found = await asyncio.get_running_loop().getaddrinfo(*place, type=socket.SOCK_DGRAM)
                 family, kind, protocol, _, address = found[0]
                 sock = socket.socket(family, kind, protocol)
             except (OSError, UnicodeError) as e:  # names of odd lengths are not even asked for
-                again = f"it is looked up again in {self._section.ident:g} s"
-                log.warning("monitor.dest: %s has no address (%s); %s", place[0], e, again)
+                again = "nothing is sent there until it has"
+                log.log(level, "monitor.dest: %s has no address (%s); %s", place[0], e, again)
                 continue
             sock.setblocking(False)
             self._to.append((sock, (str(address[0]), int(address[1]))))
             self._sought.remove(place)
+        return len(self._sought) < len(missing)
 
     def _login(self, client: Client) -> int:
         known = self._logins.setdefault(client.session, {})
