@@ -148,7 +148,7 @@ class Load:
                     stop = min(self._size, start + rng.randrange(1, 600_000))
                     got = await visitor.read(self._path, start, stop)
                     if got == 0:
-                        raise EOFError  # the answer broke off with the process that gave it
+                        break  # the answer ended with the process that gave it
                     if got != content(start, stop):
                         self.wrong.append(
                             f"{door} {start}-{stop}: {got if isinstance(got, int) else 'bytes'}"
