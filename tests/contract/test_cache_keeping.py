@@ -73,6 +73,8 @@ async def read(cache, path):
     reader = await cache.open(path)
     data = bytes(await reader.read(0, reader.stat.size))
     await reader.close()
+    while cache.catalogue.in_use(cache.place(path).key):  # the reader has all; a slow disk may not yet
+        await asyncio.sleep(0.001)
     return data
 
 

@@ -4,16 +4,15 @@ Source: cache contract §3 (never promise what is not delivered), F8, F9, F13, C
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 
 from doma.cache.extents import PAGE, Run, Stride, pages_of, without
 from doma.cache.fetch import Context, Fetcher
 from doma.cache.flight import AHEAD_SHARE, Flight
 from doma.cache.freshness import patience
 from doma.cache.hot import Seen, count_hit
-from doma.cache.lanes import Turn
 from doma.cache.origins import caller
+from doma.cache.passing import in_time
 from doma.cache.source import account
 from doma.core.errors import (
     DomaError,
@@ -21,11 +20,10 @@ from doma.core.errors import (
     NotCached,
     NotFound,
     RangeNotSatisfiable,
-    TimedOut,
     Unauthenticated,
 )
 from doma.monitor.opens import Cached
-from doma.store.protocol import Buffer, Reader, Stat
+from doma.store.protocol import Buffer, Stat
 
 CHECKSUM = 3019
 """How root:// calls bytes that do not fit their checksum."""
@@ -222,15 +220,13 @@ class CachedReader:
         missing = self._pages.missing(run)
         if missing != [run]:
             try:
-                async with asyncio.timeout(None if self._only else self._fetcher.disk_patience):
-                    buffer, missing, bad = await self._fetcher.load(run)
+                buffer, missing = await self._load(run)
             except TimeoutError:
-                self._context.counters.disk_late += 1
                 try:
                     return await self._fetcher.direct(start, stop)
                 except DomaError:
                     buffer, missing, bad = await self._fetcher.load(run)
-            self._rotten.update(bad)
+                    self._rotten.update(bad)
         if buffer is not None and not missing:
             count_hit(self._context.counters, self.cached, self._pages, start, stop)
             self._read_ahead(stop, ahead)
@@ -240,8 +236,21 @@ class CachedReader:
         left = [r for m in missing for r in without(m, [flight.run for flight in flights])]
         if any(self._pages.missing(run) != [run] for run in left):
             raise _Again(flights)
+        if left:
+            buffer = None  # there is no memory just now: it is not held while the origin is waited for
         self._read_ahead(stop, ahead)
         return await self._assemble(start, stop, run, buffer, missing, flights, soon=soon)
+
+    async def _load(self, run: Run) -> tuple[bytearray, list[Run]]:
+        """What is here of a run, and what is not. Raises TimeoutError: the origin may be quicker (O13)."""
+        try:
+            async with asyncio.timeout(None if self._only else self._fetcher.disk_patience):
+                buffer, missing, bad = await self._fetcher.load(run)
+        except TimeoutError:
+            self._context.counters.disk_late += 1
+            raise
+        self._rotten.update(bad)
+        return buffer, missing
 
     async def _assemble(
         self,
@@ -262,6 +271,17 @@ class CachedReader:
             if any(flight.by != mine for flight in flights):
                 raise _Again([]) from e
             raise
+        gaps = [left for m in missing for left in without(m, [f.run for f in flights])]
+        straight = [await self._fetcher.direct(max(a * PAGE, start), min(b * PAGE, stop)) for a, b in gaps]
+        if gaps == [run]:
+            return straight[0]
+        if buffer is None and missing != [run]:
+            try:
+                buffer, lacking = await self._load(run)
+            except TimeoutError:
+                return await self._fetcher.direct(start, stop)
+            if any(without(lost, missing) for lost in lacking):
+                raise _Again([])  # damaged
         base, end = run[0] * PAGE, min(run[1] * PAGE, self._stat.size)
         missed = bypassed = 0
         for flight in flights:
@@ -276,11 +296,10 @@ class CachedReader:
                 at = flight.run[0] * PAGE
                 a, b = max(at, base), min(flight.run[1] * PAGE, end)
                 out[a - base : b - base] = memoryview(part)[a - at : b - at]
-        direct = 0
-        for first, last in (left for m in missing for left in without(m, [f.run for f in flights])):
-            a, b = max(first * PAGE, start), min(last * PAGE, stop)
-            out[a - base : b - base] = await self._fetcher.direct(a, b)
-            direct += b - a
+        direct = sum(map(len, straight))
+        for (first, _), data in zip(gaps, straight, strict=True):
+            a = max(first * PAGE, start)
+            out[a - base : a - base + len(data)] = data
         self._context.counters.miss += missed
         self._context.counters.bypass += bypassed
         self.cached.miss += missed
@@ -335,57 +354,6 @@ class CachedReader:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class PassReader:
-    """An origin's reader, counted: for what may not be kept (``no-store``, ``private``, a broken disk)."""
-
-    def __init__(self, inner: Reader, stat: Stat, seen: Seen, context: Context, origin: str) -> None:
-        self._inner = inner
-        self._origin = origin
-        self._stat = stat
-        self._seen = seen
-        self._context = context
-        context.passing[self] = origin
-        self._patience = patience.get()
-        self.cached = Cached()
-
-    @property
-    def stat(self) -> Stat:
-        return self._stat
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Answer headers: nothing of it is kept here."""
-        return self._seen.headers("BYPASS")
-
-    async def read(self, start: int, stop: int) -> Buffer:
-        async with (
-            in_time(self._stat.path, self._patience),
-            self._context.lanes.slot(self._origin, Turn(caller())),
-        ):
-            data = await self._inner.read(start, stop)
-        self.cached.bypass += len(data)
-        self._context.counters.bypass += len(data)
-        self._context.counters.origin += len(data)
-        return data
-
-    async def close(self) -> None:
-        self._context.passing.pop(self, None)
-        await self._inner.close()
-
-
-@asynccontextmanager
-async def in_time(path: str, seconds: float) -> AsyncIterator[None]:
-    """End what takes longer than the client waits (O5). Raises TimedOut."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as e:
-        raise TimedOut(
-            f"{path}: the origin gave nothing within the {seconds:g} s that the client waits; try later",
-            path=path,
-        ) from e
 
 
 class _Again(Exception):

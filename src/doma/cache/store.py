@@ -27,11 +27,12 @@ from doma.cache.hot import HotObject, Seen
 from doma.cache.index import Pin
 from doma.cache.lanes import Lanes, Turn
 from doma.cache.origins import Origins, Place, caller
+from doma.cache.passing import PassReader, in_time
 from doma.cache.pins import Pins
 from doma.cache.prestage import Prestager, Staging
 from doma.cache.purge import Victim
 from doma.cache.query import telling
-from doma.cache.reader import CachedReader, PassReader, in_time
+from doma.cache.reader import CachedReader
 from doma.cache.readonly import ReadOnly
 from doma.cache.replicas import CanProbe
 from doma.cache.scrub import check_whole, digest
