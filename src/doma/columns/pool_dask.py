@@ -99,6 +99,7 @@ class DaskPool:
         """Give up the tasks, and the cluster if it was made here. Idempotent."""
         looking, self._looking = self._looking, None
         if looking is not None:
+            self._gone.set()
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
         await self._checks.stop()

@@ -156,6 +156,38 @@ async def test_without_scheduler_there_are_no_slots_so_nothing_is_claimed(tmp_pa
     await pool.stop()
 
 
+class Loses:
+    """A client that takes its first cancellation for a scheduler that does not answer, as Dask's may."""
+
+    def __init__(self) -> None:
+        self.waits, self._lost = asyncio.Event(), False
+
+    def __await__(self):
+        return self._connected().__await__()
+
+    async def _connected(self) -> None:
+        self.waits.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if self._lost:
+                raise
+            self._lost = True
+            raise OSError("timed out trying to connect") from None
+
+
+async def test_a_pool_stops_also_when_dask_loses_the_cancellation(monkeypatch):
+    loses = Loses()
+    monkeypatch.setattr(distributed, "Client", lambda *a, **k: loses)
+    pool = DaskPool(config.Columns(dask=config.Dask(scheduler="tcp://127.0.0.1:1")), None)
+    await pool.start()
+    await loses.waits.wait()
+    stopping = asyncio.create_task(pool.stop())
+    await asyncio.wait({stopping}, timeout=20)  # not wait_for: a hung one would swallow that, too
+    assert stopping.done()
+    await stopping
+
+
 def test_a_cluster_whose_package_is_missing_names_the_extra():
     if importlib.util.find_spec("dask_kubernetes"):
         pytest.skip("dask-kubernetes is installed")
