@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from urllib.parse import quote
+from xml.etree.ElementTree import fromstring
 
 import pytest
 
@@ -40,11 +42,12 @@ class Asker:
 
         scope = {
             "type": "http", "method": method, "path": path, "raw_path": path.encode(),
-            "query_string": "&".join(f"{n}={v}" for n, v in query).encode(),
+            "query_string": "&".join(f"{quote(n, safe='')}={quote(v, safe='')}" for n, v in query).encode(),
             "headers": [(n.encode(), v.encode()) for n, v in sent.items()],
         }  # fmt: skip
         assert s3.is_signed(scope)
         await self.app(scope, receive, send)
+        self.told = {n.decode(): v.decode("latin-1") for n, v in messages[0]["headers"]}
         text = b"".join(message.get("body", b"") for message in messages[1:]).decode()
         return messages[0]["status"], text
 
@@ -182,3 +185,38 @@ async def test_a_tree_that_is_too_deep_is_one_clear_error(ask, door):
     assert (status, "at most 200 names" in text) == (400, True)
     status, text = await ask("GET", "/site", query=[("delimiter", "/"), ("list-type", "2")])
     assert (status, "<Key>b</Key>" in text) == (200, True)
+
+
+async def test_what_is_said_of_an_object_is_text_to_everybody_who_lists_it(ask, door):
+    said = "</D:prop><D:response/>&amp;<\u20ac"
+    status, _ = await ask("PUT", "/site/a", b"x", query=[("x-amz-meta-a", said)])
+    assert status == 200
+    await ask("GET", "/site/a")
+    kept = "x-amz-meta-a" in ask.told  # not every store has a place for it
+    listing = await door.ask("PROPFIND", "/site/", headers={"Depth": "1"})
+    root = fromstring(listing.text)
+    assert len(root.findall("{DAV:}response")) == 2
+    shown = [e.text for e in root.iter("{http://s3.amazonaws.com/doc/2006-03-01/}x-amz-meta-a")]
+    assert shown == [said] * kept
+
+
+@pytest.mark.parametrize("name", ["a\r\nSet-Cookie", "a b", "a:b", "\u20ac", "<b>", "a\0"], ids=ascii)
+async def test_a_name_that_no_header_has_is_not_kept(ask, name):
+    status, text = await ask("PUT", "/site/a", b"x", query=[(f"x-amz-meta-{name}", "v")])
+    assert (status, "InvalidArgument" in text) == (400, True)
+    assert (await ask("GET", "/site/a"))[0] == 404
+
+
+@pytest.mark.parametrize("name", ["x-amz-meta-a", "set-cookie", "content-length", "content-type"])
+@pytest.mark.parametrize("value", ["a\nb", "&#13;&#10;X: y", "<b/>", "&#x20ac; text"], ids=ascii)
+async def test_what_webdav_sets_makes_no_header_that_s3_would_not(ask, door, name, value):
+    await ask("PUT", "/site/a", b"x")
+    space = "http://s3.amazonaws.com/doc/2006-03-01/"
+    prop = f'<prop><{name} xmlns="{space}">{value}</{name}></prop>'
+    body = f'<propertyupdate xmlns="DAV:"><set>{prop}</set></propertyupdate>'.encode()
+    await door.ask("PROPPATCH", "/site/a", body=body)
+    for method in ("GET", "HEAD"):
+        assert (await ask(method, "/site/a"))[0] == 200
+        assert "set-cookie" not in ask.told
+        assert ask.told["content-length"] == "1"
+        assert "".join(ask.told.values()).isprintable()
