@@ -83,6 +83,29 @@ async def test_what_is_kept_is_well_formed_for_webdav(client):
     assert list(changed(document.encode())) == [key]
 
 
+@pytest.mark.parametrize(
+    ("local", "text"),
+    [
+        ("b", ">a<"),
+        ("b", ">aaaaa<"),
+        ("b", "><x/>YQ==<"),
+        ("h_00", ">YQ==<"),
+        ("h_ff", ">YQ==<"),
+        ("h_610062", ">YQ==<"),
+    ],
+)
+async def test_what_webdav_put_in_the_place_of_an_attribute_harms_no_other(client, local, text):
+    await client.put("/site/f", b"1")
+    await set_one(client, "a", b"1")
+    notes = {
+        "{http://xrootd.org/fattr}" + local: f'<x:{local} xmlns:x="http://xrootd.org/fattr"{text}/x:{local}>'
+    }
+    await client.site.endpoints["site"].store.annotate("/f", notes)
+    assert await ask(client, Attribute.LIST, b"/site/f\0", 0) == b"a\0"
+    assert await get_one(client, "a") == (0, b"1")
+    assert await get_one(client, "b") == (3027, b"")
+
+
 async def test_the_record_of_checksums_is_true_whatever_is_claimed(client):
     await client.put("/site/f", b"12345")
     code, told = await get_one(client, "doma")

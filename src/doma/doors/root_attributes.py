@@ -32,7 +32,7 @@ _NEW, _WITH_DATA = 0x01, 0x10
 _NAMESPACE = "{http://xrootd.org/fattr}"
 _PLAIN = re.compile(r"[A-Za-gi-z][A-Za-z0-9._-]{0,200}")
 _HEX = re.compile(r"h_((?:[0-9a-f]{2})+)")
-_VALUE = re.compile(r">([A-Za-z0-9+/=]*)<")
+_VALUE = re.compile(r"<[^<>]*>((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)</[^<>]*>")
 _CODE = Struct(">H")
 _SIZE = Struct(">i")
 
@@ -122,7 +122,7 @@ async def _kept(target: Target) -> dict[str, bytes]:
     return {
         name: b64decode(value[1])
         for key, text in notes.items()
-        if (name := _name(key)) and (value := _VALUE.search(text))
+        if (name := _name(key)) and (value := _VALUE.fullmatch(text))
     }
 
 
@@ -133,11 +133,16 @@ def _property(name: str) -> str:
 
 
 def _name(key: str) -> str | None:
+    """The attribute that a dead property stands for; None: it is none, whoever set it."""
     if not key.startswith(_NAMESPACE):
         return None
     local = key.removeprefix(_NAMESPACE)
     coded = _HEX.fullmatch(local)
-    return bytes.fromhex(coded[1]).decode("utf-8", "replace") if coded else local
+    try:
+        name = bytes.fromhex(coded[1]).decode() if coded else local
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in name else name
 
 
 def _element(name: str, value: bytes | None) -> str | None:
