@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+import tracemalloc
 
 import pytest
 
@@ -92,3 +93,29 @@ async def test_what_was_begun_for_a_reader_goes_on_while_he_looks_again_at_what_
     await other.close()
     assert (len(origin.requests), origin.cancelled) == (2, 0)
     await until(lambda: cache.stats().fetching == 0)
+
+
+@pytest.mark.parametrize("state", ["cold", "half"])
+async def test_o10_who_waits_for_his_turn_at_the_origin_holds_no_memory_for_it(tmp_path, origin, state):
+    for n in range(40):
+        await put(origin, f"/f{n}", DATA[n : n + MIB])
+    cache = CacheStore(tmp_path / "cache", Origins(origin, name="site"), Cache(memory=MIB, fetches=4))
+    readers = [await cache.open(f"/f{n}") for n in range(40)]
+    for reader in readers if state == "half" else []:
+        await reader.read(0, MIB // 2)
+    origin.gate.clear()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        reads = [asyncio.create_task(reader.read(0, MIB)) for reader in readers]
+        async with asyncio.timeout(20):
+            await until(lambda: sum(cache.lanes.depth().values()) == 37)
+        assert tracemalloc.get_traced_memory()[0] - before < 8 * MIB
+    finally:
+        tracemalloc.stop()
+        origin.gate.set()
+        found = await asyncio.gather(*reads)
+        for reader in readers:
+            await reader.close()
+        await cache.close()
+    assert all(data == DATA[n : n + MIB] for n, data in enumerate(found))

@@ -191,8 +191,11 @@ def _watch(
 
 async def _begin(
     endpoint: Endpoint, path: str, headers: Mapping[str, str], watch: Callable[[Reader, Reply], None]
-) -> tuple[Reader, Reply, Buffer]:
-    """One version of a file, the answer about it and its first bytes: what fails here fails cleanly."""
+) -> tuple[Reader, Reply, list[Buffer]]:
+    """One version of a file, the answer about it and its first bytes: what fails here fails cleanly.
+
+    The bytes come in a list, for one to take who then lets go of them: an answer may take hours.
+    """
     reader = await endpoint.store.open(path)
     try:
         answer = reply("GET", headers, reader.stat, {}, _boundary)
@@ -204,29 +207,25 @@ async def _begin(
             about = getattr(reader, "headers", None) or {}
         answer.headers.extend(about.items())
         start, stop = spans[0]
-        return reader, answer, await reader.read(start, min(stop, start + PIECE)) if stop > start else b""
+        return reader, answer, [await reader.read(start, min(stop, start + PIECE))] if stop > start else []
     except BaseException:  # a cancellation, too: undone, and raised on
         await reader.close()
         raise
 
 
-async def _send(reader: Reader, answer: Reply, ahead: Buffer, send: Send) -> None:
-    """The answer with its bytes, of which the first are here already."""
+async def _send(reader: Reader, answer: Reply, ahead: list[Buffer], send: Send) -> None:
+    """The answer with its bytes, of which the first, if there are any, are taken from ``ahead``."""
     await send(_start(answer))
     for index, (start, stop) in enumerate(answer.spans):
         if answer.frames:
             await send({"type": "http.response.body", "body": answer.frames[index], "more_body": True})
         at = start
         while at < stop:
-            data = (
-                ahead
-                if at == answer.spans[0][0] and len(ahead)
-                else await reader.read(at, min(stop, at + PIECE))
-            )
-            ahead = b""
+            data = ahead.pop() if ahead else await reader.read(at, min(stop, at + PIECE))
             at += len(data)
             last = at >= stop and index == len(answer.spans) - 1 and not answer.tail
             await send({"type": "http.response.body", "body": data, "more_body": not last})
+            del data  # else it is kept while the next piece is waited for, once for each slow answer
     if answer.tail or not answer.spans:
         await send({"type": "http.response.body", "body": answer.tail})
 
@@ -237,7 +236,7 @@ def _wants_status(headers: Mapping[str, str]) -> bool:
     return takes and headers.get("x-transfer-status", "").strip().lower() == "true"
 
 
-async def _send_with_status(reader: Reader, answer: Reply, ahead: Buffer, send: Send) -> None:
+async def _send_with_status(reader: Reader, answer: Reply, ahead: list[Buffer], send: Send) -> None:
     """As :func:`_send`, in chunks, with the outcome behind them: what breaks off ends in good order."""
     answer.headers[:] = [pair for pair in answer.headers if pair[0].lower() != "content-length"]
     answer.headers.append(("Trailer", _STATUS))
