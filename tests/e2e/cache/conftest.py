@@ -134,7 +134,8 @@ class Answers(BaseHTTPRequestHandler):
         origin.tokens.append(self.headers.get("Authorization"))
         thing = origin.thing(self.path)
         if thing is None or thing.status != 200:
-            self.say(thing.status if thing else 404, {"Content-Length": "0"})
+            said = thing.headers if thing else {}
+            self.say(thing.status if thing else 404, said | {"Content-Length": "0"})
             return
         said = {} if thing.silent else {"ETag": thing.etag, "Last-Modified": thing.modified}
         said |= thing.headers

@@ -1,4 +1,4 @@
-"""Overload and failing origins at both doors: O1, O2, O4, O5, O7, O10, O12, O14, and the circuit breaker."""
+"""Overload and failing origins at both doors: O1, O2, O4, O5, O7, O10-O14, and the circuit breaker."""
 
 import asyncio
 import itertools
@@ -9,6 +9,7 @@ from contextvars import ContextVar
 import pytest
 
 from doma.cache.lanes import REST
+from doma.cache.pages import PageFile
 from doma.net.xroot_frames import P_OPEN, P_READ, Code, Open, Status
 from tests.e2e.cache.conftest import Caching, Client, Thing, Visitor, content, serving
 from tests.e2e.root.conftest import Wire
@@ -320,3 +321,47 @@ async def test_o14_a_stop_lets_answers_end_takes_no_new_ones_and_keeps_what_came
             assert await visitor.read(path, 0, size) == content(0, size)
             await visitor.close()
     assert origin.sent[path] == size
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_o11_a_redirect_is_followed_and_a_circle_of_them_is_an_error_that_ends(
+    caching, named, many, door
+):
+    size, origin, visitor = MIB, caching.origin, many(door)
+    real, moved, circle = named(size), f"/moved{next(_names)}", f"/circle{next(_names)}"
+    for path, to in ((moved, real), (circle, circle)):
+        origin.things[path] = Thing(size, status=307, headers={"Location": to})
+    assert await visitor.read(moved, 0, 300_000) == content(0, 300_000)
+    assert await visitor.read(moved, 0, size) == content(0, size)
+    assert origin.sent[real] == size
+    before = origin.asked[circle]
+    assert await visitor.read(circle, 0, 10) == (502 if door == "http" else 3012)
+    assert origin.asked[circle] - before <= 30  # eight redirects, tried three times
+    assert await visitor.read(real, 0, size) == content(0, size)
+
+
+@pytest.mark.parametrize("door", DOORS)
+async def test_o13_a_disk_that_takes_nothing_delays_no_client_and_has_it_in_the_end(
+    caching, named, many, door, monkeypatch
+):
+    path, visitor, disk, save = named(3 * MIB), many(door), asyncio.Event(), PageFile.save
+    stored = caching.store.stats().bytes["stored"]
+
+    async def slow(self, first, data):
+        await disk.wait()
+        await save(self, first, data)
+
+    monkeypatch.setattr(PageFile, "save", slow)
+    try:
+        assert await visitor.read(path, 0, 3 * MIB) == content(0, 3 * MIB)
+        assert caching.store.stats().bytes["stored"] == stored
+    finally:
+        caching.run(opened(disk))
+    await until(lambda: caching.store.stats().bytes["stored"] == stored + 3 * MIB)
+    assert await visitor.held(path)
+    assert await visitor.read(path, 0, 3 * MIB) == content(0, 3 * MIB)
+    assert caching.origin.sent[path] == 3 * MIB
+
+
+async def opened(gate):
+    gate.set()
