@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS pins (
   path TEXT, owner TEXT, key TEXT NOT NULL, until REAL NOT NULL, size INT NOT NULL,
   PRIMARY KEY (path, owner)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS pins_by_key ON pins (key, until);
+CREATE INDEX IF NOT EXISTS pins_by_end ON pins (until);
 COMMIT;
 """
 _FIELDS = "key, path, vo, size, held, used, accessed, expires, version"
@@ -81,6 +82,23 @@ class Pin:
     """Bytes of the file when it was pinned."""
 
 
+@dataclass(slots=True)
+class _Pinned:
+    """Sums over all pins, kept so that one more pin does not have to count those there are."""
+
+    owners: dict[str, tuple[int, int]]
+    """Pins and bytes of each owner."""
+    everybodys: int
+    """Bytes of what is pinned, a file of several owners once."""
+
+    def add(self, owner: str, pins: int, size: int) -> None:
+        """Count an owner's pins, or with minus signs count them no more."""
+        before = self.owners.get(owner, (0, 0))
+        self.owners[owner] = before[0] + pins, before[1] + size
+        if not self.owners[owner][0]:
+            del self.owners[owner]
+
+
 class Index:
     """The table of one cache folder; its methods block for a moment: call them in threads.
 
@@ -94,6 +112,8 @@ class Index:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.RLock()
+        self._pinned: _Pinned | None = None
+        """None: to be counted."""
         self.clean = False
         """Whether it knows everything; else the disk has to be looked at."""
         try:
@@ -115,7 +135,7 @@ class Index:
                 self._db.close()
             for suffix in ("", "-wal", "-shm"):
                 remove(self._path.with_name(self._path.name + suffix))
-            self._db = self._open()
+            self._db, self._pinned = self._open(), None
 
     def close(self, *, clean: bool) -> None:
         """Close the file; ``clean`` says that it knows everything. Idempotent."""
@@ -215,17 +235,17 @@ class Index:
 
     def pin(self, pin: Pin, key: str) -> None:
         """Pin, or change until when."""
-        with _answered(self._path), self._lock, self._db:
-            self._db.execute(
-                "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?)",
-                (pin.path, pin.owner, key, pin.until, pin.size),
-            )
+        with self._pins_change() as sums:
+            self._drop(sums, "path = ? AND owner = ?", (pin.path, pin.owner))
+            sums.everybodys += max(0, pin.size - self._largest(key))
+            sums.add(pin.owner, 1, pin.size)
+            row = (pin.path, pin.owner, key, pin.until, pin.size)
+            self._db.execute("INSERT INTO pins VALUES (?, ?, ?, ?, ?)", row)
 
     def unpin(self, path: str, owner: str | None) -> int:
         """Take one owner's pin of a path away, or everybody's; how many there were."""
-        with _answered(self._path), self._lock, self._db:
-            sql = "DELETE FROM pins WHERE path = ? AND (owner = ? OR ? IS NULL)"
-            return self._db.execute(sql, (path, owner, owner)).rowcount
+        with self._pins_change() as sums:
+            return self._drop(sums, "path = ? AND (owner = ? OR ? IS NULL)", (path, owner, owner))
 
     def pins(
         self,
@@ -250,16 +270,13 @@ class Index:
 
         What has expired is taken away.
         """
-        with _answered(self._path), self._lock, self._db:
-            self._db.execute("DELETE FROM pins WHERE until <= ?", (now,))
-            count, mine = self._db.execute(
-                "SELECT count(*), coalesce(sum(size), 0) FROM pins WHERE owner = ? AND key <> ?", (owner, but)
+        with self._pins_change() as sums:
+            self._drop(sums, "until <= ?", (now,))
+            pins, size = self._db.execute(
+                "SELECT count(*), coalesce(sum(size), 0) FROM pins WHERE key = ? AND +owner = ?", (but, owner)
             ).fetchone()
-            (everybodys,) = self._db.execute(
-                "SELECT coalesce(sum(s), 0) FROM (SELECT max(size) s FROM pins WHERE key <> ? GROUP BY key)",
-                (but,),
-            ).fetchone()
-        return count, mine, everybodys
+            count, mine = sums.owners.get(owner, (0, 0))
+            return count - pins, mine - size, sums.everybodys - self._largest(but)
 
     def pinned(self, now: float) -> set[str]:
         """Keys of what must stay."""
@@ -270,6 +287,35 @@ class Index:
         """Whether an object must stay."""
         sql = "SELECT count(*) FROM pins WHERE key = ? AND until > ?"
         return bool(self._value(sql, (key, now)))
+
+    @contextlib.contextmanager
+    def _pins_change(self) -> Iterator[_Pinned]:
+        """One transaction on the pins, with the sums to keep; what fails has them counted anew."""
+        with _answered(self._path), self._lock:
+            with self._db:
+                sums, self._pinned = self._pinned or self._counted(), None
+                yield sums
+            self._pinned = sums
+
+    def _drop(self, sums: _Pinned, where: str, values: Sequence[object]) -> int:
+        """Take pins away, from the sums as well; how many there were."""
+        gone = self._db.execute(f"SELECT key, owner, size FROM pins WHERE {where}", values).fetchall()  # noqa: S608
+        largest = {key: self._largest(key) for key, _, _ in gone}
+        self._db.execute(f"DELETE FROM pins WHERE {where}", values)  # noqa: S608
+        for _, owner, size in gone:
+            sums.add(owner, -1, -size)
+        sums.everybodys -= sum(before - self._largest(key) for key, before in largest.items())
+        return len(gone)
+
+    def _counted(self) -> _Pinned:
+        found = self._db.execute("SELECT owner, count(*), sum(size) FROM pins GROUP BY owner")
+        owners = {owner: (count, size) for owner, count, size in found}
+        sql = "SELECT coalesce(sum(s), 0) FROM (SELECT max(size) s FROM pins GROUP BY key)"
+        return _Pinned(owners, int(self._value(sql)))
+
+    def _largest(self, key: str) -> int:
+        """Bytes that an object is pinned with; 0: it is not."""
+        return int(self._value("SELECT coalesce(max(size), 0) FROM pins WHERE key = ?", (key,)))
 
     def _rows(self, where: str, values: Sequence[object]) -> Iterator[Row]:
         with self._lock:
