@@ -225,7 +225,7 @@ class Cluster:
     def start(self) -> None:
         where = ["--host", "127.0.0.1", "--no-dashboard"]
         self._begin("scheduler", "--port", str(self.port), *where)
-        self._begin("worker", self.address, "--nthreads", "1", "--no-nanny", *where)
+        self._begin("worker", self.address, "--nthreads", "2", "--no-nanny", *where)
 
     def kill(self) -> None:
         for process in self._running:
