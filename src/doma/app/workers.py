@@ -75,7 +75,6 @@ class Workers:
             tls=None,
         )
         self._keepers: list[asyncio.Task[None]] = []
-        self._stopping = False
 
     async def start(self) -> None:
         """Start them and wait until all accept connections. Raises ServiceUnavailable."""
@@ -91,7 +90,6 @@ class Workers:
 
     async def stop(self) -> None:
         """Stop them; their running answers may finish."""
-        self._stopping = True
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)

@@ -71,15 +71,6 @@ def origin_of(url: str) -> Origin:
     return Origin(scheme, parts.hostname.lower(), PORTS[scheme] if port is None else port)
 
 
-def same_origin(one: str, other: str) -> bool:
-    """Whether a credential for one URL may go to the other.
-
-    >>> same_origin("https://a.org/x", "http://a.org/x")
-    False
-    """
-    return origin_of(one) == origin_of(other)
-
-
 def joined(base: str, path: str) -> str:
     """The URL of a percent-encoded absolute path below a base URL, whose query stays behind.
 

@@ -77,10 +77,6 @@ OnHead = Callable[[Head], Sink | None]
 """Chooses where a body goes when its head is there; None: a queue."""
 
 
-class Stale(Exception):
-    """A kept-alive connection was closed by the server before it saw the request."""
-
-
 class Connection(asyncio.BufferedProtocol):
     """A connection of the pool.
 

@@ -15,7 +15,6 @@ import pyarrow.types as pt
 from doma.core.errors import CorruptFile, DomaError, LimitExceeded
 from doma.scan.groups import Group, batch_of
 
-MAX_FOOTER = 256 << 20
 _BUFFER = 1 << 20
 
 
