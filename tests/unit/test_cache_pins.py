@@ -58,3 +58,14 @@ def test_a_pin_does_not_count_those_there_are(tmp_path: Path) -> None:
     assert plans
     assert not [plan for plan in plans if plan.startswith("SCAN pins")], plans
     index.close(clean=True)
+
+
+def test_a_file_of_two_owners_counts_once_until_both_have_let_go(tmp_path: Path) -> None:
+    index = Index(tmp_path / "index.db")
+    index.pin(Pin("/f", "a", 9.0, 5), "/f")
+    index.pin(Pin("/f", "b", 5.0, 7), "/f")
+    assert index.pinned_bytes(1.0, "a", "/g") == (1, 5, 7)
+    assert index.pinned_bytes(6.0, "a", "/g") == (1, 5, 5)
+    index.unpin("/f", "a")
+    assert index.pinned_bytes(6.0, "a", "/g") == (0, 0, 0)
+    index.close(clean=True)
