@@ -124,7 +124,8 @@ def test_steps_of_any_size_give_the_same_columns(out):
         .Select("lambda e: {'pt': e.Muon_pt, 'lead': e.Muon_pt.First(), 'n': e.Muon_pt.Count()}")
     )
     whole = deliver(query, CMS, out)
-    tree = uproot.open(CMS)["Events"].arrays(["nMuon", "Muon_pt"])
+    with uproot.open({CMS: "Events"}) as source:
+        tree = source.arrays(["nMuon", "Muon_pt"])
     kept = tree[tree.nMuon > 3].Muon_pt
     assert whole.pt.to_list() == kept.to_list()
     assert whole.lead.to_list() == kept[:, 0].to_list()
@@ -138,7 +139,8 @@ def test_steps_of_any_size_give_the_same_columns(out):
 def test_totals_of_a_file_are_one_row_whatever_the_steps(out):
     filtered = "(call Where (call EventDataset) 'lambda e: e.nMuon > 2')"
     peaks = f"(call Select {filtered} 'lambda e: e.Muon_pt.Max()')"
-    tree = uproot.open(CMS)["Events"].arrays(["nMuon", "Muon_pt"])
+    with uproot.open({CMS: "Events"}) as source:
+        tree = source.arrays(["nMuon", "Muon_pt"])
     kept = tree[tree.nMuon > 2].Muon_pt
     for step in (1 << 26, 200_000):
         assert deliver(f"(call Count {filtered})", CMS, out, step=step).to_list() == [len(kept)]
@@ -150,7 +152,8 @@ def test_totals_of_a_file_are_one_row_whatever_the_steps(out):
 
 def test_an_rntuple_answers_like_a_tree(out):
     got = deliver(Data("Events").Select("lambda e: {'pt': e.Muon_pt, 'n': e.nMuon}"), NTUPLE, out)
-    fields = uproot.open(NTUPLE)["Events"].arrays(filter_name=["Muon_pt", "nMuon"])
+    with uproot.open({NTUPLE: "Events"}) as source:
+        fields = source.arrays(filter_name=["Muon_pt", "nMuon"])
     assert got.pt.to_list() == fields.Muon_pt.to_list()
     assert got.n.to_list() == fields.nMuon.to_list()
 

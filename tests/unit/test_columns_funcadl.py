@@ -69,10 +69,9 @@ def test_sums_keep_the_type_that_one_step_gives_them():
 
 def test_the_first_row_of_whole_events_is_a_row_of_all_columns():
     got = delivered("(call First (call Where (call EventDataset) 'lambda e: e.i > 3'))", step=60).columns()
-    tree = uproot.open(SHAPES)["tree"]
-    names = tree.keys()
-    assert set(got) == set(names)
-    assert {n: c.to_list() for n, c in got.items()} == {n: tree[n].array()[9:10].to_list() for n in names}
+    with uproot.open({SHAPES: "tree"}) as tree:
+        row = {name: tree[name].array()[9:10].to_list() for name in tree.keys()}  # noqa: SIM118
+    assert {n: c.to_list() for n, c in got.items()} == row
 
 
 def test_a_wrapper_names_the_tree_of_the_output():
