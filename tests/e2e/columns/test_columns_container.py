@@ -71,7 +71,8 @@ def delivered(settings, data, out, selection=SELECTION, format_="parquet"):
 
 def check(out):
     table = pq.read_table(out)
-    truth = uproot.open(CMS)["Events"].arrays(["nMuon", "Muon_pt"], entry_stop=100)
+    with uproot.open({CMS: "Events"}) as tree:
+        truth = tree.arrays(["nMuon", "Muon_pt"], entry_stop=100)
     assert table["n"].to_pylist() == truth.nMuon.to_list()
     assert table["pt"].to_pylist() == truth.Muon_pt.to_list()
 
@@ -86,7 +87,8 @@ def test_generated_code_runs_without_an_image_and_its_trees_are_delivered(
     assert "as root-file secret=\n" in log
     check(tmp_path / "out")
     delivered(settings, muons, tmp_path / "out.root", format_="root-file")
-    assert uproot.open(tmp_path / "out.root")["reco"].num_entries == 100
+    with uproot.open({tmp_path / "out.root": "reco"}) as tree:
+        assert tree.num_entries == 100
     assert not list(tmp_path.glob("doma-container-*"))
 
 

@@ -63,9 +63,9 @@ MASS = (
 
 def _muon_masses(path: Any) -> Any:
     """The same by uproot and plain NumPy: (pairs,) float64."""
-    tree = uproot.open(path)["Events"]
-    n = tree["nMuon"].array(library="np")
-    pt, eta, phi, charge = (tree[f"Muon_{x}"].array(library="np") for x in ("pt", "eta", "phi", "charge"))
+    with uproot.open({path: "Events"}) as tree:
+        n = tree["nMuon"].array(library="np")
+        pt, eta, phi, charge = (tree[f"Muon_{x}"].array(library="np") for x in ("pt", "eta", "phi", "charge"))
     masses = []
     for i in np.flatnonzero(n == 2):
         if charge[i][0] != charge[i][1]:
