@@ -360,7 +360,8 @@ class Visitor:
         try:
             return await self.take(handle, start, stop)
         finally:
-            await self._wire.ask(Code.CLOSE, P_HANDLE.pack(handle))
+            with suppress(ConnectionError, asyncio.IncompleteReadError):  # a stop ends what is quiet
+                await self._wire.ask(Code.CLOSE, P_HANDLE.pack(handle))
 
     def _get(self, path, span):
         try:
