@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent
 HOME = ROOT / ".venv"
 BIN = HOME / "bin"
 PINS = ROOT / "constraints.txt"
-REFERENCE = ROOT / "tests" / "clients" / "reference.txt"
+BESIDE = ("reference", "rucio")
+"""Environments of other people's programs, which need other packages: ``<name>.in`` and ``.txt``."""
 
 
 def run(*command: str | Path) -> int:
@@ -66,28 +67,28 @@ def lock(args: Sequence[str]) -> int:
     options += " --no-header --python-version 3.11 --quiet"
     command: tuple[str | Path, ...] = (tool / "bin" / "uv", "pip", "compile", *options.split(), *args)
     must(*command, "pyproject.toml", "--extra", "test", "--output-file", PINS)
-    must(*command, REFERENCE.with_suffix(".in"), "--output-file", REFERENCE)
+    for name in BESIDE:
+        # docopt has no wheel; what Rucio uses of it, no test does.
+        without = ("--no-emit-package", "docopt")
+        must(*command, *without, pins(name).with_suffix(".in"), "--output-file", pins(name))
     return 0
 
 
-def reference() -> None:
-    """Make ``.venv/reference`` for other people's engine, which needs older packages than we do."""
-    pins, place = REFERENCE, HOME / "reference"
-    stamp, state = place / "doma.stamp", hashlib.sha256(pins.read_bytes()).hexdigest()
+def pins(name: str) -> Path:
+    """The file of one of :data:`BESIDE`."""
+    return ROOT / "tests" / "clients" / f"{name}.txt"
+
+
+def beside(name: str) -> None:
+    """Make ``.venv/<name>``."""
+    place, state = HOME / name, hashlib.sha256(pins(name).read_bytes()).hexdigest()
+    stamp = place / "doma.stamp"
     if stamp.exists() and stamp.read_text() == state:
         return
     shutil.rmtree(place, ignore_errors=True)
     venv.create(place, with_pip=True)
-    pip = (
-        place / "bin" / "python",
-        "-m",
-        "pip",
-        "--quiet",
-        "--disable-pip-version-check",
-        "install",
-        "--no-deps",
-    )
-    must(*pip, "--require-hashes", "--only-binary", ":all:", "-r", pins)
+    pip = (place / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+    must(*pip, "--no-deps", "--require-hashes", "--only-binary", ":all:", "-r", pins(name))
     stamp.write_text(state)
 
 
@@ -151,7 +152,8 @@ def main(argv: Sequence[str]) -> int:
         return suite(args)
     pytest = (BIN / "python", "-m", "pytest", "-q")
     if verb == "clients":
-        reference()
+        for name in BESIDE:
+            beside(name)
         return run(*pytest, "tests/clients", *args)
     if verb == "faults":
         # Those that share their fixtures with other tests stand beside them, marked.

@@ -105,7 +105,8 @@ class RucioFinder:
             way = "userpass" if s.rucio_user else "x509"
             secret = s.rucio_password.get_secret_value()
             who = {"X-Rucio-Username": s.rucio_user, "X-Rucio-Password": secret} if s.rucio_user else {}
-            async with await self._auth.ask("GET", f"/auth/{way}", {**who, **account}) as answer:
+            headers = {"Accept": "*/*", **who, **account}  # 406 for JSON: the answer has no body
+            async with await self._auth.ask("GET", f"/auth/{way}", headers) as answer:
                 self._token = answer.get("x-rucio-auth-token")
             if not self._token:
                 raise OriginFailed(f"{self._auth.url}/auth/{way}: Rucio gave no token; see datasets.rucio_*")

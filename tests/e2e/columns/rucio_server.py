@@ -65,6 +65,8 @@ class RucioServer:
         if self.elsewhere:
             return self._send(h, 302, b"", {"Location": self.elsewhere})
         if h.path == "/auth/userpass":
+            if h.headers["Accept"] != "*/*":  # its answer has no body, and Rucio is strict about what that is
+                return self._fail(h, 406, "UnsupportedRequestedContentType", "Use application/octet-stream")
             if (h.headers["X-Rucio-Username"], h.headers["X-Rucio-Password"]) != ("ada", "hush"):
                 return self._fail(h, 401, "CannotAuthenticate", "wrong password")
             token = f"ada-unknown-{len(self.tokens)}"
