@@ -68,7 +68,7 @@ class Scene:
             clock=self.clock,
             rng=random.Random(1),
         )
-        self.reads = HttpReads(self.files, 30.0, clock=self.clock, all=False)
+        self.reads = HttpReads(self.files, TRUST / 3, clock=self.clock, all=False)
         where = {"c": Endpoint("c", self.cache, Gate({ISSUER: ["/"]}, name="c"), writable=False)}
         self.door = FastDoor(
             Site(self.verifier, where, reads=self.reads),
@@ -176,7 +176,7 @@ async def test_every_byte_of_the_next_ranges_is_counted_once(make):
     assert scene.cache.stats().bytes["hit"] - hit == file.cached.hit - cached == 250_000
     assert (file.reads.count - reads, file.reads.total - total) == (5, 250_000)
     assert [(row[:5], row[6]) for row in scene.told] == [(("c", "GET", 206, 0, 250_000), 5)]
-    scene.now += 31
+    scene.now += TRUST / 2  # the token is still believed
     scene.reads.sweep()
     assert again(b"bytes=0-65535") is not None
     assert len(scene.files.opened_files) == 2, "the open file had ended: this read belongs to another"

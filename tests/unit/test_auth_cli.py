@@ -31,8 +31,8 @@ def doma(home):
 
 
 def test_a_clients_secret_is_alone_on_its_line_and_shown_once(doma, home):
-    scope = "storage.read:/ fts"
-    printed = doma("client", "add", "rucio", "--scope", scope, "--group", "/doma/x", "--lifetime", "6h")
+    twice = ("--scope", "storage.read:/", "--scope", "fts")
+    printed = doma("client", "add", "rucio", *twice, "--group", "/doma/x", "--lifetime", "6h")
     secret = printed.rstrip("\n")
     assert len(secret) == 43
     assert "\n" not in secret

@@ -13,7 +13,10 @@ HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Folder that holds everything; default: ~/.local/share/doma.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
-Scope = Annotated[str, typer.Option(help='What may be asked for: "storage.read:/ storage.modify:/x fts".')]
+Scope = Annotated[
+    list[str],
+    typer.Option(help='What may be asked for: "storage.read:/ storage.modify:/x fts" (repeatable).'),
+]
 Group = Annotated[list[str] | None, typer.Option(help="Group that tokens may name (repeatable).")]
 
 
@@ -48,7 +51,7 @@ def add_client(
     run(
         home,
         name,
-        scope,
+        " ".join(scope),
         json,
         audience=audience or [],
         groups=group or [],
@@ -93,7 +96,7 @@ def add_user(
     """Register a user and print the password, alone on its line; it is not shown again."""
     from doma.cli.client import add_user as run
 
-    run(home, name, scope, group or [], password_stdin, json)
+    run(home, name, " ".join(scope), group or [], password_stdin, json)
 
 
 @user.command(name="ls")

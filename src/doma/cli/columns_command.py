@@ -162,14 +162,16 @@ def login(
         Path | None, typer.Option(help="File to write, such as ~/.servicex; else print it.")
     ] = None,
     subject: Annotated[str, typer.Option(help="Whom the token speaks for; operators only.")] = "",
-    scope: Annotated[str, typer.Option(help="What may be read: storage.read:/path …")] = "",
+    scope: Annotated[
+        list[str] | None, typer.Option(help="What may be read: storage.read:/path … (repeatable).")
+    ] = None,
     lifetime: Annotated[str, typer.Option(help="Life of the token: 12h, 30d.")] = "30d",
     json: Json = False,
 ) -> None:
     """A servicex.yaml for ServiceX's own client, with a token that it refreshes itself with."""
     from doma.cli.columns_login import login
 
-    login(place, write, subject, scope, lifetime, json)
+    login(place, write, subject, " ".join(scope or []), lifetime, json)
 
 
 @columns.command()

@@ -63,7 +63,9 @@ def status(home: HomeOption = None, json: Json = False) -> None:
 
 @app.command()
 def token(
-    scope: Annotated[str, typer.Option(help='For example "storage.read:/ storage.modify:/x".')],
+    scope: Annotated[
+        list[str], typer.Option(help='For example "storage.read:/ storage.modify:/x" (repeatable).')
+    ],
     home: HomeOption = None,
     audience: Annotated[list[str] | None, typer.Option(help="Who shall accept it (repeatable).")] = None,
     group: Annotated[list[str] | None, typer.Option(help="Group to name in it (repeatable).")] = None,
@@ -74,7 +76,7 @@ def token(
     """Print one token of the embedded issuer, alone on its line."""
     from doma.cli.token import token as run
 
-    run(home, scope, audience or [], group or [], lifetime, subject, json)
+    run(home, " ".join(scope), audience or [], group or [], lifetime, subject, json)
 
 
 @app.command(name="s3-key")

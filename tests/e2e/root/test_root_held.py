@@ -49,7 +49,7 @@ async def state(wire, path="/own/d/a"):
 async def brought(wire, path="/own/d/a"):
     status, _ = await wire.ask(Code.PREPARE, bytes([8]) + bytes(15), path.encode())
     assert status == Status.OK
-    for _ in range(500):
+    for _ in range(2000):
         if (await state(wire, path))[0]:
             return
         await asyncio.sleep(0.01)

@@ -45,7 +45,7 @@ async def start(wire, path: str, options: Open = NEW) -> bytes:
 
 
 async def settled(condition) -> bool:
-    for _ in range(400):
+    for _ in range(2000):
         if condition():
             return True
         await asyncio.sleep(0.01)

@@ -40,8 +40,6 @@ class Told:
     status: int
     headers: dict[str, str]
     text: str
-    first: float = 0.0
-    """Seconds to the first byte of the body."""
 
     @property
     def lines(self):
@@ -99,12 +97,10 @@ class Door:
 
     async def copy(self, path, **headers):
         """Send a COPY (``TransferHeader_X`` is spelled ``TransferHeaderX``) and listen to the end."""
-        began = time.monotonic()
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         async with self.http.stream("COPY", self.url + path, headers=fields) as answer:
             told = Told(answer.status_code, dict(answer.headers), "")
             async for piece in answer.aiter_text():
-                told.first = told.first or time.monotonic() - began
                 told.text += piece
         return told
 

@@ -142,7 +142,6 @@ async def test_copies_beyond_the_limit_queue_and_beyond_that_are_refused(make_do
     go.set()
     told = await second
     assert "queued" in told.values("State description")
-    assert told.first < 1
     assert (await first).last == told.last == "success: Created"
 
 
@@ -172,7 +171,7 @@ async def test_both_rights_are_needed_between_our_own_doors(door):
 async def test_a_flow_with_a_tag_is_told_to_the_collector(make_door, other):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as collector:
         collector.bind(("127.0.0.1", 0))
-        collector.settimeout(5)
+        collector.settimeout(20)
         door = await make_door(scitags=f"127.0.0.1:{collector.getsockname()[1]}")
         await door.copy("/site/f", Source=other.url, SciTag=str((5 << 6) + 9))
         seen = {}
@@ -191,7 +190,7 @@ async def test_a_copy_over_ipv6_names_both_ends_in_marks_and_to_the_collector(ma
     other = Other(b"over six " * 1000)
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as collector:
         collector.bind(("::1", 0))
-        collector.settimeout(5)
+        collector.settimeout(20)
         door = await make_door(scitags=f"[::1]:{collector.getsockname()[1]}")
         (door.folder / "f").write_bytes(b"mine")
 
