@@ -104,9 +104,7 @@ class DaskPool:
             await asyncio.gather(looking, return_exceptions=True)
         await self._checks.stop()
         await self._disconnect()
-        cluster, self._cluster = self._cluster, None
-        if cluster is not None:
-            await asyncio.to_thread(cluster.close)
+        await self._give_up()
 
     async def run(self, task: Task, tell: Callable[[Progress], None] | None = None) -> Outcome:
         """Run one file on some Dask worker."""
@@ -221,9 +219,13 @@ class DaskPool:
         address = dask.scheduler or self._cluster.scheduler_address
         security = getattr(self._cluster, "security", None)
         more = {} if security is None else {"security": security}
-        self._client = await self._distributed.Client(
-            address, asynchronous=True, set_as_default=False, timeout=LIMIT, name="doma-columns", **more
-        )
+        try:
+            self._client = await self._distributed.Client(
+                address, asynchronous=True, set_as_default=False, timeout=LIMIT, name="doma-columns", **more
+            )
+        except (OSError, TimeoutError):
+            await self._give_up()  # it ended, with whatever made it: the next look makes another
+            raise
         self._client.subscribe_topic(self._topic, self._told)
 
     def _made(self) -> Any:
@@ -238,6 +240,15 @@ class DaskPool:
         if dask.cluster != "local":
             cluster.scale(dask.workers)
         return cluster
+
+    async def _give_up(self) -> None:
+        cluster, self._cluster = self._cluster, None
+        if cluster is None:
+            return
+        try:
+            await asyncio.to_thread(cluster.close)
+        except Exception as e:  # noqa: BLE001 - what is gone cannot be closed, and each library says so its own way
+            log.warning("columns: the Dask cluster cannot be closed: %s: %s", type(e).__name__, e)
 
     async def _disconnect(self) -> None:
         client, self._client, self._slots = self._client, None, 0

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import uproot
 
+from doma.columns import pool_dask
 from doma.columns.model import Grant, State, Submission, Task
 from doma.columns.pool_dask import DaskPool
 from doma.columns.pool_dask_worker import Order
@@ -186,6 +187,33 @@ async def test_a_pool_stops_also_when_dask_loses_the_cancellation(monkeypatch):
     await asyncio.wait({stopping}, timeout=20)  # not wait_for: a hung one would swallow that, too
     assert stopping.done()
     await stopping
+
+
+async def test_another_cluster_is_made_for_one_that_ended(scheduler, monkeypatch, caplog):
+    monkeypatch.setattr(pool_dask, "LIMIT", 0.5)
+    pool, closed = DaskPool(config.Columns(), None), []
+
+    class Made:
+        security = None
+        scheduler_address = "tcp://127.0.0.1:1"  # of a gateway that was killed, say
+
+        def close(self):
+            closed.append(self.scheduler_address)
+            raise ConnectionRefusedError("nobody there")
+
+    def make():
+        made.append(one := Made())
+        if len(made) > 1:
+            one.scheduler_address = scheduler
+        return one
+
+    made: list[Made] = []
+    pool._made_by = make
+    await pool.start()
+    await _ready(pool)
+    await pool.stop()
+    assert closed == ["tcp://127.0.0.1:1", scheduler]
+    assert "nobody there" in caplog.text
 
 
 def test_a_cluster_whose_package_is_missing_names_the_extra():
