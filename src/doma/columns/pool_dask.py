@@ -77,6 +77,7 @@ class DaskPool:
         self._made_by = None if section.dask.scheduler else getattr(_module(module, extra), name)
         self._client: Any = None
         self._cluster: Any = None
+        self._refused = 0  # clusters that could not be made, one after the other
         self._slots = 0
         self._topic = f"doma-columns-{secrets.token_hex(8)}"
         self._tells: dict[str, Callable[[Progress], None]] = {}
@@ -203,7 +204,7 @@ class DaskPool:
             else:
                 said = ""
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK if self._slots else LOOK / 5):
+                async with asyncio.timeout(LOOK if self._slots else LOOK / 5 * 2 ** min(self._refused, 6)):
                     await self._gone.wait()
             self._gone.clear()
 
@@ -215,7 +216,9 @@ class DaskPool:
     async def _connect(self) -> None:
         dask = self._section.dask
         if not dask.scheduler and self._cluster is None:
+            self._refused += 1
             self._cluster = await asyncio.to_thread(self._made)
+            self._refused = 0
         address = dask.scheduler or self._cluster.scheduler_address
         security = getattr(self._cluster, "security", None)
         more = {} if security is None else {"security": security}

@@ -191,6 +191,7 @@ async def test_a_pool_stops_also_when_dask_loses_the_cancellation(monkeypatch):
 
 async def test_another_cluster_is_made_for_one_that_ended(scheduler, monkeypatch, caplog):
     monkeypatch.setattr(pool_dask, "LIMIT", 0.5)
+    monkeypatch.setattr(pool_dask, "LOOK", 0.5)
     pool, closed = DaskPool(config.Columns(), None), []
 
     class Made:
@@ -203,16 +204,20 @@ async def test_another_cluster_is_made_for_one_that_ended(scheduler, monkeypatch
 
     def make():
         made.append(one := Made())
-        if len(made) > 1:
+        refused.append(pool._refused)
+        if len(made) == 2:
+            raise RuntimeError("no room for a cluster")
+        if len(made) > 3:
             one.scheduler_address = scheduler
         return one
 
-    made: list[Made] = []
+    made, refused = [], []
     pool._made_by = make
     await pool.start()
     await _ready(pool)
     await pool.stop()
-    assert closed == ["tcp://127.0.0.1:1", scheduler]
+    assert closed == ["tcp://127.0.0.1:1", "tcp://127.0.0.1:1", scheduler]
+    assert refused == [1, 1, 2, 1], "one that cannot be made is asked for ever more seldom"
     assert "nobody there" in caplog.text
 
 
