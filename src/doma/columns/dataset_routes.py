@@ -47,7 +47,7 @@ class DatasetBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    files: list[FileBody] = Field(default=[], max_length=MAX_FILES)
+    files: list[FileBody] = Field(default=[], fail_fast=True, max_length=MAX_FILES)
     shared: bool | None = None
     replace: bool = False
 

@@ -24,7 +24,7 @@ class SubmitBody(BaseModel):
     selection: str
     title: str | None = Field(default=None, max_length=10240)
     did: str | None = None
-    file_list: list[str] | None = Field(default=None, alias="file-list")
+    file_list: list[str] | None = Field(default=None, alias="file-list", fail_fast=True)
     codegen: str = Field(default="uproot", max_length=100)
     destination: Literal["object-store", "volume"] = Field(default="object-store", alias="result-destination")
     format: Literal["parquet", "root-file", "root-rntuple"] = Field(default="parquet", alias="result-format")
@@ -50,7 +50,7 @@ class UrlsBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     request_id: str
-    file_list: list[str] = Field(max_length=100_000)
+    file_list: list[str] = Field(max_length=100_000, fail_fast=True)
     scheme: Literal["http", "xrootd"] | None = "http"
 
 

@@ -104,6 +104,13 @@ def test_a_bad_submission_is_a_400_whose_message_says_what_is_wrong(system, wron
     assert said in answer.json()["message"]
 
 
+@pytest.mark.parametrize("path", [ROOT, "/api/v1/datasets/d"])
+def test_a_body_of_very_many_values_is_refused_unread(system, path):
+    method = "POST" if path == ROOT else "PUT"
+    answer = system.ask(method, path, content=b'{"files":[' + b"[]," * 1_500_000 + b"1]}")
+    assert (answer.status_code, "at most 1500000 values" in answer.text) == (413, True)
+
+
 def test_looking_never_answers_400_and_always_with_a_message(system, done):
     id_ = done["request_id"]
     for path in ("/servicex", ROOT, f"{ROOT}/{id_}", f"{ROOT}/{id_}/status", f"{ROOT}/{id_}/results"):
