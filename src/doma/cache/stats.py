@@ -72,7 +72,7 @@ class Stats:
 
     bytes: dict[str, int]
     """hit, prefetched, miss, prefetch, bypass, origin, repair, stored, purged."""
-    counts: dict[str, float]
+    counts: dict[str, int | float]
     """opens, validations, renewed, replaced, stale, discarded, retries, origin_errors, disk_errors,
     disk_seconds, disk_late."""
     hit_ratio: float | None

@@ -48,7 +48,5 @@ def duration(text: str) -> float:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
     if not match or not 0 < float(match[1]) * UNITS[match[2]] <= 400 * 86400:
-        raise BadRequest(
-            f"lifetime {text!r} is not a duration; write for example 30s, 10m, 1h or 2d (at most 400d)"
-        )
+        raise BadRequest(f"{text!r} is not a duration; write for example 30s, 10m, 1h or 2d (at most 400d)")
     return float(match[1]) * UNITS[match[2]]
