@@ -1,7 +1,7 @@
 """A Rucio server of one process over SQLite, for tests: a program for an environment with PyPI's ``rucio``.
 
 Its only argument is a folder, where it keeps everything. Makes the database and the account ``root``, prints
-``READY <url>`` and serves on loopback until its standard input ends. Clients find ``client.cfg`` there.
+``READY <url>`` and serves on loopback until its standard input ends. Clients find ``rucio.cfg`` there.
 """
 
 import os
