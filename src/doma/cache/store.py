@@ -41,14 +41,7 @@ from doma.cache.shelf import Shelf
 from doma.cache.stats import Counters, Stats, snapshot
 from doma.cache.upkeep import Evicted, Holding, Scrubbed, Upkeep
 from doma.core.config import Cache
-from doma.core.errors import (
-    BadRequest,
-    Conflict,
-    DomaError,
-    NotCached,
-    OriginFailed,
-    Unsupported,
-)
+from doma.core.errors import BadRequest, Conflict, DomaError, NotCached, OriginFailed, Unsupported
 from doma.core.events import Emit, Event
 from doma.store.protocol import Space, Stat
 

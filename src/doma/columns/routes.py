@@ -112,6 +112,7 @@ def router(
     """
     api = APIRouter(tags=["columns"], redirect_slashes=False)
     Who = Annotated[Grant, Depends(caller or caller_of(verifier))]
+    _ending(api, service, Who)
 
     def shown(request: Request, found: model.Request) -> dict[str, Any]:
         return wire.record(found, _alike(request, f"{log_url.rstrip('/')}/{found.id}"))
@@ -141,11 +142,6 @@ def router(
         place = _root if body.scheme == "xrootd" else lambda url: _alike(request, url)
         return {"uris": {n: [place(u.url), dict(u.headers), u.expires] for n, u in urls.items()}}
 
-    @api.post("/servicex/transformation/cancel-all")
-    async def cancel_all(who: Who) -> dict[str, Any]:
-        stopped = await service.cancel_all(who.owner)
-        return {"canceled": stopped, "message": f"Canceled {len(stopped)} transform requests"}
-
     @api.get("/servicex/transformation/{id_}")
     async def one(request: Request, id_: str, who: Who) -> dict[str, Any]:
         found = await service.wait(who.owner, id_, LONG_POLL)
@@ -168,17 +164,26 @@ def router(
         rows = await service.results(who.owner, id_, wire.instant(later_than))
         return await written(lambda: {"results": [wire.result(r) for r in rows]})
 
+    return api
+
+
+def _ending(api: APIRouter, service: ColumnService, someone: Any) -> None:
+    """The routes that stop requests and remove them."""
+
+    @api.post("/servicex/transformation/cancel-all")
+    async def cancel_all(who: someone) -> dict[str, Any]:
+        stopped = await service.cancel_all(who.owner)
+        return {"canceled": stopped, "message": f"Canceled {len(stopped)} transform requests"}
+
     @api.api_route("/servicex/transformation/{id_}/cancel", methods=["GET", "POST"])
-    async def cancel(id_: str, who: Who) -> dict[str, str]:
+    async def cancel(id_: str, who: someone) -> dict[str, str]:
         await service.cancel(who.owner, id_)
         return {"message": f"Canceled transform request {id_}"}
 
     @api.delete("/servicex/transformation/{id_}")
-    async def delete(id_: str, who: Who) -> dict[str, str]:
+    async def delete(id_: str, who: someone) -> dict[str, str]:
         await service.delete(who.owner, id_)
         return {"message": f"Deleted transform request {id_}"}
-
-    return api
 
 
 async def body_of(
@@ -188,7 +193,7 @@ async def body_of(
 
     Raises:
         BadRequest: no JSON, or not of that kind; the message begins with ``what``. LimitExceeded: above
-            ``most`` bytes.
+            ``most`` bytes or :data:`MAX_VALUES`.
     """
     data = bytearray()
     async for piece in request.stream():

@@ -166,8 +166,7 @@ class Stream:
                 family, kind, protocol, _, address = found[0]
                 sock = socket.socket(family, kind, protocol)
             except (OSError, UnicodeError) as e:  # names of odd lengths are not even asked for
-                again = "nothing is sent there until it has"
-                log.log(level, "monitor.dest: %s has no address (%s); %s", place[0], e, again)
+                log.log(level, "monitor.dest: %s has no address (%s); it is asked for again", place[0], e)
                 continue
             sock.setblocking(False)
             self._to.append((sock, (str(address[0]), int(address[1]))))

@@ -360,8 +360,7 @@ class Visitor:
         try:
             return await self.take(handle, start, stop)
         finally:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):  # a stop ends what is quiet
-                await self._wire.ask(Code.CLOSE, P_HANDLE.pack(handle))
+            await self._wire.ask(Code.CLOSE, P_HANDLE.pack(handle))
 
     def _get(self, path, span):
         try:
